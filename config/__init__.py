@@ -1,0 +1,145 @@
+"""
+Settings: dataclass defaults, then a file, then flags; the last word wins.
+
+    python train.py config/toy.py --n_layer=4 --compile=False
+
+A settings file holds lines `name = literal`. It is parsed, never executed. A name that does not exist, a
+value of the wrong type or one that cannot work ends the script with one line on stderr and status 2.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+import re
+import signal
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+
+def configure(defaults, args, word=None):
+    """
+    configure(Settings(), ["config/small.py", "--n_layer=4"]) -> Settings with those fields replaced.
+
+    A bare word is a settings file or a run folder to take settings from; where `word` names a field, it is
+    that field's value. --help prints the list of settings. What check() finds wrong ends the script.
+    """
+    if "--help" in args or "-h" in args:
+        print_help(defaults)
+        sys.exit(0)
+    settings = {}
+    for arg in (arg for arg in args if not arg.startswith("-")):
+        settings |= {word: arg} if word else {"run": Path(arg).stem} | read_file(arg, defaults)
+    for arg in (arg for arg in args if arg.startswith("-")):
+        settings |= read_flag(arg, defaults)
+    settings = replace(defaults, **settings)
+    settings.check()
+    return settings
+
+
+def read_flag(arg, defaults):
+    """"--n_layer=4" -> {"n_layer": 4}; "--fresh" alone is True."""
+    name, equals, text = arg.lstrip("-").partition("=")
+    default = value_of(name, defaults, f"--{name}")
+    if not equals:
+        if isinstance(default, bool):
+            return {name: True}
+        fail(f"--{name} has no value: write --{name}={default}")
+    if isinstance(default, str):
+        return {name: text}
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return {name: typed(name, value, defaults, f"--{name}")}
+
+
+def read_file(path, defaults):
+    """Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it."""
+    path = Path(path) / "settings.json" if Path(path).is_dir() else Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: cannot read these settings ({reason(error)}); the files that come with nanoRNN are in config/")
+    try:
+        if path.suffix == ".json":
+            return {name: typed(name, value, defaults, path) for name, value in json.loads(text).items()}
+        lines = ast.parse(text).body
+    except (SyntaxError, ValueError, AttributeError) as error:
+        fail(f"{path}:{getattr(error, 'lineno', 1)}: expected lines `name = literal` ({error.args[0]})")
+    settings = {}
+    for line in lines:
+        try:
+            name, value = line.targets[0].id, ast.literal_eval(line.value)
+        except (AttributeError, ValueError):
+            fail(f"{path}:{line.lineno}: expected `name = literal`; settings files are read, not executed")
+        settings[name] = typed(name, value, defaults, f"{path}:{line.lineno}")
+    return settings
+
+
+def value_of(name, defaults, where):
+    """The default of a setting; an unknown name is an error that suggests the right one."""
+    names = [field.name for field in fields(defaults)]
+    if name in names:
+        return getattr(defaults, name)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else "--help lists all of them"
+    fail(f"{where}: there is no setting '{name}'; {hint}")
+
+
+def typed(name, value, defaults, where):
+    """The value, if it has the type of the default; whole numbers may stand for floats."""
+    default = value_of(name, defaults, where)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        fail(f"{where}: {name} = {value!r} is not of type {type(default).__name__}, like {default!r}")
+    return value
+
+
+def one_of(name, value, choices):
+    """Refuse a value that is not among the choices; a pattern such as "hgrn2 attention" names several."""
+    for word in value.split() or [value]:
+        if word not in choices:
+            close = difflib.get_close_matches(word, choices, n=1)
+            hint = f"did you mean '{close[0]}'? Possible: " if close else "possible: "
+            fail(f"{name} = {value!r}: {hint}{', '.join(choices)}")
+
+
+def at_least(least, settings, *names):
+    """Refuse numbers below the least that makes sense, and those that are not numbers."""
+    for name in names:
+        value = getattr(settings, name)
+        if not least <= value < float("inf"):
+            fail(f"{name} = {value}: must be a number, at least {least}")
+
+
+def print_help(defaults):
+    """Every setting with its default and the comment beside it, read from the dataclasses themselves."""
+    script = sys.modules["__main__"]
+    print((script.__doc__ or "").strip() + "\n\nSettings:")
+    for cls in reversed(type(defaults).__mro__[:-1]):
+        for name, meaning in re.findall(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(cls), re.MULTILINE):
+            print(f"  --{name}={getattr(defaults, name)!r}".ljust(32) + meaning)
+
+
+def reason(error):
+    """What went wrong, without the path that an OSError repeats."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def fail(message):
+    """End the script: the message on stderr, exit status 2."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def run_script(main):
+    """main(arguments); Ctrl-C and SIGTERM end it with one line, exit status 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)

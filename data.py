@@ -1,0 +1,326 @@
+"""
+Corpora, from text files to the token files that training reads.
+
+    python data.py toy                                  a small made-up English (toyland.py), for the default job
+    python data.py text NAME FILES... [--val=FILES]     your own text, plain or .gz, of any size
+
+A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
+(byte-level BPE) and meta.json (counts, hashes of the sources). In the text an empty line ends a document; each
+becomes  <s> line, newline, line, ... </s>.  Prepared corpora are also looked for in the folder NANORNN_DATA.
+"""
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+
+import toyland
+from checkpoint import replacing
+from config import at_least, configure, fail, reason, run_script
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
+LONGEST = 1 << 16  # characters; a longer line is encoded in parts
+BATCH = 1 << 14  # lines encoded at once
+
+
+@dataclass
+class Settings:
+    vocab_size: int = 16_000  # entries of the tokenizer, bytes and <pad> <s> </s> included
+    val: str = ""  # files to validate on, names or patterns with commas between; none: a share of the documents
+    val_share: float = 0.01  # that share
+
+    def check(self):
+        at_least(260, self, "vocab_size")
+        at_least(0, self, "val_share")
+        if self.vocab_size > 65_536:
+            fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
+        if self.val_share >= 1:
+            fail(f"val_share = {self.val_share}: must be below 1, the share of documents kept for validation")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Using a corpus
+
+
+def find(name):
+    """The folder of a prepared corpus. The toy corpus is made on the spot; others must be there."""
+    for folder in data_folders():
+        if (folder / name / "meta.json").exists():
+            return folder / name
+    if name in RECIPES:
+        return RECIPES[name]()
+    fail(f"corpus = {name!r}: there is no data/{name}; make it with: python data.py text {name} FILES...")
+
+
+def data_folders():
+    """Where data is looked for: NANORNN_DATA, which is only read, then data/."""
+    extra = os.environ.get("NANORNN_DATA")
+    return [Path(extra), Path("data")] if extra else [Path("data")]
+
+
+class Blocks:
+    """
+    A token file cut every `context` tokens into blocks of `context` + 1, so that every token is a target once.
+    Training reads an endless row of permutations of them, each seeded by (seed, epoch): what a step reads is a
+    function of the step alone.
+    """
+
+    def __init__(self, path, context, seed=0):
+        self.tokens = np.memmap(path, dtype="<u2", mode="r")
+        self.context, self.seed = context, seed
+        self.n = (len(self.tokens) - 1) // context
+        self.epoch, self.order = None, None
+        if self.n < 1:
+            fail(f"{path}: {len(self.tokens)} tokens are not enough for one block of context = {context}")
+
+    def rows(self, start, count):
+        """Rows start .. start + count of the endless row of permutations -> tokens, targets, each (count, context)."""
+        return self.read([self.at(position) for position in range(start, start + count)])
+
+    def at(self, position):
+        """Which block stands at a position of the endless row."""
+        epoch, place = divmod(position, self.n)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
+        return int(self.order[place])
+
+    def read(self, blocks):
+        """Blocks by number, all of one length -> tokens, targets (B, context)."""
+        starts = [block * self.context for block in blocks]
+        cut = np.stack([self.tokens[start : start + self.context + 1] for start in starts]).astype(np.int64)
+        return torch.from_numpy(cut[:, :-1]), torch.from_numpy(cut[:, 1:])
+
+    def in_order(self, count):
+        """Every token once: batches of `count` blocks in order, then the shorter rest of the text."""
+        for start in range(0, self.n, count):
+            yield self.read(range(start, min(start + count, self.n)))
+        if len(self.tokens) - 1 > self.n * self.context:
+            yield self.read([self.n])
+
+
+# ----------------------------------------------------------------------------------------------------
+# Making a corpus
+
+
+def prepare(name, files, s):
+    """Text files -> data/NAME, its folder. Memory stays flat whatever their size."""
+    folder = Path("data") / name
+    files, val_files = expand(files), expand(s.val.split(",")) if s.val else []
+    tokenizer = train_tokenizer(Text(files, "learning the tokenizer"), s.vocab_size)
+    (folder / "meta.json").unlink(missing_ok=True)  # written last: a folder without it is not finished
+    with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
+        train, val = Split(train), Split(val)
+        held_out = 0 if val_files else s.val_share
+        text, val_text = Text(files, "encoding"), Text(val_files, "encoding for validation")
+        encode(text, tokenizer, lambda document: val if chosen(document, held_out) else train)
+        encode(val_text, tokenizer, lambda document: val)
+        if held_out and not val.documents:
+            move_the_end(train, val, tokenizer, held_out)
+        if not train.words or not val.words:
+            fail(f"{folder}: no text to {'validate' if train.words else 'train'} on; are the files empty?")
+    with replacing(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_str(pretty=True))
+    meta = {name: {"words": x.words, "documents": x.documents, "tokens": x.tokens} for name, x in (("train", train), ("val", val))}
+    meta |= {"invalid_bytes_replaced": text.replaced + val_text.replaced, "vocab_size": tokenizer.get_vocab_size()}
+    meta |= {"sources": {str(path): sha256(path) for path in files + val_files}}
+    with replacing(folder / "meta.json") as file:
+        file.write(json.dumps(meta, indent=1) + "\n")
+    print(f"{folder}: {train.words:,} words = {train.tokens:,} tokens to train on, {val.words:,} words to validate on")
+    return folder
+
+
+def expand(patterns):
+    """["a.txt", "dev/*.gz"] -> the files meant, each once, in order; a name that leads nowhere ends the script."""
+    files = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) or [pattern]
+        files += [Path(path) for path in found if Path(path) not in files]
+    for path in files:
+        if not path.is_file():
+            fail(f"{path}: there is no such text file")
+    return files
+
+
+class Text:
+    """
+    The text of files (plain or .gz), piece by piece: a line with its line break, or a part of a very long one.
+    None comes after each document, which an empty line or the end of a file ends. Bytes that are not UTF-8 become
+    U+FFFD and are counted in `replaced`.
+    """
+
+    def __init__(self, files, purpose):
+        self.files, self.purpose, self.replaced = files, purpose, 0
+
+    def __iter__(self):
+        self.replaced, done = 0, 0
+        bar = tqdm(total=sum(path.stat().st_size for path in self.files), unit="B", unit_scale=True)
+        bar.set_description(self.purpose)
+        for path in self.files:
+            try:
+                with open(path, "rb") as raw:
+                    file = gzip.open(raw) if path.suffix == ".gz" else raw
+                    for piece in documents(lines(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape"))):
+                        bar.update(done + raw.tell() - bar.n)
+                        yield self.clean(piece)
+            except (OSError, EOFError, zlib.error) as error:
+                fail(f"{path}: cannot be read ({reason(error)})")
+            done += path.stat().st_size
+        bar.close()
+
+    def clean(self, piece):
+        if piece is None or piece.isascii():
+            return piece
+        piece, replaced = re.subn("[\ud800-\udfff]", "\ufffd", piece)
+        self.replaced += replaced
+        return piece
+
+
+def lines(file):
+    """The lines of an open file with their line breaks; a line above LONGEST comes in parts, cut before a space."""
+    rest = ""
+    while part := file.readline(LONGEST):
+        part, rest = rest + part, ""
+        if not part.endswith("\n") and " " in part[1:]:
+            part, rest = part[: part.rindex(" ")], part[part.rindex(" ") :]
+        if part:
+            yield part
+    if rest:
+        yield rest
+
+
+def documents(pieces):
+    """The same pieces with None after each document; empty lines, and the line break before them, are left out."""
+    last = None
+    for piece in pieces:
+        if piece.strip():
+            if last is not None:
+                yield last
+            last = piece
+        elif last is not None and last.endswith("\n"):
+            yield last.removesuffix("\n")
+            yield None
+            last = None
+    if last is not None:
+        yield last.removesuffix("\n")
+        yield None
+
+
+def train_tokenizer(pieces, vocab_size):
+    """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909): any bytes can be encoded, none is changed."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for piece in pieces if piece), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+class Split:
+    """A token file being written, and its counts."""
+
+    def __init__(self, file):
+        self.file, self.buffer = file, []
+        self.words = self.documents = self.tokens = 0
+
+    def flush(self):
+        self.file.write(np.array(self.buffer, dtype="<u2").tobytes())
+        self.tokens += len(self.buffer)
+        self.buffer = []
+
+
+def encode(pieces, tokenizer, split_of):
+    """Write <s> text </s> for each document to split_of(its number). Every line begins as if it stood alone."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.encode_special_tokens = True  # a "</s>" in the text is text
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # the space is put here, by hand
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    pieces, document, before = iter(pieces), 0, None  # before: the piece before this one; None at a document's start
+    while batch := list(islice(pieces, BATCH)):
+        starts = [previous is None or previous[-1] == "\n" for previous in [before] + batch[:-1]]
+        texts = [" " + x if start and not x[0].isspace() else x for x, start in zip(batch, starts) if x is not None]
+        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        for piece in batch:
+            split = split_of(document)
+            if piece is None:
+                split.buffer.append(eos)
+                split.documents += 1
+                document += 1
+            else:
+                split.buffer += [bos] * (before is None) + next(encodings).ids
+                split.words += len(piece.split()) - bool(before and not before[-1].isspace() and not piece[0].isspace())
+            before = piece
+            if len(split.buffer) > 1 << 20:
+                split.flush()
+    for split in {split_of(document) for document in range(document)}:
+        split.flush()
+
+
+def chosen(document, share):
+    """Whether a document is among those kept for validation: the same ones on every machine."""
+    return zlib.crc32(b"%d" % document) < share * 2**32
+
+
+def move_the_end(train, val, tokenizer, share):
+    """Too few documents to keep any for validation: the last share of the tokens becomes a document of its own."""
+    count = int(train.tokens * share) + 1
+    train.file.seek(-2 * count, os.SEEK_END)
+    val.buffer = [tokenizer.token_to_id(BOS), *np.frombuffer(train.file.read(), dtype="<u2").tolist()]
+    train.file.truncate(2 * (train.tokens - count))
+    train.file.seek(0, os.SEEK_END)
+    train.buffer = [tokenizer.token_to_id(EOS)]
+    train.tokens -= count
+    val.words, val.documents = len(tokenizer.decode(val.buffer).split()), 1
+    train.words -= val.words
+    train.flush(), val.flush()
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_toy():
+    """Toyland's text, tests and tokens: data/toyland and data/toy."""
+    toyland.write("data/toyland")
+    return prepare("toy", ["data/toyland/train.txt"], Settings(vocab_size=1024, val="data/toyland/val.txt"))
+
+
+RECIPES = {"toy": make_toy}  # corpora that can be made or fetched by name
+
+
+def main(args):
+    words = [arg for arg in args if not arg.startswith("-")]
+    s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
+    if len(words) == 1 and words[0] in RECIPES:
+        RECIPES[words[0]]()
+    elif len(words) > 2 and words[0] == "text":
+        if not re.fullmatch(r"[\w-]+", words[1]):
+            fail(f"{words[1]!r} cannot name a corpus: use letters, digits, - and _")
+        prepare(words[1], words[2:], s)
+    else:
+        fail(f"what to prepare? python data.py {' | '.join(RECIPES)} | text NAME FILES... (--help tells more)")
+
+
+if __name__ == "__main__":
+    run_script(main)

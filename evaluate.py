@@ -1,0 +1,266 @@
+"""
+Score a run: perplexity on its validation text, and minimal pairs of sentences, of which it should prefer the good one.
+
+    python evaluate.py out/toy
+    python evaluate.py out/english_small --tasks=blimp --protocol=2025
+    python evaluate.py out/toy --tasks=mine.jsonl         a folder, .zip, .jsonl or .jsonl.gz in BLiMP's format
+
+Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (every pair's two
+log-probabilities) into the run's folder. Stopped in the middle, the same command goes on where it was.
+
+The score of a sentence is the sum of log p(token | <s>, tokens before), not divided by its length.
+protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year; 2025 scores the sentence alone.
+"""
+
+import gzip
+import json
+import math
+import zipfile
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+from checkpoint import fingerprint, read_log, replacing
+from config import configure, fail, one_of, reason, run_script
+from kernels import linear_cross_entropy
+from model import load
+
+BATCH_TOKENS = 2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
+BENCHMARKS = {  # task -> where its pairs lie under NANORNN_DATA or data/
+    "toyland": "toyland/blimp",
+    "blimp": "blimp/blimp.zip",
+    "blimp_filtered": "babylm_eval/blimp_filtered.zip",
+    "blimp_fast": "babylm_eval/blimp_fast.zip",
+}
+
+
+@dataclass
+class Settings:
+    run: str = "out/toy"  # a run folder, or a checkpoint in one
+    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast or a file, with commas; none: by the run's corpus
+    protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
+    device: str = "cpu"  # cuda, mps or cpu
+    dtype: str = "float32"  # float32, bfloat16 or float64
+    results: str = ""  # also write the results here, such as results/toy.json
+
+    def check(self):
+        one_of("protocol", self.protocol, ("2024", "2025"))
+        one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
+        for task in self.tasks.split(",") if self.tasks else []:
+            if not Path(task).exists():
+                one_of("tasks", task, BENCHMARKS)
+
+
+def main(s):
+    """Evaluate as settings s say; returns the content of results.json."""
+    model, tokenizer, trained = load(s.run, s.device)
+    path = trained.checkpoint
+    if s.dtype == "float64":
+        model = model.double()
+    tasks = s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")
+    results = {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(path), "run": trained.run}
+    old = read_json(path.parent / "results.json")
+    if all(old.get(key) == value for key, value in results.items()):
+        results = old
+    results |= {"parameters": sum(p.numel() for p in model.parameters())}
+    results |= {"training": [record for record in read_log(path.parent) if "val_loss" in record]}
+    results.setdefault("benchmarks", {})
+    with torch.inference_mode(), torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
+        results["perplexity"] = perplexity(model, trained)
+        for task in tasks.split(","):
+            name, paradigms = Path(task).name.split(".")[0], read_pairs(task)
+            header = {key: results[key] for key in ("protocol", "dtype", "checkpoint")} | {"pairs": str(locate(task))}
+            scores = score_paradigms(model, tokenizer, paradigms, s.protocol, path.parent / f"pairs_{name}.jsonl", header)
+            results["benchmarks"][name] = summary(paradigms, scores)
+            print_table(name, results["benchmarks"][name], s.protocol)
+    print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
+    for target in [path.parent / "results.json"] + [Path(s.results)] * bool(s.results):
+        with replacing(target) as file:
+            file.write(json.dumps(results, indent=1) + "\n")
+        print(f"written: {target}")
+    return results
+
+
+# ----------------------------------------------------------------------------------------------------
+# Scores
+
+
+def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lambda: None):
+    """
+    Sentences -> their log-probabilities (natural logarithm), each read after <s>. Batches are of similar lengths and
+    padded on the right, where padding cannot reach what a causal model says about the tokens before it.
+    """
+    space, bos = " " if protocol == "2024" else "", tokenizer.token_to_id(data.BOS)
+    encodings = tokenizer.encode_batch_fast([space + sentence for sentence in sentences], add_special_tokens=False)
+    ids = [[bos, *encoding.ids] for encoding in encodings]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    scores, device = [0.0] * len(ids), model.embed.weight.device
+    while order:
+        size = max(1, BATCH_TOKENS // len(ids[order[-1]]))
+        batch, order = order[-size:], order[:-size]
+        padded = torch.full((len(batch), len(ids[batch[-1]])), -1)
+        for row, i in zip(padded, batch):
+            row[: len(ids[i])] = torch.tensor(ids[i])
+        tokens, targets = padded[:, :-1].clamp(min=0).to(device), padded[:, 1:].to(device)
+        logits = model(tokens)[0]  # (B, T, vocab)
+        losses = F.cross_entropy(logits.mT.to(torch.promote_types(logits.dtype, torch.float32)), targets, ignore_index=-1, reduction="none")
+        for i, loss in zip(batch, losses.sum(dim=1).tolist()):
+            scores[i] = -loss
+        each_batch()
+    return scores
+
+
+def score_pairs(model, tokenizer, pairs, protocol="2024", each_batch=lambda: None):
+    """[(good, bad), ...] -> [(log p of good, log p of bad), ...]."""
+    scores = sentence_scores(model, tokenizer, [x for pair in pairs for x in pair], protocol, each_batch)
+    return list(zip(scores[::2], scores[1::2]))
+
+
+def accuracy(model, tokenizer, task, each_batch=lambda: None):
+    """{"score": mean over paradigms, "subtasks": {paradigm: per cent}} of a task, for evaluation during training."""
+    subtasks = {}
+    for uid, paradigm in read_pairs(task).items():
+        scores = score_pairs(model, tokenizer, paradigm["pairs"], each_batch=each_batch)
+        subtasks[uid] = 100 * sum(good >= bad for good, bad in scores) / len(scores)
+    return {"score": sum(subtasks.values()) / len(subtasks), "subtasks": subtasks}
+
+
+def score_paradigms(model, tokenizer, paradigms, protocol, path, header):
+    """
+    {paradigm: [(good, bad), ...]} with all scores, also written to `path`. Each finished paradigm is appended to a
+    file beside it, from which a stopped evaluation of the same checkpoint goes on.
+    """
+    part = path.with_name(path.name + ".part")
+    scores = read_part(part, header)
+    if not scores:
+        part.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    for uid in tqdm(paradigms, unit="paradigm", desc=path.stem, initial=len(scores)):
+        if len(scores.get(uid, ())) != len(paradigms[uid]["pairs"]):
+            scores[uid] = score_pairs(model, tokenizer, paradigms[uid]["pairs"], protocol)
+            with open(part, "a", encoding="utf-8") as file:
+                file.write(json.dumps({uid: scores[uid]}) + "\n")
+    with replacing(path) as file:
+        for uid in paradigms:
+            for i, (good, bad) in enumerate(scores[uid]):
+                file.write(json.dumps({"uid": uid, "i": i, "good": good, "bad": bad}) + "\n")
+    part.unlink()
+    return scores
+
+
+def read_part(part, header):
+    """The scores that an evaluation stopped in the middle has left, if it was of the same model and pairs."""
+    lines = part.read_text(encoding="utf-8").splitlines() if part.exists() else []
+    scores = {}
+    try:
+        if lines and json.loads(lines[0]) == header:
+            for line in lines[1:]:
+                scores |= json.loads(line)
+    except ValueError:
+        pass  # the last line was cut short: that paradigm is scored again
+    return scores
+
+
+def perplexity(model, trained):
+    """exp of the mean loss per token on the validation text of the run's corpus, blocks of its context apart."""
+    total, count = 0.0, 0
+    val, device = data.Blocks(data.find(trained.corpus) / "val.bin", trained.context), model.embed.weight.device
+    batches = math.ceil(val.n / 16) + 1
+    for tokens, targets in tqdm(val.in_order(16), total=batches, desc="perplexity", unit="batch"):
+        x, _ = model.features(tokens.to(device))
+        total += linear_cross_entropy(x, model.head.weight, targets.to(device)).item() * targets.numel()
+        count += targets.numel()
+    return math.exp(total / count)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Pairs and tables
+
+
+def locate(task):
+    """The file or folder of a task's pairs. Toyland's are made if need be."""
+    if Path(task).exists():
+        return Path(task)
+    for folder in data.data_folders():
+        if (folder / BENCHMARKS[task]).exists():
+            return folder / BENCHMARKS[task]
+    if task == "toyland":
+        data.make_toy()
+        return Path("data") / BENCHMARKS[task]
+    fail(f"{task}: put its pairs at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that has {BENCHMARKS[task]}")
+
+
+def read_pairs(task):
+    """A task -> {paradigm: {"term": phenomenon, "pairs": [(good, bad), ...]}}, one paradigm a file."""
+    paradigms = {}
+    for name, text in read_texts(locate(task)):
+        pairs, record = [], {}
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                pairs.append((record["sentence_good"], record["sentence_bad"]))
+            except (ValueError, KeyError, TypeError) as error:
+                fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
+        if pairs:
+            paradigms[record.get("UID", Path(name).name.split(".")[0])] = {"term": record.get("linguistics_term", ""), "pairs": pairs}
+    return paradigms or fail(f"{locate(task)}: no pairs in it; expected .jsonl files with sentence_good and sentence_bad")
+
+
+def read_texts(path):
+    """(name, text) of each .jsonl file in a folder, a .zip, or of a single .jsonl or .jsonl.gz, in order of names."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for name in sorted(n for n in archive.namelist() if n.endswith(".jsonl")):
+                    yield f"{path}:{name}", archive.read(name).decode("utf-8")
+            return
+        files = [path] if path.is_file() else sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+        for file in files:
+            raw = file.read_bytes()
+            yield str(file), (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        fail(f"{path}: cannot be read ({reason(error)}); fetch it again")
+
+
+def summary(paradigms, scores):
+    """{"score": unweighted mean over paradigms, "interval": half of the 95 % interval, "subtasks": {...}}."""
+    subtasks, variance = {}, 0.0
+    for uid, paradigm in paradigms.items():
+        n, right = len(scores[uid]), sum(good >= bad for good, bad in scores[uid])  # a tie counts as right: the first
+        spread = 1.96 * math.sqrt(right * (n - right) / n**3) if n else 0.0
+        subtasks[uid] = {"score": 100 * right / n, "n": n, "interval": 100 * spread, "term": paradigm["term"]}
+        variance += spread**2
+    mean = sum(x["score"] for x in subtasks.values()) / len(subtasks)
+    return {"score": mean, "interval": 100 * math.sqrt(variance) / len(subtasks), "subtasks": subtasks}
+
+
+def print_table(name, result, protocol):
+    """Paradigms below their phenomena, each with its score and 95 % interval."""
+    terms = defaultdict(list)
+    for uid, x in result["subtasks"].items():
+        terms[x["term"]].append((uid, x))
+    print(f"\n{name}, protocol {protocol}".ljust(65) + "per cent    95 %    pairs")
+    for term in sorted(terms):
+        mean = sum(x["score"] for _, x in terms[term]) / len(terms[term])
+        print(f"{term or 'all'}".ljust(65) + f"{mean:8.1f}")
+        for uid, x in sorted(terms[term]):
+            print(f"  {uid}".ljust(65) + f"{x['score']:8.1f}  ± {x['interval']:4.1f}  {x['n']:7,}")
+    total = sum(x["n"] for x in result["subtasks"].values())
+    title = f"mean of {len(result['subtasks'])} paradigms"
+    print(title.ljust(65) + f"{result['score']:8.1f}  ± {result['interval']:4.1f}  {total:7,}")
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+if __name__ == "__main__":
+    run_script(lambda args: main(configure(Settings(), args, word="run")))

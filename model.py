@@ -1,0 +1,414 @@
+"""
+A language model with a socket for its sequence mixer.
+
+    tokens -> embed -> n_layer x [ x + mixer(norm(x)), then x + mlp(norm(x)) ] -> norm -> logits
+
+Read downwards. Config, LanguageModel and Block are what all models share; the mixers below them are what makes
+each model different. To add one: write a class with the same forward, then name it in MIXERS at the end.
+
+Shapes:  B batch   T time   D model width   H heads   K, V key and value width of a head   E expanded width
+"""
+
+import math
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import nn
+
+import checkpoint
+from config import at_least, fail, one_of
+from kernels import gated_linear_attention, min_gru, min_lstm
+
+
+@dataclass
+class Config:
+    """What a model is. `mixer` may name a pattern that repeats over the layers: "hgrn2 hgrn2 attention"."""
+
+    mixer: str = "hgrn2"  # what mixes along time: hgrn2, mingru, minlstm, attention, or a pattern of these
+    n_layer: int = 6  # blocks
+    d_model: int = 256  # width of the stream
+    n_head: int = 4  # heads of HGRN2 and attention
+    d_mlp: int = 704  # width inside the MLP
+    expand: int = 1  # state width of minGRU and minLSTM, in multiples of d_model
+    context: int = 256  # tokens in a training sequence
+    vocab_size: int = 16_000  # entries of the tokenizer, at most 65,536
+    dropout: float = 0.0  # share of features dropped after the embedding and after each mixer and MLP
+    norm: str = "rmsnorm"  # rmsnorm or layernorm
+    norm_eps: float = 1e-6  # added to the variance in every norm
+    mlp: str = "swiglu"  # swiglu, gelu or none
+    position: str = "none"  # how attention knows the order: none, rope (Llama) or learned (GPT-2)
+    conv: int = 0  # width of a causal convolution before each mixer (minRNN's language models: 4); 0: none
+    tie_embeddings: bool = False  # one matrix for reading and writing tokens
+
+    def check(self):
+        """End with one line if no such model can be built."""
+        at_least(1, self, "n_layer", "d_model", "n_head", "d_mlp", "expand", "context", "vocab_size")
+        at_least(0, self, "dropout", "norm_eps", "conv")
+        one_of("mixer", self.mixer, MIXERS)
+        one_of("norm", self.norm, NORMS)
+        one_of("mlp", self.mlp, MLPS)
+        one_of("position", self.position, ("none", "rope", "learned"))
+        if self.d_model % self.n_head:
+            fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
+        if self.position == "rope" and self.d_model // self.n_head % 2:
+            fail(f"position = 'rope' turns pairs of features: d_model / n_head = {self.d_model // self.n_head} is odd")
+        if self.vocab_size > 65_536:
+            fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
+        if self.dropout >= 1:
+            fail(f"dropout = {self.dropout}: must be below 1")
+
+
+class LanguageModel(nn.Module):
+    """p(token[t+1] | token[0..t]), for every t at once."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(layers(config))
+        self.norm = NORMS[config.norm](config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        share_forget_floors(self)
+        initialise(self, config)
+
+    def forward(self, tokens, states=None):
+        """tokens (B, T) -> logits (B, T, vocab), and what each layer remembers after the last token."""
+        x, states = self.features(tokens, states)
+        return self.head(x), states
+
+    def features(self, tokens, states=None):
+        """The same without the last matrix: what the logits are made from, (B, T, D)."""
+        x, new_states = self.dropout(self.embed(tokens)), []  # (B, T, D)
+        for layer, state in zip(self.layers, states or [None] * len(self.layers)):
+            x, state = layer(x, state)
+            new_states.append(state)
+        return self.norm(x), new_states
+
+
+def layers(config):
+    """Everything between embedding and last norm, in order. All have one signature: forward(x, state) -> x, state."""
+    if config.position == "learned":
+        yield LearnedPositions(config)
+    for layer in range(config.n_layer):
+        if config.conv:
+            yield CausalConv(config)
+        yield Block(config, layer)
+
+
+class Block(nn.Module):
+    """Mix along time, then along channels. Each normalises its input and adds to the stream."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        norm = partial(NORMS[config.norm], config.d_model, config.norm_eps)
+        self.mixer_norm = norm()
+        self.mixer = MIXERS[nth(config.mixer, layer)](config, layer)
+        self.mlp = MLPS[nth(config.mlp, layer)](config)
+        self.mlp_norm = norm() if self.mlp else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, state=None):
+        y, state = self.mixer(self.mixer_norm(x), state)
+        x = x + self.dropout(y)
+        if self.mlp:
+            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x, state
+
+
+def nth(pattern, layer):
+    """nth("mlstm mlstm slstm", 5) -> "slstm": patterns repeat over the layers."""
+    names = pattern.split()
+    return names[layer % len(names)]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x): Llama's and HGRN2's (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.down = nn.Linear(config.d_mlp, config.d_model, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class GELU(nn.Module):
+    """down(gelu(up x)) with biases and GPT-2's tanh form of GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.d_mlp)
+        self.down = nn.Linear(config.d_mlp, config.d_model)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 at least (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def forward(self, x):
+        return super().forward(at_least_float32(x))
+
+
+class LearnedPositions(nn.Module):
+    """Adds a learned vector per position, as GPT-2. State: the number of tokens read so far."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.table = nn.Embedding(config.context, config.d_model)
+
+    def forward(self, x, state=None):
+        start = state or 0
+        end = start + x.shape[1]
+        if end > self.table.num_embeddings:
+            raise ValueError(f"position {end} is past the {self.table.num_embeddings} that this model has learned")
+        return x + self.table.weight[start:end], end
+
+
+class CausalConv(nn.Module):
+    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's step before the mixer. State: the last inputs."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.conv = nn.Conv1d(config.d_model, config.d_model, config.conv, groups=config.d_model)
+
+    def forward(self, x, state=None):
+        past = self.conv.kernel_size[0] - 1
+        state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state
+        seen = torch.cat([state, x], dim=1)  # (B, past + T, D)
+        return x + self.conv(seen.mT).mT, seen[:, seen.shape[1] - past :]
+
+
+# ----------------------------------------------------------------------------------------------------
+# The mixers. All have one signature: forward(x, state=None) -> y, state
+#     x, y    (B, T, D)
+#     state   everything the mixer remembers of the past; None before the first token
+
+
+class HGRN2(nn.Module):
+    """
+    A gated linear RNN whose memory is a matrix (Qin et al. 2024, arXiv:2404.07904, equations 4 and 5).
+
+        f_t = floor + (1 - floor) * sigmoid(W_f x_t)     what to keep      (K,)
+        S_t = diag(f_t) S_{t-1} + (1 - f_t) i_t^T        the memory        (K, V)
+        o_t = S_t^T q_t                                  what it answers   (V,)
+
+    Row k of S is a running average of the inputs i; f_t[k] is how slowly it moves. The floor rises with depth, so
+    upper layers are made to remember for longer. q is scaled by K^-1/2, as in flash-linear-attention.
+    """
+
+    def __init__(self, config, layer):
+        super().__init__()
+        D = config.d_model
+        self.query = nn.Linear(D, D, bias=False)
+        self.forget = nn.Linear(D, D, bias=False)
+        self.input = nn.Linear(D, D, bias=False)
+        self.norm = NORMS[config.norm](D, config.norm_eps)
+        self.output = nn.Linear(D, D, bias=False)
+        self.floors = ForgetFloors(config)
+        self.n_head, self.layer = config.n_head, layer
+
+    def forward(self, x, state=None):
+        floor = self.floors(self.layer)  # (D,)
+        q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
+        f = floor + (1 - floor) * torch.sigmoid(at_least_float32(self.forget(x)))
+        i = self.input(x)
+        log_f = f.clamp_min(1e-37).log()  # log 0 would be right, but its gradient is 0 / 0
+        q, log_f, i = (split_heads(z, self.n_head) for z in (q, log_f, i))  # (B, T, H, K or V)
+        o, S = gated_linear_attention(q, None, i, log_f, state)  # (B, T, H, V), (B, H, K, V)
+        return self.output(self.norm(o.flatten(2))), S
+
+
+class ForgetFloors(nn.Module):
+    """
+    Learned lower bounds for HGRN2's forget gates: 0 in the first layer, then rising, always below 1.
+
+        P = softmax(table) over the layers,   floor_l = P_1 + ... + P_l     (l = 0 is the first layer)
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.n_layer, config.d_model))
+
+    def forward(self, layer):
+        P = self.table.softmax(dim=0)
+        return P[1 : layer + 1].sum(dim=0)  # (D,)
+
+
+def share_forget_floors(model):
+    """One table of floors for the whole stack, the way weights are tied."""
+    mixers = [module for module in model.modules() if isinstance(module, HGRN2)]
+    for mixer in mixers:
+        mixer.floors = mixers[0].floors
+
+
+class MinGRU(nn.Module):
+    """
+    A GRU whose gates do not see the state, so that all steps train at once (Feng et al. 2024, arXiv:2410.01201).
+
+        z_t = sigmoid(W_z x_t)                      how much is new     (E,)
+        h_t = (1 - z_t) h_{t-1} + z_t g(W_h x_t)    the memory          (E,)
+
+    with g(x) = x + 0.5 for x >= 0, else sigmoid(x): the paper's appendix B. y_t = W_o h_t.
+    """
+
+    def __init__(self, config, layer):
+        super().__init__()
+        D, E = config.d_model, config.expand * config.d_model
+        self.update = UndecayedLinear(D, E)
+        self.candidate = UndecayedLinear(D, E)
+        self.output = nn.Linear(E, D)
+
+    def forward(self, x, state=None):
+        h = min_gru(self.update(x), self.candidate(x), state)  # (B, T, E)
+        return self.output(h), h[:, -1]
+
+
+class MinLSTM(nn.Module):
+    """
+    An LSTM whose gates do not see the state (Feng et al. 2024, arXiv:2410.01201).
+
+        f_t, i_t = sigmoid(W_f x_t), sigmoid(W_i x_t)              what to keep, what to add      (E,)
+        h_t = (f_t h_{t-1} + i_t g(W_h x_t)) / (f_t + i_t)         the memory, an average         (E,)
+
+    with g as in minGRU. y_t = W_o h_t.
+    """
+
+    def __init__(self, config, layer):
+        super().__init__()
+        D, E = config.d_model, config.expand * config.d_model
+        self.forget = UndecayedLinear(D, E)
+        self.input = UndecayedLinear(D, E)
+        self.candidate = UndecayedLinear(D, E)
+        self.output = nn.Linear(E, D)
+
+    def forward(self, x, state=None):
+        h = min_lstm(self.forget(x), self.input(x), self.candidate(x), state)  # (B, T, E)
+        return self.output(h), h[:, -1]
+
+
+class UndecayedLinear(nn.Linear):
+    """A linear layer that weight decay leaves alone: the official minRNN code exempts gates and candidate."""
+
+
+class Attention(nn.Module):
+    """
+    Causal softmax attention, the mixer of Transformers (Vaswani et al. 2017, arXiv:1706.03762).
+
+        o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
+
+    position = "rope": Llama's, with rotated q and k and no biases; "learned": GPT-2's, with biases.
+    The state is the keys and values of all tokens so far: the one state here that grows.
+    """
+
+    def __init__(self, config, layer):
+        super().__init__()
+        D, bias = config.d_model, config.position == "learned"
+        self.query = nn.Linear(D, D, bias)
+        self.key = nn.Linear(D, D, bias)
+        self.value = nn.Linear(D, D, bias)
+        self.output = nn.Linear(D, D, bias)
+        self.n_head, self.rope = config.n_head, config.position == "rope"
+
+    def forward(self, x, state=None):
+        q, k, v = (split_heads(w(x), self.n_head).transpose(1, 2) for w in (self.query, self.key, self.value))
+        start = 0 if state is None else state[0].shape[2]
+        if self.rope:
+            q, k = rotate(q, start), rotate(k, start)
+        if state is not None:
+            k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
+        if start == 0:
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, K)
+        else:
+            causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(start)
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=causal)
+        return self.output(o.transpose(1, 2).flatten(2)), (k, v)
+
+
+def rotate(x, start, base=10_000):
+    """
+    Rotary positions (Su et al. 2021, arXiv:2104.09864): feature pairs (j, j + K/2) of token t turn by t * base^(-2j/K).
+    x (B, H, T, K), its first token at position `start`.
+    """
+    T, K = x.shape[-2:]
+    speed = base ** (-torch.arange(0, K, 2, device=x.device, dtype=torch.float32) / K)  # (K/2,)
+    angle = torch.arange(start, start + T, device=x.device, dtype=torch.float32)[:, None] * speed  # (T, K/2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+
+def split_heads(x, n_head):
+    """(B, T, D) -> (B, T, H, D / H)."""
+    return x.unflatten(-1, (n_head, -1))
+
+
+def at_least_float32(x):
+    """Gates are made in float32 or better: 1 - f loses everything in bfloat16 when f is near 1."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ----------------------------------------------------------------------------------------------------
+# Building and loading
+
+
+def initialise(model, config):
+    """
+    The papers' initialisations, in one place. What is not listed keeps PyTorch's default.
+
+        embedding, linear layers          N(0, 0.02)                      GPT-2, Llama, flash-linear-attention
+        HGRN2's four projections          Xavier uniform, gain 2^-2.5     flash-linear-attention of 2024
+        MLP's down projection             N(0, 0.02 / sqrt(2 n_layer))    the same; GPT-2
+        attention's output in GPT-2       N(0, 0.02 / sqrt(2 n_layer))    GPT-2
+        biases of these                   0                               all
+        minGRU, minLSTM, convolution      PyTorch's default               the official minRNN code
+        HGRN2's floors                    0: layer l's floor is l / n_layer, the same for all channels
+    """
+    small = 0.02 / math.sqrt(2 * config.n_layer)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, (SwiGLU, GELU, Attention, LanguageModel)):
+            for name, linear in module.named_children():
+                if isinstance(linear, nn.Linear):
+                    residual = name == "down" or (name == "output" and config.position == "learned")
+                    nn.init.normal_(linear.weight, std=small if residual else 0.02)
+                    if linear.bias is not None:
+                        nn.init.zeros_(linear.bias)
+        if isinstance(module, HGRN2):
+            for linear in (module.query, module.forget, module.input, module.output):
+                nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
+
+
+def load(path, device="cpu"):
+    """
+    A run folder (its checkpoint.pt) or a checkpoint file in one -> (model ready to use, tokenizer, settings);
+    settings.checkpoint is the file that was read. Ends with one line if there is none, or if it is damaged.
+    """
+    saved, path = checkpoint.read(path, device)
+    settings = SimpleNamespace(**saved["settings"], checkpoint=path)
+    model = LanguageModel(Config(**{field.name: getattr(settings, field.name) for field in fields(Config)}))
+    model.load_state_dict(saved["model"])
+    return model.to(device).eval(), read_tokenizer(path.parent), settings
+
+
+def read_tokenizer(folder):
+    """The tokenizer of a run or corpus; a "</s>" in a text is text to it."""
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
+MLPS = {"swiglu": SwiGLU, "gelu": GELU, "none": lambda config: None}
+MIXERS = {"hgrn2": HGRN2, "mingru": MinGRU, "minlstm": MinLSTM, "attention": Attention}

@@ -1,0 +1,74 @@
+"""
+Text from a run, one token at a time, in memory that does not grow with its length (attention's does).
+
+    python sample.py out/toy --prompt="Mia saw" --temperature=0.8 --seed=1
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tokenizers.decoders import DecodeStream
+
+import data
+from config import at_least, configure, fail, run_script
+from model import load
+
+
+@dataclass
+class Settings:
+    run: str = "out/toy"  # a run folder, or a checkpoint in one
+    prompt: str = ""  # how the text begins
+    tokens: int = 200  # the most to write; less if the text ends
+    temperature: float = 0.8  # below 1: bolder towards the likely; 0: always the likeliest
+    top_k: int = 0  # choose among this many likeliest tokens; 0: all
+    top_p: float = 1.0  # choose among the fewest tokens that together have this probability
+    seed: int = 0  # the same seed gives the same text
+    device: str = "cpu"  # cuda, mps or cpu
+
+    def check(self):
+        at_least(1, self, "tokens")
+        at_least(0, self, "temperature", "top_k", "seed")
+        if not 0 < self.top_p <= 1:
+            fail(f"top_p = {self.top_p}: must be above 0 and at most 1")
+
+
+def main(s):
+    model, tokenizer, trained = load(s.run, s.device)
+    prompt = tokenizer.encode(s.prompt, add_special_tokens=False).ids
+    if trained.position == "learned" and len(prompt) + s.tokens > trained.context:
+        fail(f"tokens = {s.tokens}: this model has learned {trained.context} positions and no more")
+    stream, line_start = DecodeStream(ids=[], skip_special_tokens=True), True
+    for token in [*prompt, *generate(model, [tokenizer.token_to_id(data.BOS), *prompt], s)]:
+        if token == tokenizer.token_to_id(data.EOS):
+            break
+        text = stream.step(tokenizer, token) or ""  # None while the bytes of a letter are incomplete
+        print(text.removeprefix(" ") if line_start else text, end="", flush=True)
+        line_start = text.endswith("\n") if text else line_start
+    print()
+
+
+@torch.inference_mode()
+def generate(model, tokens, s):
+    """Yields up to s.tokens tokens that follow the given ones; all that is kept between them is the states."""
+    generator = torch.Generator(s.device).manual_seed(s.seed)
+    tokens, states = torch.tensor([tokens], device=s.device), None
+    for _ in range(s.tokens):
+        x, states = model.features(tokens, states)
+        tokens = choose(model.head(x[:, -1]).float(), s, generator)  # (1, 1)
+        yield tokens.item()
+
+
+def choose(logits, s, generator):
+    """logits (B, vocab) -> one token each, (B, 1)."""
+    if s.temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    p, tokens = (logits / s.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    before = p.cumsum(dim=-1) - p  # the probability of all likelier tokens
+    p[before >= s.top_p] = 0
+    if s.top_k:
+        p[:, s.top_k :] = 0
+    return tokens.gather(-1, p.multinomial(1, generator=generator))
+
+
+if __name__ == "__main__":
+    run_script(lambda args: main(configure(Settings(), args, word="run")))

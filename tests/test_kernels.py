@@ -1,0 +1,373 @@
+"""The fast forms are the loops: the same values, the same gradients, for every gate from 0 to 1."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+
+INF = float("inf")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+GATES = {  # name: random numbers, uniform numbers -> log f
+    "at initialisation": lambda x, u: F.logsigmoid(x),
+    "near 1": lambda x, u: F.logsigmoid(x + 6),
+    "saturated at 1": lambda x, u: torch.zeros_like(x),
+    "near 0": lambda x, u: F.logsigmoid(x - 6),
+    "all 1e-4": lambda x, u: torch.full_like(x, -9.2),
+    "all 1e-8": lambda x, u: torch.full_like(x, -18.4),
+    "wide": lambda x, u: F.logsigmoid(8 * x),
+    "a hard reset now and then": lambda x, u: torch.where(u < 0.05, -INF, F.logsigmoid(x + 4)),
+    "a hard reset at each step": lambda x, u: torch.full_like(x, -INF),
+    "of all kinds": lambda x, u: torch.where(u < 0.1, -INF, torch.where(u < 0.3, 0.0, -16 * (u - 0.3) ** 2)),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def log_gates(kind, *shape):
+    return GATES[kind](torch.randn(shape), torch.rand(shape))
+
+
+def attention_inputs(B, T, H, K, V, kind="at initialisation", gates=None):
+    """q, k, v, log_f, S0, in float32"""
+    q, k, v, S0 = (torch.randn(shape) for shape in ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, H, K, V)))
+    return [q, k, v, log_gates(kind, B, T, H, gates or K), S0]
+
+
+def values_and_gradients(f, inputs, dtype):
+    """Every result of f, then the gradient of every input; no two elements of the results weigh the same."""
+    inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
+    results = f(*inputs)
+    results = results if isinstance(results, tuple) else (results,)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype) for y in results]
+    gradients = torch.autograd.grad(results, inputs, weights)
+    return [x.detach() for x in (*results, *gradients)]
+
+
+def assert_same(fast, loop, inputs, dtype=torch.float32):
+    """All that `fast` gives in `dtype` is what `loop` gives in float64, elementwise and as a whole."""
+    ours, exact = values_and_gradients(fast, inputs, dtype), values_and_gradients(loop, inputs, torch.float64)
+    for i, (x, y) in enumerate(zip(ours, exact, strict=True)):
+        assert x.dtype == dtype and x.shape == y.shape and x.isfinite().all(), f"number {i} of results and gradients"
+        error, size = x.double() - y, max(y.abs().max().item(), 1e-30)
+        assert error.abs().max() <= TOLERANCE[dtype] * size, f"number {i} of results and gradients: {error.abs().max()}"
+        assert error.norm() <= TOLERANCE[dtype] * max(y.norm().item(), 1e-30), f"number {i}, as a whole"
+
+
+# ---------------------------------------------------------------------------------------------------
+# linear scan
+
+
+def test_linear_scan_by_hand():
+    """h = 0.5 * 2 + 1 = 2, then 0.5 * 2 + 3 = 4, then 0.5 * 4 + 0 = 2."""
+    a, b, h0 = torch.full((1, 3, 1), 0.5), torch.tensor([[[1.0], [3.0], [0.0]]]), torch.tensor([[2.0]])
+    assert kernels.linear_scan_loop(a, b, h0).flatten().tolist() == [2, 4, 2]
+    assert kernels.linear_scan(a, b, h0).flatten().tolist() == [2, 4, 2]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("B, T, D", [(1, 1, 1), (2, 2, 3), (2, 7, 5), (3, 33, 4), (2, 100, 16)])
+def test_linear_scan_is_the_loop(B, T, D, kind, dtype):
+    inputs = log_gates(kind, B, T, D).exp(), torch.randn(B, T, D), torch.randn(B, D)
+    assert_same(kernels.linear_scan, kernels.linear_scan_loop, inputs, dtype)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_linear_scan_is_the_loop_over_2048_steps(kind):
+    inputs = log_gates(kind, 1, 2048, 8).exp(), torch.randn(1, 2048, 8), torch.randn(1, 8)
+    assert_same(kernels.linear_scan, kernels.linear_scan_loop, inputs)
+
+
+def test_linear_scan_takes_gates_of_any_sign_and_size():
+    inputs = 1.5 * torch.randn(2, 50, 8), torch.randn(2, 50, 8), torch.randn(2, 8)
+    assert_same(kernels.linear_scan, kernels.linear_scan_loop, inputs, torch.float64)
+
+
+def test_linear_scan_starts_from_nothing_where_no_state_is_given():
+    a, b = torch.rand(2, 20, 3), torch.randn(2, 20, 3)
+    assert torch.equal(kernels.linear_scan(a, b), kernels.linear_scan(a, b, torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("scan", [kernels.linear_scan, kernels.min_gru])
+def test_a_scan_in_two_parts_changes_nothing(scan):
+    a, b = torch.rand(2, 50, 3), torch.randn(2, 50, 3)
+    whole = scan(a, b)
+    for cut in (1, 7, 32, 49):
+        head = scan(a[:, :cut], b[:, :cut])
+        tail = scan(a[:, cut:], b[:, cut:], head[:, -1])
+        torch.testing.assert_close(torch.cat([head, tail], dim=1), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_the_future_does_not_leak_into_a_scan():
+    """Not by a single bit."""
+    a, b = torch.rand(2, 50, 3), torch.randn(2, 50, 3)
+    h = kernels.linear_scan(a, b)
+    for t in range(1, 50):
+        edited = [torch.cat([x[:, :t], torch.rand(2, 50 - t, 3)], dim=1) for x in (a, b)]
+        assert torch.equal(kernels.linear_scan(*edited)[:, :t], h[:, :t])
+
+
+def min_gru_listing(gate, candidate, h):
+    """The paper's sequential mode, with its g."""
+    z = torch.sigmoid(gate)
+    g = torch.where(candidate >= 0, candidate + 0.5, torch.sigmoid(candidate))
+    return kernels.linear_scan_loop(1 - z, z * g, h)
+
+
+def min_lstm_listing(forget, input, candidate, h):
+    """The paper's sequential mode, with its g."""
+    f, i = torch.sigmoid(forget), torch.sigmoid(input)
+    g = torch.where(candidate >= 0, candidate + 0.5, torch.sigmoid(candidate))
+    return kernels.linear_scan_loop(f / (f + i), i / (f + i) * g, h)
+
+
+@pytest.mark.parametrize("listing, fast", [(min_gru_listing, kernels.min_gru), (min_lstm_listing, kernels.min_lstm)])
+@pytest.mark.parametrize("size", [1, 10])
+def test_min_gru_and_min_lstm_are_the_papers_listings(listing, fast, size):
+    inputs = [size * torch.randn(2, 40, 6) for _ in range(2 if fast is kernels.min_gru else 3)]
+    assert_same(fast, listing, [*inputs, torch.rand(2, 6)])
+
+
+def test_min_lstm_shares_out_gates_that_both_underflow():
+    """sigmoid(-200) is 0 in float32, but f / (f + i) is still one half for equal projections."""
+    closed, candidate = torch.full((1, 3, 1), -200.0), torch.full((1, 3, 1), 0.5)
+    h = kernels.min_lstm(closed, closed, candidate)  # h = (h + 1) / 2
+    torch.testing.assert_close(h.flatten(), torch.tensor([0.5, 0.75, 0.875]))
+
+
+# ---------------------------------------------------------------------------------------------------
+# gated linear attention
+
+
+def test_gated_linear_attention_by_hand():
+    """S = 0.5 * 2 + 1 * 3 = 4, read by q = 1: 4; then S = 0.5 * 4 + 2 * 1 = 4, read by q = 10: 40."""
+    q, k, v = (torch.tensor(x).view(1, 2, 1, 1) for x in ([1.0, 10.0], [1.0, 2.0], [3.0, 1.0]))
+    log_f, S0 = torch.full((1, 2, 1, 1), 0.5).log(), torch.full((1, 1, 1, 1), 2.0)
+    for f in (kernels.gated_linear_attention, kernels.gated_linear_attention_loop):
+        o, S = f(q, k, v, log_f, S0)
+        torch.testing.assert_close(o.flatten(), torch.tensor([4.0, 40.0]))
+        torch.testing.assert_close(S.flatten(), torch.tensor([4.0]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("B, T, H, K, V", [(1, 1, 1, 1, 1), (2, 15, 1, 16, 24), (1, 100, 2, 24, 16), (1, 129, 1, 64, 64)])
+def test_gated_linear_attention_is_the_loop(B, T, H, K, V, kind, dtype):
+    inputs = attention_inputs(B, T, H, K, V, kind)
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs, dtype)
+
+
+@pytest.mark.parametrize("T", [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65])
+def test_no_length_is_special(T):
+    inputs = attention_inputs(2, T, 2, 5, 3, "of all kinds")
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_one_gate_for_a_whole_head(kind):
+    """log_f (B, T, H, 1), as in the mLSTM."""
+    inputs = attention_inputs(2, 50, 2, 16, 24, kind, gates=1)
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+@pytest.mark.parametrize("gates", [None, 1])
+@pytest.mark.parametrize("kind", GATES)
+def test_without_k_it_is_what_the_gates_let_go(kind, gates):
+    """k = None means 1 - f, as in HGRN2; what log f owes to it is part of its gradient."""
+
+    def loop(q, v, log_f, S0):
+        return kernels.gated_linear_attention_loop(q, (1 - log_f.exp()).expand_as(q), v, log_f, S0)
+
+    q, _, v, log_f, S0 = attention_inputs(2, 50, 2, 16, 24, kind, gates)
+    assert_same(lambda q, *rest: kernels.gated_linear_attention(q, None, *rest), loop, (q, v, log_f, S0))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_gated_linear_attention_is_the_loop_over_2048_steps(kind):
+    inputs = attention_inputs(1, 2048, 1, 16, 8, kind)
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+def test_segments_are_only_a_matter_of_speed(monkeypatch):
+    """Worked on in pieces of 32 rows, the first of them ragged, or all at once."""
+    inputs = attention_inputs(2, 150, 2, 16, 24, "of all kinds")
+    for size in (1, 2**30):
+        monkeypatch.setattr(kernels, "SEGMENT", size)
+        assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+def test_gradients_are_those_of_finite_differences():
+    inputs = attention_inputs(1, 19, 1, 2, 3)
+    inputs = [x.double().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(kernels.gated_linear_attention, inputs)
+    a, b, h0 = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 11, 2), (1, 11, 2), (1, 2)))
+    assert torch.autograd.gradcheck(kernels.linear_scan, (a, b, h0))
+
+
+def test_the_gradient_of_a_hard_reset_is_zero():
+    """d/d(log f) = f d/df, and f is 0: exactly, for all gates that are closed."""
+    q, k, v, log_f, S0 = attention_inputs(2, 70, 2, 16, 16, "a hard reset now and then")
+    log_f.requires_grad_()
+    o, S = kernels.gated_linear_attention(q, k, v, log_f, S0)
+    (o.sum() + S.sum()).backward()
+    assert (log_f.grad[log_f == -INF] == 0).all() and (log_f.grad[log_f > -INF] != 0).any()
+
+
+@pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
+@pytest.mark.parametrize("cut", [1, 5, 8, 31, 32, 64, 99])
+def test_reading_in_two_parts_changes_nothing(cut, kind):
+    q, k, v, log_f, S0 = attention_inputs(2, 100, 2, 16, 24, kind)
+    whole, S_whole = kernels.gated_linear_attention(q, k, v, log_f, S0)
+    head, S = kernels.gated_linear_attention(*(x[:, :cut] for x in (q, k, v, log_f)), S0)
+    tail, S = kernels.gated_linear_attention(*(x[:, cut:] for x in (q, k, v, log_f)), S)
+    for ours, exact in ((torch.cat([head, tail], dim=1), whole), (S, S_whole)):
+        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_token_by_token_is_all_at_once():
+    """Generation, without gradients, takes the loop: it must tell the same story."""
+    q, _, v, log_f, _ = attention_inputs(2, 40, 2, 16, 24)
+    whole, S_whole = kernels.gated_linear_attention(q, None, v, log_f)
+    S, o = None, []
+    with torch.no_grad():
+        for t in range(40):
+            o_t, S = kernels.gated_linear_attention(q[:, t : t + 1], None, v[:, t : t + 1], log_f[:, t : t + 1], S)
+            o.append(o_t)
+    torch.testing.assert_close(torch.cat(o, dim=1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(S, S_whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
+def test_the_future_does_not_leak_into_attention(kind):
+    """Not by a single bit: no row's factors depend on a later gate, key, value or query."""
+    inputs = attention_inputs(1, 70, 2, 16, 16, kind)
+    o, _ = kernels.gated_linear_attention(*inputs)
+    for t in range(1, 70):
+        others = attention_inputs(1, 70 - t, 2, 16, 16, "of all kinds")
+        edited = [torch.cat([x[:, :t], 10 * y], dim=1) for x, y in zip(inputs[:4], others[:4])]
+        assert torch.equal(kernels.gated_linear_attention(*edited, inputs[4])[0][:, :t], o[:, :t]), f"from {t}"
+
+
+def test_autocast_leaves_recurrences_in_float32():
+    """Forward and backward: products of many gates do not survive bfloat16."""
+
+    def under_autocast(f):
+        def run(*inputs):
+            with torch.autocast("cpu", torch.bfloat16):
+                return f(*inputs)
+
+        return run
+
+    inputs = attention_inputs(1, 70, 2, 16, 16)
+    assert_same(under_autocast(kernels.gated_linear_attention), kernels.gated_linear_attention_loop, inputs)
+    inputs = torch.rand(2, 50, 3), torch.randn(2, 50, 3), torch.randn(2, 3)
+    assert_same(under_autocast(kernels.linear_scan), kernels.linear_scan_loop, inputs)
+    with torch.autocast("cpu", torch.bfloat16):  # also where the caller runs the backward pass inside
+        inputs = attention_inputs(1, 70, 2, 16, 16)
+        assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+def test_bfloat16_inputs_are_computed_in_float32():
+    """o comes back in bfloat16, the state stays in float32."""
+    inputs = [x.bfloat16() for x in attention_inputs(2, 50, 2, 16, 24)]
+    o, S = kernels.gated_linear_attention(*inputs)
+    exact, S_exact = kernels.gated_linear_attention_loop(*(x.double() for x in inputs))
+    assert o.dtype == torch.bfloat16 and S.dtype == torch.float32
+    assert torch.equal(o, kernels.gated_linear_attention(*(x.float() for x in inputs))[0].bfloat16())
+    assert (o - exact).abs().max() <= 1e-2 * exact.abs().max() and (S - S_exact).abs().max() <= 1e-5 * S_exact.abs().max()
+
+
+def test_inputs_need_not_be_contiguous():
+    inputs = attention_inputs(2, 40, 4, 16, 16)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
+    assert torch.equal(kernels.gated_linear_attention(*strided)[0], kernels.gated_linear_attention(*inputs)[0])
+
+
+@pytest.mark.parametrize("B, H", [(1, 1), (2, 3)])
+def test_inputs_are_left_alone(B, H):
+    inputs = [x.requires_grad_() for x in attention_inputs(B, 64, H, 16, 16)]
+    before = [x.detach().clone() for x in inputs]
+    o, S = kernels.gated_linear_attention(*inputs)
+    (o.sum() + S.sum()).backward()
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+
+
+# ---------------------------------------------------------------------------------------------------
+# output layer and cross-entropy
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 5), (3, 100)])
+def test_linear_cross_entropy_is_the_reference(shape, dtype, monkeypatch):
+    """In slices of 64 tokens, the last one ragged, some targets ignored."""
+    monkeypatch.setattr(kernels, "SLICE", 64)
+    targets = torch.randint(50, shape)
+    if targets.numel() > 1:
+        targets[torch.rand(shape) < 0.3] = -100
+
+    def loss_of(f):
+        return lambda x, weight: f(x, weight, targets)
+
+    inputs = torch.randn(*shape, 16), torch.randn(50, 16)
+    assert_same(loss_of(kernels.linear_cross_entropy), loss_of(reference_loss), inputs, dtype)
+
+
+def reference_loss(x, weight, targets):
+    return F.cross_entropy(F.linear(x, weight).flatten(0, -2), targets.flatten())
+
+
+def test_the_slow_loss_is_torchs():
+    x, weight, targets = torch.randn(2, 5, 16), torch.randn(50, 16), torch.randint(50, (2, 5))
+    targets[0, :3] = -100
+    ours, torchs = (f(x, weight, targets) for f in (kernels.linear_cross_entropy_reference, reference_loss))
+    torch.testing.assert_close(ours, torchs)
+
+
+def test_nothing_to_predict_is_a_loss_of_zero():
+    """A batch of padding only: no NaN, and no gradient."""
+    x, weight = torch.randn(5, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    loss = kernels.linear_cross_entropy(x, weight, torch.full((5,), -100))
+    loss.backward()
+    assert loss == 0 and (x.grad == 0).all() and (weight.grad == 0).all()
+
+
+def test_a_token_that_is_out_of_reach_costs_much_but_not_infinity():
+    x, weight = torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0]])
+    assert kernels.linear_cross_entropy(x, weight, torch.tensor([1])) == 400
+
+
+def test_the_loss_takes_a_factor_and_repeats_itself():
+    """loss / 4, as in gradient accumulation, gives a quarter of the gradient; twice the same call, the same bits."""
+    x, weight, targets = torch.randn(300, 16), torch.randn(50, 16), torch.randint(50, (300,))
+    runs = [values_and_gradients(lambda x, w: kernels.linear_cross_entropy(x, w, targets) / n, (x, weight), torch.float32) for n in (1, 1, 4)]
+    assert all(torch.equal(x, y) for x, y in zip(runs[0], runs[1]))
+    assert all(torch.equal(x, 4 * y) for x, y in zip(runs[0], runs[2]))
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, weight, targets = torch.randn(300, 16), torch.randn(50, 16, requires_grad=True), torch.randint(50, (300,))
+    with torch.no_grad():
+        evaluated = kernels.linear_cross_entropy(x, weight, targets)
+    loss = kernels.linear_cross_entropy(x, weight, targets)
+    loss.backward()
+    assert not evaluated.requires_grad and evaluated == loss and x.grad is None and weight.grad is not None
+
+
+def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32():
+    """As far from float64 as autocast's own output layer and cross-entropy, or nearer."""
+    x, weight, targets = torch.randn(300, 16), torch.randn(50, 16), torch.randint(50, (300,))
+
+    def run(f, dtype=torch.float32, autocast=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return values_and_gradients(lambda x, w: f(x, w, targets), (x, weight), dtype)
+
+    exact = run(reference_loss, torch.float64, autocast=False)
+    for ours, torchs, y in zip(run(kernels.linear_cross_entropy), run(reference_loss), exact):
+        assert ours.dtype == torch.float32
+        assert (ours - y).norm() <= max(1.2 * (torchs - y).norm(), 2e-3 * y.norm())
