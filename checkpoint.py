@@ -1,8 +1,8 @@
 """
-Checkpoints that survive kill -9, full disks and flipped bits.
+Runs that survive kill -9, full disks and flipped bits.
 
-A file is written beside its name, forced to disk, then renamed: at every moment either the old or the new one is
-whole. Checkpoints are ordinary PyTorch files (zip archives) that carry the SHA-256 of their own bytes as the
+A file is written beside its name, forced to disk, then renamed: at every moment either the old or the new one
+is whole. Checkpoints are ordinary PyTorch files (zip archives) that carry the SHA-256 of their own bytes as the
 archive's comment, and are loaded with weights_only=True, so nothing in them is executed.
 
     checkpoint.pt   the last one       previous.pt   the one before       best.pt   the best by validation
@@ -11,12 +11,17 @@ archive's comment, and are loaded with weights_only=True, so nothing in them is 
 import hashlib
 import json
 import os
+import signal
 import struct
 import sys
+import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from tqdm import tqdm
 
 from config import fail, reason
 
@@ -25,7 +30,7 @@ SUFFIX = struct.pack("<H", DIGEST)  # a zip archive ends with the length of its 
 
 
 def save(state, path, previous=None):
-    """Write `state` (tensors, numbers, strings, lists, dicts) to `path`; what was there stays as `previous`."""
+    """Write `state` (tensors, numbers, strings, lists, dicts); what was at `path` stays as `previous`."""
     with replacing(path, "wb", previous) as file:
         hashing = HashingFile(file)
         torch.save(state, hashing)
@@ -46,7 +51,7 @@ def read(path, device="cpu"):
         if not problem:
             return torch.load(candidate, map_location=device, weights_only=True), candidate
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
-    fail(f"{path}: no {'intact ' if found else ''}checkpoint here; train.py makes one: python train.py config/toy.py")
+    fail(f"{path}: no {'intact ' if found else ''}checkpoint here; make one: python train.py config/toy.py")
 
 
 def damage(path):
@@ -63,17 +68,6 @@ def damage(path):
     except OSError as error:
         return reason(error)
     return None if whole else "its SHA-256 does not match: cut short, altered, or not written by nanoRNN"
-
-
-def read_log(folder):
-    """The records of out/RUN/log.jsonl; a line cut short by a kill is left out."""
-    path, records = Path(folder) / "log.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 def fingerprint(path):
@@ -100,14 +94,15 @@ class HashingFile:
 @contextmanager
 def replacing(path, mode="w", previous=None):
     """
-    A new file that takes the place of `path` once it is complete and on disk; the old one can stay under another
-    name. If writing fails, the old file is untouched, the new one removed, and the script ends with a line on why.
+    A new file that takes the place of `path` once it is complete and on disk; the old can stay as `previous`.
+    If writing fails, the old file is untouched, the new one removed, and the script ends with a line on why.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as file:
+        with open(unfinished, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -118,9 +113,9 @@ def replacing(path, mode="w", previous=None):
     except BaseException as error:
         size = unfinished.stat().st_size if unfinished.exists() else 0
         unfinished.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        fail(f"{path}: could not be written after {size:,} bytes ({reason(error)}); what was there before is kept")
+        if isinstance(error, OSError):
+            fail(f"{path}: not written after {size:,} bytes ({reason(error)}); what was there is kept")
+        raise
 
 
 def sync_folder(folder):
@@ -131,134 +126,126 @@ def sync_folder(folder):
         os.close(handle)
 
 
-# What a resumed run may set otherwise than before: how long, where and how often.
-MAY_CHANGE = {"epochs", "max_steps", "accumulate", "device", "compile", "log_every", "eval_every", "save_every", "fresh", "run"}
-
-
 # ----------------------------------------------------------------------------------------------------
 # A run: what is saved, logged and continued
 
+# What a run may set otherwise when it is continued: how long, where and how often.
+MAY_CHANGE = {"run", "epochs", "max_steps", "accumulate", "device", "compile", "fresh"}
+MAY_CHANGE |= {"log_every", "eval_every", "save_every"}
+
 
 class Run:
-    """The model, its optimizer, how far they are, and the folder out/RUN that they are kept in."""
+    """A model in training, how far it is, and the folder out/RUN that it is kept in."""
 
-    def __init__(self, s, device, dtype, steps, blocks, corpus):
-        self.s, self.device, self.dtype, self.steps, self.blocks = s, device, dtype, steps, blocks
-        self.folder = Path("out") / s.run
-        torch.manual_seed(s.seed)
-        self.model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-        self.optimizer = make_optimizer(self.model, s)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.step, self.evaluated, self.best = 0, -1, None
-        self.unchecked = []  # (step, loss, gradient norm) that nobody has looked at yet
-        if s.fresh and World.rank == 0:
-            for name in ("checkpoint.pt", "previous.pt", "best.pt", "log.jsonl", "results.json"):
-                (self.folder / name).unlink(missing_ok=True)
-        if not s.fresh and any((self.folder / name).exists() for name in ("checkpoint.pt", "previous.pt")):
+    def __init__(self, s, model, optimizer, scaler, corpus, steps, blocks):
+        """Fresh, or as the folder's last checkpoint says. `steps` in all, `blocks` in an epoch."""
+        self.s, self.steps, self.blocks, self.folder = s, steps, blocks, Path("out") / s.run
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.device = model.embed.weight.device
+        self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
+        self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
+        files = [self.folder / name for name in ("checkpoint.pt", "previous.pt")]
+        if not s.fresh and any(file.exists() for file in files):
             self.resume()
+        wait_for_all()  # no file changes before all processes have read it
         if World.rank == 0:
+            for file in files + [self.folder / "best.pt"] if s.fresh else []:
+                file.unlink(missing_ok=True)
             self.prepare_folder(corpus)
-        million = sum(p.numel() for p in self.model.parameters()) / 1e6
-        say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}, step {self.step:,} of {steps:,}")
 
     def resume(self):
         """Take up the last checkpoint, if it is of the same settings."""
-        saved, path = checkpoint.read(self.folder, self.device)
-        changed = [
-            f"{name}: {saved['settings'].get(name)!r} then, {value!r} now"
-            for name, value in asdict(self.s).items()
-            if name not in MAY_CHANGE and saved["settings"].get(name) != value
-        ]
+        saved, path = read(self.folder, self.device)
+        then, now = saved["settings"], asdict(self.s)
+        changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
         if changed:
-            fail(f"{path} was made with other settings ({'; '.join(changed)}); set them back, or start anew with --fresh")
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+            listed = "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
+            fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(saved[name])
         self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
-        if self.step >= self.steps:
-            say(f"{self.folder} is done: {self.step:,} of {self.steps:,} steps. More: --max_steps=N; anew: --fresh")
 
     def prepare_folder(self, corpus):
-        """Settings and tokenizer beside the checkpoints; a log that ends where the checkpoint does."""
-        with checkpoint.replacing(self.folder / "settings.json") as file:
+        """Settings and tokenizer beside the checkpoints, and a log that ends where the checkpoint does."""
+        with replacing(self.folder / "settings.json") as file:
             file.write(json.dumps(asdict(self.s) | {"fresh": False}, indent=1) + "\n")
-        with checkpoint.replacing(self.folder / "tokenizer.json") as file:
+        with replacing(self.folder / "tokenizer.json") as file:
             file.write((corpus / "tokenizer.json").read_text(encoding="utf-8"))
-        old = checkpoint.read_log(self.folder) if self.step else []
-        with checkpoint.replacing(self.folder / "log.jsonl") as file:
-            for record in old:
+        known = read_log(self.folder) if self.step else []
+        with replacing(self.folder / "log.jsonl") as file:
+            for record in known:
                 if record["step"] <= (self.evaluated if "val_loss" in record else self.step):
                     file.write(json.dumps(record) + "\n")
 
     def due(self, every):
-        """Whether something done `every` steps is due; 0 means at the end of each epoch. Always so at both ends."""
-        epochs = [step * self.s.batch_size // self.blocks for step in (self.step - 1, self.step)]
-        return self.step in (0, self.steps) or (self.step % every == 0 if every else epochs[0] < epochs[1])
+        """Whether it is time for what is done every so many steps; 0: after each epoch. Always so at the end."""
+        epoch, before = (step * self.s.batch_size // self.blocks for step in (self.step, self.step - 1))
+        return self.step == self.steps or (self.step % every == 0 if every else epoch > before)
 
     def save(self):
         """Write checkpoint.pt; the one before stays as previous.pt."""
         self.check_finite()
         if World.rank == 0:
-            checkpoint.save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
+            save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
 
     def state(self):
-        """All that a resumed run needs; order of data and dropout follow from the step."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-        place = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
-        return {"settings": asdict(self.s)} | {name: part.state_dict() for name, part in parts.items()} | place
-
-    def log_step(self):
-        """Log the last step's loss. Returns a line to show."""
-        step, loss, norm = self.unchecked[-1]
-        self.check_finite()
-        (loss,) = sum_over_processes(loss.item() / World.size)
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.log({"loss": loss, "grad_norm": norm.item(), "learning_rate": rate})
-        return f"loss {loss:.3f}, lr {rate:.1e}"
-
-    def log_evaluation(self, record):
-        """Log an evaluation and keep the weights if they are the best so far. Returns a line to show."""
-        score = -record["val_loss"]
-        if self.s.best_by == "pairs":
-            score = sum(scores["score"] for scores in record["pairs"].values()) / len(record["pairs"])
-        self.evaluated = self.step
-        if self.best is None or score > self.best:
-            self.best = score
-            if World.rank == 0:
-                checkpoint.save(self.state(), self.folder / "best.pt")
-        self.log(record)
-        return f"val {record['val_loss']:.3f}" + "".join(f", {k} {v['score']:.1f} %" for k, v in record.get("pairs", {}).items())
+        """All that a continued run needs; the order of the data and dropout follow from the step."""
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
+        place = {name: getattr(self, name) for name in ("step", "evaluated", "best")}
+        return {"settings": asdict(self.s)} | parts | place
 
     def log(self, record):
+        """One line in log.jsonl: only what the next run with the same settings would log too, so no times."""
         if World.rank == 0:
             record = {"step": self.step, "epoch": self.step * self.s.batch_size / self.blocks} | record
             with open(self.folder / "log.jsonl", "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(record) + "\n")
 
+    def log_step(self):
+        """Log the last update. Returns a line to show."""
+        _, rate, loss, norm = self.unchecked[-1]
+        self.check_finite()
+        (loss,) = sum_over_processes(loss.item() / World.size)
+        self.log({"loss": loss, "grad_norm": norm.item(), "learning_rate": rate})
+        return f"loss {loss:.3f}, lr {rate:.1e}"
+
+    def log_evaluation(self, record):
+        """Log {"val_loss": ..., "pairs": {...}}; keep the weights if they are the best. Returns a line to show."""
+        pairs = record.get("pairs", {})
+        score = -record["val_loss"]
+        if self.s.best_by == "pairs":
+            score = sum(scores["score"] for scores in pairs.values()) / len(pairs)
+        self.evaluated = self.step
+        if self.best is None or score > self.best:
+            self.best = score
+            if World.rank == 0:
+                save(self.state(), self.folder / "best.pt")
+        self.log(record)
+        return f"val {record['val_loss']:.3f}" + "".join(f", {x} {pairs[x]['score']:.1f} %" for x in pairs)
+
     def check_finite(self):
-        """End the run if a loss or gradient of the steps since the last look was not a number; nothing is saved."""
-        for step, loss, norm in self.unchecked:
+        """End the script if a loss or gradient since the last look is not a number, before anything is saved."""
+        for step, rate, loss, norm in self.unchecked:
+            # a float16 gradient may overflow: the scaler leaves out that step
             if not (loss.isfinite() and (norm.isfinite() or self.scaler.is_enabled())):
-                rate = learning_rate(step - 1, self.s, self.steps)
                 last = self.folder / "checkpoint.pt"
                 fail(
-                    f"step {step}: the loss is {loss.item()}, the gradient's norm {norm.item()}, at learning rate {rate:.2g}. "
-                    f"Lower learning_rate or grad_clip; {last if last.exists() else 'nothing'} is the last good checkpoint"
+                    f"step {step}: the loss is {loss.item()}, the gradient's norm {norm.item()}, at a learning "
+                    f"rate of {rate:.2g}. Lower learning_rate or grad_clip. "
+                    f"The last good checkpoint: {last if last.exists() else 'none yet'}"
                 )
         self.unchecked = []
 
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16))
 
-    def finish(self):
-        """A picture of the log, and what to do next."""
-        if World.rank == 0:
-            from figures import learning_curve  # not above: matplotlib takes a second to load
-
-            picture = learning_curve(self.folder)
-            say(f"{self.folder}: learning curve in {picture}; next: python evaluate.py {self.folder}")
-        if World.size > 1:
-            dist.destroy_process_group()
+def read_log(folder):
+    """The records of a run's log.jsonl; a line cut short by a kill is left out."""
+    path, records = Path(folder) / "log.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -266,13 +253,15 @@ class Run:
 
 
 class World:
-    """The processes that torchrun started; alone, one of one."""
+    """The processes that torchrun started; without it, one of one."""
 
-    rank, local_rank, size = (int(os.environ.get(name, value)) for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
 
 
 def sum_over_processes(*numbers):
-    """The sum of each number over all processes; also makes them wait for each other."""
+    """The sum of each number over all processes."""
     if World.size == 1:
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64)
@@ -280,12 +269,23 @@ def sum_over_processes(*numbers):
     return total.tolist()
 
 
+def wait_for_all():
+    """Return when every process has come here."""
+    sum_over_processes(0)
+
+
+def say(message):
+    """A line on the screen, once, without breaking the progress bar."""
+    if World.rank == 0:
+        tqdm.write(message)
+
+
 class Stopped(Exception):
     """All processes have agreed to stop."""
 
 
 class Stop:
-    """While this is open, Ctrl-C and SIGTERM are noted, and check() raises Stopped in all processes at once."""
+    """While this is open, Ctrl-C and SIGTERM are noted; check() raises Stopped in all processes at one step."""
 
     def __enter__(self):
         self.asked = None  # when
@@ -294,7 +294,7 @@ class Stop:
 
     def ask(self, number, frame):
         now = time.monotonic()
-        if self.asked and number == signal.SIGINT and now - self.asked > 1:  # torchrun repeats the first at once
+        if self.asked and number == signal.SIGINT and now - self.asked > 1:  # torchrun repeats the first
             raise KeyboardInterrupt
         self.asked = self.asked or now
 
@@ -305,8 +305,3 @@ class Stop:
     def __exit__(self, *error):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def say(message):
-    if World.rank == 0:
-        tqdm.write(message)

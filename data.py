@@ -1,12 +1,12 @@
 """
 Corpora, from text files to the token files that training reads.
 
-    python data.py toy                                  a small made-up English (toyland.py), for the default job
-    python data.py text NAME FILES... [--val=FILES]     your own text, plain or .gz, of any size
+    python data.py toy                                 a small made-up English (toyland.py) for the default job
+    python data.py text NAME FILES... [--val=FILES]    your own text, plain or .gz, of any size
 
 A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
 (byte-level BPE) and meta.json (counts, hashes of the sources). In the text an empty line ends a document; each
-becomes  <s> line, newline, line, ... </s>.  Prepared corpora are also looked for in the folder NANORNN_DATA.
+becomes <s> line, newline, line, ... </s>. Prepared corpora are also looked for in the folder NANORNN_DATA.
 """
 
 import glob
@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from tqdm import tqdm
 
 import toyland
 from checkpoint import replacing
-from config import at_least, configure, fail, reason, run_script
+from config import at_least, configure, fail, progress, reason, run_script
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 LONGEST = 1 << 16  # characters; a longer line is encoded in parts
@@ -38,7 +37,7 @@ BATCH = 1 << 14  # lines encoded at once
 @dataclass
 class Settings:
     vocab_size: int = 16_000  # entries of the tokenizer, bytes and <pad> <s> </s> included
-    val: str = ""  # files to validate on, names or patterns with commas between; none: a share of the documents
+    val: str = ""  # files to validate on, names or patterns with commas; none: a share of the documents
     val_share: float = 0.01  # that share
 
     def check(self):
@@ -73,8 +72,8 @@ def data_folders():
 class Blocks:
     """
     A token file cut every `context` tokens into blocks of `context` + 1, so that every token is a target once.
-    Training reads an endless row of permutations of them, each seeded by (seed, epoch): what a step reads is a
-    function of the step alone.
+    Training reads an endless row of permutations of them, each seeded by (seed, epoch): what a step reads
+    depends on nothing but its number.
     """
 
     def __init__(self, path, context, seed=0):
@@ -86,7 +85,7 @@ class Blocks:
             fail(f"{path}: {len(self.tokens)} tokens are not enough for one block of context = {context}")
 
     def rows(self, start, count):
-        """Rows start .. start + count of the endless row of permutations -> tokens, targets, each (count, context)."""
+        """`count` blocks of the endless row, from number `start` on -> tokens, targets, each (count, context)."""
         return self.read([self.at(position) for position in range(start, start + count)])
 
     def at(self, position):
@@ -132,12 +131,12 @@ def prepare(name, files, s):
             fail(f"{folder}: no text to {'validate' if train.words else 'train'} on; are the files empty?")
     with replacing(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True))
-    meta = {name: {"words": x.words, "documents": x.documents, "tokens": x.tokens} for name, x in (("train", train), ("val", val))}
-    meta |= {"invalid_bytes_replaced": text.replaced + val_text.replaced, "vocab_size": tokenizer.get_vocab_size()}
+    meta = {"vocab_size": tokenizer.get_vocab_size(), "train": train.counts(), "val": val.counts()}
+    meta |= {"invalid_bytes_replaced": text.replaced + val_text.replaced}
     meta |= {"sources": {str(path): sha256(path) for path in files + val_files}}
     with replacing(folder / "meta.json") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
-    print(f"{folder}: {train.words:,} words = {train.tokens:,} tokens to train on, {val.words:,} words to validate on")
+    print(f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate on")
     return folder
 
 
@@ -165,13 +164,14 @@ class Text:
 
     def __iter__(self):
         self.replaced, done = 0, 0
-        bar = tqdm(total=sum(path.stat().st_size for path in self.files), unit="B", unit_scale=True)
+        bar = progress(total=sum(path.stat().st_size for path in self.files), unit="B")
         bar.set_description(self.purpose)
         for path in self.files:
             try:
                 with open(path, "rb") as raw:
                     file = gzip.open(raw) if path.suffix == ".gz" else raw
-                    for piece in documents(lines(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape"))):
+                    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
+                    for piece in documents(lines(text)):
                         bar.update(done + raw.tell() - bar.n)
                         yield self.clean(piece)
             except (OSError, EOFError, zlib.error) as error:
@@ -188,7 +188,7 @@ class Text:
 
 
 def lines(file):
-    """The lines of an open file with their line breaks; a line above LONGEST comes in parts, cut before a space."""
+    """The lines of an open file with their line breaks; one above LONGEST comes in parts, cut before a space."""
     rest = ""
     while part := file.readline(LONGEST):
         part, rest = rest + part, ""
@@ -243,6 +243,9 @@ class Split:
         self.file, self.buffer = file, []
         self.words = self.documents = self.tokens = 0
 
+    def counts(self):
+        return {"words": self.words, "documents": self.documents, "tokens": self.tokens}
+
     def flush(self):
         self.file.write(np.array(self.buffer, dtype="<u2").tobytes())
         self.tokens += len(self.buffer)
@@ -253,12 +256,20 @@ def encode(pieces, tokenizer, split_of):
     """Write <s> text </s> for each document to split_of(its number). Every line begins as if it stood alone."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True  # a "</s>" in the text is text
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # the space is put here, by hand
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )  # the space is put here, by hand
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    pieces, document, before = iter(pieces), 0, None  # before: the piece before this one; None at a document's start
+    pieces, document, before = (
+        iter(pieces),
+        0,
+        None,
+    )  # before: the piece before this one; None at a document's start
     while batch := list(islice(pieces, BATCH)):
         starts = [previous is None or previous[-1] == "\n" for previous in [before] + batch[:-1]]
-        texts = [" " + x if start and not x[0].isspace() else x for x, start in zip(batch, starts) if x is not None]
+        texts = [
+            " " + x if start and not x[0].isspace() else x for x, start in zip(batch, starts) if x is not None
+        ]
         encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         for piece in batch:
             split = split_of(document)
@@ -268,7 +279,9 @@ def encode(pieces, tokenizer, split_of):
                 document += 1
             else:
                 split.buffer += [bos] * (before is None) + next(encodings).ids
-                split.words += len(piece.split()) - bool(before and not before[-1].isspace() and not piece[0].isspace())
+                split.words += len(piece.split()) - bool(
+                    before and not before[-1].isspace() and not piece[0].isspace()
+                )
             before = piece
             if len(split.buffer) > 1 << 20:
                 split.flush()
@@ -319,7 +332,9 @@ def main(args):
             fail(f"{words[1]!r} cannot name a corpus: use letters, digits, - and _")
         prepare(words[1], words[2:], s)
     else:
-        fail(f"what to prepare? python data.py {' | '.join(RECIPES)} | text NAME FILES... (--help tells more)")
+        fail(
+            f"what to prepare? python data.py {' | '.join(RECIPES)} | text NAME FILES... (--help tells more)"
+        )
 
 
 if __name__ == "__main__":

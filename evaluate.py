@@ -1,5 +1,5 @@
 """
-Score a run: perplexity on its validation text, and minimal pairs of sentences, of which it should prefer the good one.
+Score a run: perplexity on its validation text, and minimal pairs: does it prefer the good sentence to the bad?
 
     python evaluate.py out/toy
     python evaluate.py out/english_small --tasks=blimp --protocol=2025
@@ -12,26 +12,30 @@ The score of a sentence is the sum of log p(token | <s>, tokens before), not div
 protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year; 2025 scores the sentence alone.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stall a busy laptop
+
 import gzip
 import json
 import math
 import zipfile
 from collections import defaultdict
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 from checkpoint import fingerprint, read_log, replacing
-from config import configure, fail, one_of, reason, run_script
+from config import configure, fail, one_of, progress, reason, run_script
 from kernels import linear_cross_entropy
 from model import load
 
-BATCH_TOKENS = 2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
+BATCH_TOKENS = (
+    2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
+)
 BENCHMARKS = {  # task -> where its pairs lie under NANORNN_DATA or data/
     "toyland": "toyland/blimp",
     "blimp": "blimp/blimp.zip",
@@ -43,7 +47,9 @@ BENCHMARKS = {  # task -> where its pairs lie under NANORNN_DATA or data/
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast or a file, with commas; none: by the run's corpus
+    tasks: str = (
+        ""  # toyland, blimp, blimp_filtered, blimp_fast or a file, with commas; none: by the run's corpus
+    )
     protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
     device: str = "cpu"  # cuda, mps or cpu
     dtype: str = "float32"  # float32, bfloat16 or float64
@@ -75,8 +81,12 @@ def main(s):
         results["perplexity"] = perplexity(model, trained)
         for task in tasks.split(","):
             name, paradigms = Path(task).name.split(".")[0], read_pairs(task)
-            header = {key: results[key] for key in ("protocol", "dtype", "checkpoint")} | {"pairs": str(locate(task))}
-            scores = score_paradigms(model, tokenizer, paradigms, s.protocol, path.parent / f"pairs_{name}.jsonl", header)
+            header = {key: results[key] for key in ("protocol", "dtype", "checkpoint")} | {
+                "pairs": str(locate(task))
+            }
+            scores = score_paradigms(
+                model, tokenizer, paradigms, s.protocol, path.parent / f"pairs_{name}.jsonl", header
+            )
             results["benchmarks"][name] = summary(paradigms, scores)
             print_table(name, results["benchmarks"][name], s.protocol)
     print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
@@ -93,11 +103,13 @@ def main(s):
 
 def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lambda: None):
     """
-    Sentences -> their log-probabilities (natural logarithm), each read after <s>. Batches are of similar lengths and
-    padded on the right, where padding cannot reach what a causal model says about the tokens before it.
+    Sentences -> their log-probabilities (natural logarithm), each read after <s>. A batch holds similar lengths,
+    padded on the right, where padding cannot reach what a causal model says of the tokens before it.
     """
     space, bos = " " if protocol == "2024" else "", tokenizer.token_to_id(data.BOS)
-    encodings = tokenizer.encode_batch_fast([space + sentence for sentence in sentences], add_special_tokens=False)
+    encodings = tokenizer.encode_batch_fast(
+        [space + sentence for sentence in sentences], add_special_tokens=False
+    )
     ids = [[bos, *encoding.ids] for encoding in encodings]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     scores, device = [0.0] * len(ids), model.embed.weight.device
@@ -109,7 +121,12 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
             row[: len(ids[i])] = torch.tensor(ids[i])
         tokens, targets = padded[:, :-1].clamp(min=0).to(device), padded[:, 1:].to(device)
         logits = model(tokens)[0]  # (B, T, vocab)
-        losses = F.cross_entropy(logits.mT.to(torch.promote_types(logits.dtype, torch.float32)), targets, ignore_index=-1, reduction="none")
+        losses = F.cross_entropy(
+            logits.mT.to(torch.promote_types(logits.dtype, torch.float32)),
+            targets,
+            ignore_index=-1,
+            reduction="none",
+        )
         for i, loss in zip(batch, losses.sum(dim=1).tolist()):
             scores[i] = -loss
         each_batch()
@@ -123,7 +140,7 @@ def score_pairs(model, tokenizer, pairs, protocol="2024", each_batch=lambda: Non
 
 
 def accuracy(model, tokenizer, task, each_batch=lambda: None):
-    """{"score": mean over paradigms, "subtasks": {paradigm: per cent}} of a task, for evaluation during training."""
+    """{"score": mean over paradigms, "subtasks": {paradigm: per cent}} of a task, for use during training."""
     subtasks = {}
     for uid, paradigm in read_pairs(task).items():
         scores = score_pairs(model, tokenizer, paradigm["pairs"], each_batch=each_batch)
@@ -140,7 +157,7 @@ def score_paradigms(model, tokenizer, paradigms, protocol, path, header):
     scores = read_part(part, header)
     if not scores:
         part.write_text(json.dumps(header) + "\n", encoding="utf-8")
-    for uid in tqdm(paradigms, unit="paradigm", desc=path.stem, initial=len(scores)):
+    for uid in progress(paradigms, unit="paradigm", desc=path.stem, initial=len(scores)):
         if len(scores.get(uid, ())) != len(paradigms[uid]["pairs"]):
             scores[uid] = score_pairs(model, tokenizer, paradigms[uid]["pairs"], protocol)
             with open(part, "a", encoding="utf-8") as file:
@@ -169,9 +186,12 @@ def read_part(part, header):
 def perplexity(model, trained):
     """exp of the mean loss per token on the validation text of the run's corpus, blocks of its context apart."""
     total, count = 0.0, 0
-    val, device = data.Blocks(data.find(trained.corpus) / "val.bin", trained.context), model.embed.weight.device
+    val, device = (
+        data.Blocks(data.find(trained.corpus) / "val.bin", trained.context),
+        model.embed.weight.device,
+    )
     batches = math.ceil(val.n / 16) + 1
-    for tokens, targets in tqdm(val.in_order(16), total=batches, desc="perplexity", unit="batch"):
+    for tokens, targets in progress(val.in_order(16), total=batches, desc="perplexity", unit="batch"):
         x, _ = model.features(tokens.to(device))
         total += linear_cross_entropy(x, model.head.weight, targets.to(device)).item() * targets.numel()
         count += targets.numel()
@@ -192,7 +212,7 @@ def locate(task):
     if task == "toyland":
         data.make_toy()
         return Path("data") / BENCHMARKS[task]
-    fail(f"{task}: put its pairs at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that has {BENCHMARKS[task]}")
+    fail(f"{task}: put its pairs at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that holds them")
 
 
 def read_pairs(task):
@@ -207,12 +227,17 @@ def read_pairs(task):
             except (ValueError, KeyError, TypeError) as error:
                 fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
         if pairs:
-            paradigms[record.get("UID", Path(name).name.split(".")[0])] = {"term": record.get("linguistics_term", ""), "pairs": pairs}
-    return paradigms or fail(f"{locate(task)}: no pairs in it; expected .jsonl files with sentence_good and sentence_bad")
+            paradigms[record.get("UID", Path(name).name.split(".")[0])] = {
+                "term": record.get("linguistics_term", ""),
+                "pairs": pairs,
+            }
+    return paradigms or fail(
+        f"{locate(task)}: no pairs in it; expected .jsonl files with sentence_good and sentence_bad"
+    )
 
 
 def read_texts(path):
-    """(name, text) of each .jsonl file in a folder, a .zip, or of a single .jsonl or .jsonl.gz, in order of names."""
+    """(name, text) of each .jsonl or .jsonl.gz in a folder, each .jsonl in a .zip, or one file; sorted by name."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -231,7 +256,10 @@ def summary(paradigms, scores):
     """{"score": unweighted mean over paradigms, "interval": half of the 95 % interval, "subtasks": {...}}."""
     subtasks, variance = {}, 0.0
     for uid, paradigm in paradigms.items():
-        n, right = len(scores[uid]), sum(good >= bad for good, bad in scores[uid])  # a tie counts as right: the first
+        n, right = (
+            len(scores[uid]),
+            sum(good >= bad for good, bad in scores[uid]),
+        )  # a tie counts as right: the first
         spread = 1.96 * math.sqrt(right * (n - right) / n**3) if n else 0.0
         subtasks[uid] = {"score": 100 * right / n, "n": n, "interval": 100 * spread, "term": paradigm["term"]}
         variance += spread**2

@@ -1,15 +1,17 @@
 """
 The recurrences, fast: what every model here spends its time on.
 
-Three chapters: two recurrences and the loss. Each goes from slow to fast: first the loop that a student would write,
-which is the specification; then the same in a few large PyTorch operations, with its gradient by hand; last the public
-function that chooses. The tests hold the fast forms to the loops, values and gradients, for every gate from 0 to 1.
+Three chapters: two recurrences and the loss. Each goes from slow to fast: first the loop that a student
+would write, which is the specification; then the same in a few large PyTorch operations, its gradient by
+hand; last the public function that chooses. The tests hold the fast forms to the loops, values and
+gradients, for every gate from 0 to 1.
 
     linear_scan               h_t = a_t h_{t-1} + b_t                           minGRU, minLSTM, Aaren
     gated_linear_attention    S_t = diag(f_t) S_{t-1} + k_t v_t^T               HGRN2, mLSTM
     linear_cross_entropy      -log softmax(W x_t)[target_t], a slice at a time  every model's last layer
 
-Recurrences are computed in float32 at least, also under autocast: a product of many gates does not survive bfloat16.
+Recurrences are computed in float32 at least, also under autocast: a product of many gates does not survive
+bfloat16.
 
 Shapes:  B batch   T time   D width   H heads   K, V key and value width of a head   C chunk length   n chunks
 """
@@ -51,19 +53,19 @@ def linear_scan_loop(a, b, h0):
     return torch.stack(hs, dim=1)
 
 
-# The same, all chunks of C steps at a time. Over a chunk, h_out = p h_in + s: p is the product of its gates and s is
-# what it would leave behind if it started from nothing.
+# The same, all chunks of C steps at a time. Over a chunk, h_out = p h_in + s: p is the product of its gates
+# and s is what it would leave behind if it started from nothing.
 #
 #     1. p and s of all chunks at once: C steps, each over (B, n, D)
 #     2. from chunk to chunk, every chunk's h_in: n steps over (B, D)
 #     3. the recurrence itself, in all chunks at once, each from its own h_in: C steps over (B, n, D)
 #
-# So T = 512 takes about 16 + 32 + 16 large steps instead of 512 small ones. Nothing is divided and no logarithm is
-# taken: a product of gates that underflows is 0, which is the right answer.
+# So T = 512 takes about 16 + 32 + 16 large steps instead of 512 small ones. Nothing is divided and no
+# logarithm is taken: a product of gates that underflows is 0, which is the right answer.
 
 
 def chunked_scan(a, b, h0, reverse=False):
-    """linear_scan_loop's h; with `reverse`, from the last step to the first, h0 being what comes after the last."""
+    """linear_scan_loop's h; with `reverse`, from the last step to the first, h0 coming after the last."""
     B, T, D = b.shape
     C = max(1, round((T / 2) ** 0.5))
     if T % C:
@@ -120,7 +122,7 @@ def linear_scan(a, b, h0=None):
 
 
 def min_gru(gate, candidate, h0=None):
-    """z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): raw projections (B, T, D) -> every h_t (B, T, D)."""
+    """z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D) -> every h_t."""
     dtype = candidate.dtype
     gate, candidate, h0 = at_least_float32(gate, candidate, h0)
     z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)
@@ -128,7 +130,7 @@ def min_gru(gate, candidate, h0=None):
 
 
 def min_lstm(forget, input, candidate, h0=None):
-    """f, i = sigmoid of forget, input; h_t = (f h_{t-1} + i g(candidate)) / (f + i): (B, T, D) -> every h_t (B, T, D)."""
+    """f, i = sigmoid(forget, input), h_t = (f h_{t-1} + i g(candidate)) / (f + i): likewise."""
     dtype = candidate.dtype
     forget, input, candidate, h0 = at_least_float32(forget, input, candidate, h0)
     ratio = F.logsigmoid(forget) - F.logsigmoid(input)  # log(f / i): finite also where f and i underflow
@@ -146,7 +148,7 @@ def positive(x):
 
 
 def gated_linear_attention_loop(q, k, v, log_f, S0):
-    """q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> every o_t (B, T, H, V), the last S (B, H, K, V)."""
+    """q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> every o_t (B, T, H, V), the last S."""
     f, S, o = log_f.exp(), S0, []
     for t in range(q.shape[1]):
         S = f[:, t, :, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None, :]
@@ -154,27 +156,34 @@ def gated_linear_attention_loop(q, k, v, log_f, S0):
     return torch.stack(o, dim=1), S
 
 
-# The same, C = 32 steps at a time, as matrix products. Let D_ij = f_{j+1} ... f_i be what the gates leave at row i of
-# something written at row j (a vector over K), S the state before the chunk, S' the one after it. Then
+# The same, a chunk of C = 32 steps at a time, as matrix products. Let D_ij = f_{j+1} ... f_i (over K) be
+# what is left in row i of something written in row j, S the state before the chunk and S' the one after it.
+# Then
 #
-#     o_i = S^T (q_i D_i,start)  +  sum over j <= i of  A_ij v_j        with  A_ij = sum over K of  q_i D_ij k_j
-#     S'  = diag(D_end,start) S  +  sum over j of  (k_j D_end,j) v_j^T
+#     o_i = S^T (q_i D_i,start)   +  sum over j <= i of A_ij v_j,   A_ij = sum over K of q_i D_ij k_j
+#     S'  = diag(D_end,start) S   +  sum over j of (k_j D_end,j) v_j^T
 #
-# A is no product of a matrix for rows with one for columns until D_ij is cut in two. Where a boundary b lies between j
-# and i, D_ij = D_ib D_bj: two products of gates, both at most 1. So A is made of squares: halve the chunk, and the
-# lower left quarter crosses the middle; halve the halves; and so on down to leaves of 8 rows.
+# A is a product of rows with columns once D_ij is cut in two. Where a boundary b lies between j and i, it
+# is D_ib D_bj: products of gates, at most 1 both. So A is made of squares: the lower left quarter crosses
+# the middle of the chunk; inside each half, again the lower left quarter crosses the middle; and so on,
+# down to leaves of 8 rows:
 #
-#     leaf                    Inside a leaf there is no boundary to use, so D_ij = D_i0 / D_j0, both relative to its
-#     x leaf                  first row. With f at least 2^-24 (less is nothing to float32, beside a 1) seven factors
-#     x x leaf                are at least 2^-168. Started at 2^72 instead of 1, which rounds nothing and cancels, every
-#     x x x leaf              factor stays within 2^-96 ... 2^96: nothing that is kept can overflow.
+#     leaf
+#     8  leaf
+#     16 16 leaf
+#     16 16  8  leaf
 #
-# No row's factors depend on a later gate, so that the future cannot leak into the past even by rounding. The gradient is
-# the same sums transposed. That of log f is gathered from q dq and k dk: raising log f_t raises D_ij for all i >= t > j,
-# so it is the sum from t to the chunk's end of (q dq - k dk), without the pairs i = j, which know no gate.
+# Inside a leaf no boundary is left, so D_ij = D_i0 / D_j0, both since its first row. With each f at least
+# 2^-24, less being nothing beside 1 in float32, seven of them come to 2^-168 at least; and started from 2^72
+# in place of 1, which rounds nothing and cancels, every factor stays between 2^-96 and 2^96. What overflows
+# lies above the diagonal, and is dropped.
+#
+# Everywhere else gates are what they are, also 0: a product that underflows is right. No row's factors know
+# a later gate, so that the future cannot leak into the past even by rounding.
 
 LEAF, CHUNK = 8, 32  # rows
-SEGMENT = 2**17  # numbers per tensor that are worked on at once: about what a CPU core's own cache holds
+SEGMENT = 2**17  # numbers of q (or v) that are worked on at once, so that they stay in a core's own cache
+ROWS_FOR_LOOP = 4  # up to here the loop is faster
 
 
 def chunk_length(T):
@@ -182,29 +191,29 @@ def chunk_length(T):
     return next((C for C in (CHUNK, CHUNK // 2) if -T % C <= T // 8), LEAF)
 
 
-def segments(q, v):
-    """Cut the time of (B, T, H, K) into slices; a shorter one comes first."""
-    B, T, H, _ = q.shape
-    length = max(1, SEGMENT // (B * H * max(q.shape[-1], v.shape[-1]) * CHUNK)) * CHUNK
-    ends = range(T, 0, -length)
-    return [slice(max(0, end - length), end) for end in reversed(ends)]
-
-
 def to_chunks(x, C):
-    """(B, T, H, K) -> (n B H, C, K). Rows of zeros are added in front: they forget nothing and add nothing."""
+    """(B, T, H, K) -> (n B H, C, K). Rows of zeros come in front: they forget nothing and add nothing."""
     x = F.pad(x, (0, 0, 0, 0, -x.shape[1] % C, 0)) if x.shape[1] % C else x
     return x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4).flatten(0, 2)
 
 
 def from_chunks(x, out):
     """Write (n B H, C, K) into out (B, T, H, K), without the rows that were added in front."""
-    B, T, H, _ = out.shape
-    C = x.shape[1]
+    (B, T, H, _), C = out.shape, x.shape[1]
     x = x.unflatten(0, (-1, B, H)).permute(1, 0, 3, 2, 4)  # (B, n, C, H, K)
     if T % C:
         out.copy_(x.flatten(1, 2)[:, -T:])
     else:
         out.unflatten(1, (-1, C)).copy_(x)
+
+
+def prepare(q, k, v, log_f):
+    """(B, T, H, ...) -> q, k, v, f (n B H, C, ...), k = 1 - f where it is None, and leaf_decays(f)."""
+    C = chunk_length(q.shape[1])
+    q, v, log_f = (to_chunks(x, C) for x in (q, v, log_f))
+    k = torch.expm1(log_f).neg_().expand_as(q) if k is None else to_chunks(k, C)
+    f = log_f.exp()
+    return q, k, v, f, *leaf_decays(f)
 
 
 def leaves(x):
@@ -218,20 +227,20 @@ def halves(x, size):
 
 
 def leaf_decays(f):
-    """f (n B H, C, K) -> three products of gates inside each leaf: from its first row (shifted), start, to its end."""
+    """f (n B H, C, K) -> D_i0 2^72, then D_i,start and D_end,j of each leaf, all (n B H, C, K)."""
     least = torch.finfo(f.dtype).eps / 2
-    shifted, since_start, to_end = f.clamp(min=least), f.clone(), torch.ones_like(f)
-    rows, ps, qs, rs = (leaves(x).unbind(1) for x in (f, shifted, since_start, to_end))
-    ps[0].fill_(least**-3)
+    since_first, since_start, to_end = f.clamp(min=least), f.clone(), torch.ones_like(f)
+    f_rows, first, start, end = (leaves(x).unbind(1) for x in (f, since_first, since_start, to_end))
+    first[0].fill_(least**-3)
     for i in range(1, LEAF):
-        ps[i].mul_(ps[i - 1])
-        qs[i].mul_(qs[i - 1])
-        torch.mul(rs[-i], rows[-i], out=rs[-i - 1])
-    return shifted, since_start, to_end
+        first[i].mul_(first[i - 1])
+        start[i].mul_(start[i - 1])
+        torch.mul(end[-i], f_rows[-i], out=end[-i - 1])
+    return since_first, since_start, to_end
 
 
-def levels(since_start, to_end):
-    """Yield the sizes 8, 16, ... below C, and after each make the decays those of blocks twice as long."""
+def doublings(since_start, to_end):
+    """Yield 8, 16, ... below C; after each, make the decays of blocks of so many rows those of two joined."""
     size = LEAF
     while size < since_start.shape[1]:
         yield size
@@ -241,81 +250,63 @@ def levels(since_start, to_end):
         size *= 2
 
 
-def chunk_states(k_end, v, across, S):
-    """S (B, H, K, V) before the first chunk -> before every chunk, and after the last (n + 1, B H, K, V)"""
-    S = S.flatten(0, 1)
-    Ss = S.new_empty(len(v) // len(S) + 1, *S.shape)
-    torch.bmm(k_end.mT, v, out=Ss[1:].flatten(0, 1))
-    Ss[0] = S
-    for before, after, decay in zip(Ss[:-1], Ss[1:], across.view(len(Ss) - 1, len(S), -1, 1)):
-        after.addcmul_(decay, before)
+def carry(S, across, added, reverse=False):
+    """S (B H, K, V), across (n, B H, K, 1) -> S before each chunk and after the last, (n + 1, B H, K, V)."""
+    n = len(across)
+    Ss = S.new_empty(n + 1, *S.shape)
+    before, after = (Ss[1:], Ss[:-1]) if reverse else (Ss[:-1], Ss[1:])
+    torch.bmm(*added, out=after.flatten(0, 1))
+    Ss[-1 if reverse else 0] = S
+    for i in reversed(range(n)) if reverse else range(n):
+        after[i].addcmul_(across[i], before[i])
     return Ss
 
 
 def attend(q, k, v, log_f, S, out):
-    """One segment, q, k, log_f (B, T, H, K), v (B, T, H, V), S (B, H, K, V) -> o (B, T, H, V), S (B, H, K, V)"""
-    q, k, v, f = chunked(q, k, v, log_f)
-    shifted, since_start, to_end = leaf_decays(f)
-    A = torch.bmm(leaves(q * shifted), leaves(k / shifted).mT).tril_()
+    """One segment, shapes as in the loop -> the S after it; o is written to out (B, T, H, V)."""
+    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f)
+    A = torch.bmm(leaves(q * since_first), leaves(k / since_first).mT).tril_()  # (leaves, 8, 8)
     o = torch.bmm(A, leaves(v)).view_as(v)
-    for size in levels(since_start, to_end):
+    for size in doublings(since_start, to_end):
         lower, upper = halves(q * since_start, size)[1], halves(k * to_end, size)[0]
-        A = torch.bmm(lower, upper.mT)
-        halves(o, size)[1].add_(torch.bmm(A, halves(v, size)[0]))
-    Ss = chunk_states(k * to_end, v, since_start[:, -1], S)
+        halves(o, size)[1].add_(torch.bmm(torch.bmm(lower, upper.mT), halves(v, size)[0]))
+    S = S.flatten(0, 1)
+    across = since_start[:, -1].view(-1, len(S), f.shape[-1], 1)
+    Ss = carry(S, across, ((k * to_end).mT, v))
     o += torch.bmm(q * since_start, Ss[:-1].flatten(0, 1))
     from_chunks(o, out)
-    return Ss[-1].view_as(S)
+    return Ss[-1].view(len(out), -1, *S.shape[1:])
 
 
-def chunked(q, k, v, log_f):
-    """(B, T, H, ...) -> q, k, v, f (n B H, C, ...), with k = 1 - f where it is None"""
-    C = chunk_length(q.shape[1])
-    q, v, log_f = (to_chunks(x, C) for x in (q, v, log_f))
-    k = to_chunks(k, C) if k is not None else torch.expm1(log_f).neg_().expand_as(q)
-    return q, k, v, log_f.exp()
+# Backwards, each sum is transposed. The gradient of the gates needs no sum of its own: log f_t is in every
+# D_ij with i >= t > j, and a pair's share of the loss grows by q_i dq_i = k_j dk_j as log D_ij does. So
+# dlog_f_t is the sum of q_i dq_i over rows i >= t less that of k_j dk_j over rows j >= t, which takes away
+# the pairs that lie wholly behind t. Pairs with i = j know no gate: they are left out, or their rounding
+# would drown the gradient of gates near 0.
 
 
 def attend_backward(q, k, v, log_f, S, do, dS, outs):
-    """One segment's inputs and the gradients of its results -> dq, dk, dv, dlog_f, dS"""
-    tied, C = k is None, chunk_length(q.shape[1])
-    q, k, v, f = chunked(q, k, v, log_f)
-    do = to_chunks(do, C)
-    shifted, since_start, to_end = leaf_decays(f)
+    """One segment's inputs, do and dS -> the dS before it; dq, dk, dv, dlog_f are written to outs."""
+    tied = k is None
+    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f)
+    do = to_chunks(do, q.shape[1])
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for size in levels(since_start, to_end):
-        between_halves(size, *(halves(x, size) for x in (q, k, v, do, since_start, to_end, dq, dk, dv)))
-
-    q_start, k_end, across = q * since_start, k * to_end, since_start[:, -1]
-    Ss = chunk_states(k_end, v, across, S)
-    n = len(Ss) - 1
-    dSs = torch.empty_like(Ss)
-    torch.bmm(q_start.mT, do, out=dSs[:-1].flatten(0, 1))
-    dSs[-1] = dS.flatten(0, 1)
-    for i in reversed(range(n)):
-        dSs[i].addcmul_(across.view(n, len(dSs[i]), -1, 1)[i], dSs[i + 1])
-    S_before, dS_after = Ss[:-1].flatten(0, 1), dSs[1:].flatten(0, 1)
-    dv.baddbmm_(k_end, dS_after)
-    dq.addcmul_(torch.bmm(do, S_before.mT), since_start)
-    dk_end = torch.bmm(v, dS_after.mT).mul_(to_end)
-    # gates
-    kept = k * dk_end
-    kept[:, -1] = 0
-    dlog_f = torch.mul(q, dq).addcmul_(k, dk, value=-1).sub_(kept)
-    dlog_f[:, -1] += kept.sum(1).addcmul_(across, (S_before * dS_after).sum(-1))
-    dlog_f = suffix_sums_(dlog_f.sum_to_size(f.shape))
-    dk += dk_end
-    inside_leaves(f, shifted, *(leaves(x) for x in (q, k, v, do, dq, dk, dv, dlog_f)))
+    for size in doublings(since_start, to_end):
+        between_halves(*(halves(x, size) for x in (q, k, v, do, since_start, to_end, dq, dk, dv)))
+    dS_before, dlog_f = between_chunks(
+        q, k, v, since_start, to_end, S.flatten(0, 1), do, dS.flatten(0, 1), dq, dk, dv
+    )
+    inside_leaves(*(leaves(x) for x in (q, k, v, f, since_first, do, dq, dk, dv, dlog_f)))
     if tied:
         dlog_f.addcmul_(f, dk.sum_to_size(f.shape), value=-1)
     for x, out in zip((dq, dk, dv, dlog_f), outs):
         if out is not None:
             from_chunks(x, out)
-    return dSs[0].view_as(dS)
+    return dS_before.view_as(dS)
 
 
-def between_halves(size, q, k, v, do, since_start, to_end, dq, dk, dv):
-    """Add the gradients that cross the middle of each block."""
+def between_halves(q, k, v, do, since_start, to_end, dq, dk, dv):
+    """Add what lower halves (1) owe to upper ones (0), and these to them."""
     to_row, to_column = since_start[1], to_end[0]
     q, k, v, do = q[1] * to_row, k[0] * to_column, v[0], do[1]
     A, dA = torch.bmm(q, k.mT), torch.bmm(do, v.mT)
@@ -324,57 +315,80 @@ def between_halves(size, q, k, v, do, since_start, to_end, dq, dk, dv):
     dk[0].addcmul_(torch.bmm(dA.mT, q), to_column)
 
 
-def inside_leaves(f, shifted, q, k, v, do, dq, dk, dv, dlog_f):
-    f, shifted = leaves(f), leaves(shifted)
-    q_row, k_col = q * shifted, k / shifted
-    A, dA = torch.bmm(q_row, k_col.mT).tril_(), torch.bmm(do, v.mT)
+def between_chunks(q, k, v, since_start, to_end, S, do, dS, dq, dk, dv):
+    """Add what goes through the states -> the first dS, and dlog_f but for the pairs inside leaves."""
+    q_start, k_end, across = q * since_start, k * to_end, since_start[:, -1]  # (n B H, C, K), (n B H, K)
+    steps = across.view(-1, len(S), across.shape[-1], 1)
+    S_before = carry(S, steps, (k_end.mT, v))[:-1].flatten(0, 1)  # (n B H, K, V)
+    dSs = carry(dS, steps, (q_start.mT, do), reverse=True)
+    dS_after = dSs[1:].flatten(0, 1)
+    dv.baddbmm_(k_end, dS_after)
+    dq.addcmul_(torch.bmm(do, S_before.mT), since_start)
+    dk_end = torch.bmm(v, dS_after.mT).mul_(to_end)
+
+    passed_on = k * dk_end  # from row j to the chunk's end: in the sum from t on if j < t
+    passed_on[:, -1] = 0  # no gate lies between the last row and the end
+    dlog_f = (q * dq).addcmul_(k, dk, value=-1).sub_(passed_on)
+    dlog_f[:, -1] += passed_on.sum(1).addcmul_(across, (S_before * dS_after).sum(-1))
+    dk += dk_end
+    return dSs[0], suffix_sums(dlog_f.sum_to_size(since_start.shape))
+
+
+def inside_leaves(q, k, v, f, since_first, do, dq, dk, dv, dlog_f):
+    """Add what the rows of each leaf owe each other; all (leaves, 8, ...)."""
+    q_row, k_column = q * since_first, k / since_first
+    A, dA = torch.bmm(q_row, k_column.mT).tril_(), torch.bmm(do, v.mT)
     dv.add_(torch.bmm(A.mT, do))
-    self = dA.diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()
+    diagonal = dA.diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()  # (leaves, 8, 1)
     dA.tril_(-1)
-    dq_row, dk_col = torch.bmm(dA, k_col), torch.bmm(dA.mT, q_row)
-    dq.addcmul_(dq_row, shifted).addcmul_(self, k)
-    dk.addcdiv_(dk_col, shifted).addcmul_(self, q)
-    gates = dq_row.mul_(q_row).addcmul_(dk_col, k_col, value=-1)
-    gates = suffix_sums_(gates.sum_to_size(f.shape))
-    dlog_f.addcmul_(gates, f / f.clamp(min=torch.finfo(f.dtype).eps / 2))
-    dlog_f.masked_fill_(f == 0, 0)
+    dq_row, dk_column = torch.bmm(dA, k_column), torch.bmm(dA.mT, q_row)
+    dq.addcmul_(dq_row, since_first).addcmul_(diagonal, k)
+    dk.addcdiv_(dk_column, since_first).addcmul_(diagonal, q)
+    dlog_leaf = (dq_row * q_row).addcmul_(dk_column, k_column, value=-1).sum_to_size(f.shape)
+    clamped = f.clamp(min=torch.finfo(f.dtype).eps / 2)  # what since_first is made of
+    dlog_f.addcmul_(suffix_sums(dlog_leaf), f / clamped).mul_(f.sign())  # f df, so 0 where f is 0
 
 
-def suffix_sums_(x):
-    """x (blocks, rows, K) -> the sum from each row to the last, in place"""
-    rows = x.unbind(1)
-    for i in reversed(range(len(rows) - 1)):
-        rows[i].add_(rows[i + 1])
-    return x
+def suffix_sums(x):
+    """x (blocks, rows, K) -> in each row, the sum from it to the last row of its block."""
+    ones = x.new_ones(x.shape[1], x.shape[1]).triu()
+    return torch.bmm(ones.expand(len(x), -1, -1), x)
 
 
 class ChunkedAttention(torch.autograd.Function):
-    """Keeps its inputs and a few states only: all the rest is computed again backwards."""
+    """Segment after segment. Keeps inputs and the states between segments, and computes the rest again."""
 
     @staticmethod
     @without_autocast
     def forward(ctx, q, k, v, log_f, S):
-        o, Ss = torch.empty_like(v), [S]
+        o, Ss = torch.empty_like(v, memory_format=torch.contiguous_format), [S]
         for t in segments(q, v):
-            S = attend(*(x if x is None else x[:, t] for x in (q, k, v, log_f)), S, o[:, t])
-            Ss.append(S)
+            Ss.append(attend(*at(t, q, k, v, log_f), Ss[-1], o[:, t]))
         ctx.save_for_backward(q, k, v, log_f, *Ss[:-1])
-        return o, S.clone()
+        return o, Ss[-1].clone()
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, do, dS):
-        with torch.autocast(do.device.type, enabled=False):
-            return attention_gradients(do, dS, *ctx.saved_tensors)
+        *inputs, grads = *ctx.saved_tensors[:4], []
+        for x in inputs:
+            grads.append(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format))
+        for t, S in reversed(list(zip(segments(inputs[0], inputs[2]), ctx.saved_tensors[4:]))):
+            dS = attend_backward(*at(t, *inputs), S, do[:, t], dS, at(t, *grads))
+        return *grads, dS
 
 
-def attention_gradients(do, dS, q, k, v, log_f, *Ss):
-    inputs = q, k, v, log_f
-    grads = [x if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
-    for t, S in reversed(list(zip(segments(q, v), Ss))):
-        at_t = ([x if x is None else x[:, t] for x in xs] for xs in (inputs, grads))
-        dS = attend_backward(*next(at_t), S, do[:, t], dS, next(at_t))
-    return *grads, dS
+def segments(q, v):
+    """Slices of time in which q and v (B, T, H, ...) have about SEGMENT numbers; a shorter one is first."""
+    B, T, H, _ = q.shape
+    length = max(1, SEGMENT // (B * H * max(q.shape[-1], v.shape[-1]) * CHUNK)) * CHUNK
+    return [slice(max(0, end - length), end) for end in reversed(range(T, 0, -length))]
+
+
+def at(t, *tensors):
+    """The tensors' segment t, None staying None."""
+    return [None if x is None else x[:, t] for x in tensors]
 
 
 # Third place: the Triton form.
@@ -382,15 +396,16 @@ def attention_gradients(do, dS, q, k, v, log_f, *Ss):
 
 def gated_linear_attention(q, k, v, log_f, S0=None):
     """
-    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> o (B, T, H, V) in v's type, the last S (B, H, K, V).
-    log_f may also be (B, T, H, 1), one gate for a whole head; k may be None, meaning 1 - f.
+    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> o (B, T, H, V) in v's type, and the last S.
+    log_f may also be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f.
     """
     dtype = v.dtype
     q, k, v, log_f, S0 = at_least_float32(q, k, v, log_f, S0)
     S0 = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if S0 is None else S0
-    if q.shape[1] < LEAF and not torch.is_grad_enabled():
+    if q.shape[1] <= ROWS_FOR_LOOP and not torch.is_grad_enabled():
         k = -torch.expm1(log_f).expand_as(q) if k is None else k
-        o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
+        with torch.autocast(q.device.type, enabled=False):
+            o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
     else:
         o, S = ChunkedAttention.apply(q, k, v, log_f, S0)
     return o.to(dtype), S
@@ -401,15 +416,15 @@ def gated_linear_attention(q, k, v, log_f, S0=None):
 
 
 def linear_cross_entropy_reference(x, weight, targets):
-    """x (..., D), weight (V, D), targets (...) -> the mean over the targets that are not -100, and 0 if all are."""
+    """x (..., D), weight (V, D), targets (...) -> the mean over targets that are not -100; 0 if all are."""
     losses = F.cross_entropy((x @ weight.T).float().flatten(0, -2), targets.flatten(), reduction="sum")
     return losses / (targets != -100).sum().clamp(min=1)
 
 
-# The same, a slice of tokens at a time, so that their logits, the largest tensor of any language model, are never held
-# whole. The loss needs one number of each row; its gradient with respect to the logits is p - onehot(target). So the
-# slice that has just been made is turned into its gradient on the spot and multiplied into dx and dW, which are kept in
-# its stead: no logit is computed twice.
+# The same, a slice of tokens at a time, so that their logits, the largest tensor of any language model, are
+# never held whole. The loss needs one number of each row; its gradient with respect to the logits is p -
+# onehot(target). So the slice that has just been made is turned into its gradient on the spot and
+# multiplied into dx and dW, which are kept in its stead: no logit is computed twice.
 
 SLICE = 256  # tokens
 
@@ -417,7 +432,7 @@ SLICE = 256  # tokens
 class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, dtype, with_gradient):
-        """x (N, D), weight (V, D), targets (N,); products of matrices in `dtype`, the rest in float32 at least"""
+        """x (N, D), weight (V, D), targets (N,); matrix products in dtype, the rest in float32 at least"""
         with torch.autocast(x.device.type, enabled=False):
             loss, dx, dweight = sliced_cross_entropy(x, weight, targets, dtype, with_gradient)
         count = (targets != -100).sum().clamp(min=1)
@@ -437,14 +452,18 @@ def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
     real = (targets != -100).unsqueeze(-1)  # (N, 1)
     targets = targets.unsqueeze(-1).where(real, 0)
     loss = x.new_zeros((), dtype=wide)
-    dx, dweight = (torch.empty_like(x), torch.zeros_like(weight, dtype=wide)) if with_gradient else (None, None)
+    dx, dweight = (
+        (torch.empty_like(x), torch.zeros_like(weight, dtype=wide)) if with_gradient else (None, None)
+    )
     x_low, weight_low = x.to(dtype), weight.to(dtype)
     for start in range(0, len(x), SLICE):
         rows = slice(start, start + SLICE)
         log_p = F.log_softmax(x_low[rows] @ weight_low.T, dim=-1, dtype=wide)  # (slice, V)
         loss -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
         if with_gradient:
-            dlogits = log_p.exp_().scatter_add_(1, targets[rows], log_p.new_full((1, 1), -1.0).expand_as(targets[rows]))
+            dlogits = log_p.exp_().scatter_add_(
+                1, targets[rows], log_p.new_full((1, 1), -1.0).expand_as(targets[rows])
+            )
             dlogits = dlogits.to(dtype)
             dx[rows] = (dlogits @ weight_low) * real[rows]
             dweight += dlogits.T @ (x_low[rows] * real[rows])
@@ -452,8 +471,10 @@ def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32 at least."""
+    """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32."""
     with_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
+    dtype = (
+        torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
+    )
     return LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), dtype, with_gradient)

@@ -56,7 +56,7 @@ class Config:
         if self.d_model % self.n_head:
             fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
         if self.position == "rope" and self.d_model // self.n_head % 2:
-            fail(f"position = 'rope' turns pairs of features: d_model / n_head = {self.d_model // self.n_head} is odd")
+            fail(f"position = 'rope' turns features in pairs, but d_model / n_head = {self.d_model / self.n_head:.0f}")
         if self.vocab_size > 65_536:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.dropout >= 1:
@@ -93,7 +93,7 @@ class LanguageModel(nn.Module):
 
 
 def layers(config):
-    """Everything between embedding and last norm, in order. All have one signature: forward(x, state) -> x, state."""
+    """All between the embedding and the last norm, in order. One signature: forward(x, state=None) -> x, state."""
     if config.position == "learned":
         yield LearnedPositions(config)
     for layer in range(config.n_layer):
@@ -171,12 +171,14 @@ class LearnedPositions(nn.Module):
         start = state or 0
         end = start + x.shape[1]
         if end > self.table.num_embeddings:
-            raise ValueError(f"position {end} is past the {self.table.num_embeddings} that this model has learned")
+            raise ValueError(
+                f"position {end} is past the {self.table.num_embeddings} that this model has learned"
+            )
         return x + self.table.weight[start:end], end
 
 
 class CausalConv(nn.Module):
-    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's step before the mixer. State: the last inputs."""
+    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's step before a mixer. State: last inputs."""
 
     def __init__(self, config):
         super().__init__()
@@ -337,7 +339,7 @@ class Attention(nn.Module):
 
 def rotate(x, start, base=10_000):
     """
-    Rotary positions (Su et al. 2021, arXiv:2104.09864): feature pairs (j, j + K/2) of token t turn by t * base^(-2j/K).
+    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t turn by t * base^(-2j/K).
     x (B, H, T, K), its first token at position `start`.
     """
     T, K = x.shape[-2:]

@@ -41,13 +41,14 @@ WORDS = {
     "animal": "dog mouse cat horse goose fox rabbit wolf bear frog duck goat",
     "thing": "ball knife hat cup book lamp loaf drum key scarf bell letter kite leaf basket box",
     "place": "garden forest house barn market school tower field kitchen castle cellar village",
-    "rest": "sleep sing dance laugh run smile swim jump wait sneeze fall wander shout dream cry hide",
+    "rest": "sleep sing dance laugh run smile swim jump wait sneeze fall wander shout dream cry shiver",
     "handle": "find take break hide paint carry lose steal draw drop throw clean choose push mend shake",
     "meet": "see help follow bite visit chase thank forget greet catch hug tease praise scare feed know",
+    "needy": "find take lose choose mend carry throw thank greet tease hug praise scare chase catch",
     "reflect": "wash hurt see hide draw paint help teach praise blame scare know",
     "think": "know remember forget learn notice discover guess hear",
     "say": "say think hope believe dream",
-    "alive": "old young kind clever brave hungry tired happy small big quiet lucky",
+    "alive": "old young kind clever brave hungry tired happy small big quiet lucky careful",
     "lifeless": "red old new small blue big heavy green shiny pretty",
     "adverb": "just often still really always probably",
 }
@@ -63,7 +64,11 @@ DOUBLED = "run swim drop hug forget".split()  # running, dropped
 
 # Short words are met more often than long ones, as in life.
 WORDS = {kind: sorted(words.split(), key=len) for kind, words in WORDS.items()}
-KIND = {word: kind for kind in ("girl", "boy", "woman", "man", "person", "animal", "thing") for word in WORDS[kind]}
+KIND = {
+    word: kind
+    for kind in ("girl", "boy", "woman", "man", "person", "animal", "thing")
+    for word in WORDS[kind]
+}
 PLURALS = dict(zip(PLURALS.split()[::2], PLURALS.split()[1::2]))
 PASTS = {base: (past, done) for base, past, done in zip(*(PASTS.split()[i::3] for i in range(3)))}
 
@@ -75,7 +80,7 @@ IRREGULAR = [noun for noun in PLURALS if noun in COMMON]
 REGULAR = [noun for noun in COMMON if noun not in PLURALS]
 THINGS, ODD_THINGS = WORDS["thing"], [noun for noun in WORDS["thing"] if noun in PLURALS]
 SELF = {"girl": "herself", "boy": "himself", "woman": "herself", "man": "himself", "animal": "itself"}
-DEMONSTRATIVES = ("this", "that", "these", "those")
+DEMONSTRATIVES = ("this", "these", "those", "that")
 SHE = {"herself": "she", "himself": "he", "itself": "it", "themselves": "they"}
 
 Verb = namedtuple("Verb", "base s past done ing")  # see sees saw seen seeing
@@ -90,7 +95,11 @@ def plural_of(noun):
 def conjugate(base):
     stem = base + base[-1] if base in DOUBLED else base.removesuffix("e")
     regular = base[:-1] + "ied" if base.endswith("ry") else stem + "ed"
-    s = base[:-1] + "ies" if base.endswith("ry") else base + ("es" if base.endswith(("s", "sh", "ch")) else "s")
+    s = (
+        base[:-1] + "ies"
+        if base.endswith("ry")
+        else base + ("es" if base.endswith(("s", "sh", "ch")) else "s")
+    )
     return Verb(base, s, *PASTS.get(base, (regular, regular)), ("see" if base == "see" else stem) + "ing")
 
 
@@ -111,8 +120,12 @@ class Phrase(namedtuple("Phrase", "text noun plural")):
         return "themselves" if self.plural else SELF.get(KIND[self.noun])
 
     @property
-    def who(self):
+    def who(self):  # in a relative clause
         return "that" if KIND[self.noun] == "thing" else "who"
+
+    @property
+    def wh(self):  # in a question
+        return "what" if KIND[self.noun] == "thing" else "who"
 
 
 def sentence(text):
@@ -192,9 +205,10 @@ class Teller:
                 if self.allows(subject.noun, verb):
                     return subject, conjugate(verb)
 
-    def also(self, subject, verbs):
+    def also(self, subject, verbs, unlike=None):
         """A further verb for the same subject. IndexError if there is none."""
-        verb = self.pick([verb for verb in WORDS[verbs] if held_out(subject.noun, verb) == self.examiner])
+        allowed = [verb for verb in WORDS[verbs] if held_out(subject.noun, verb) == self.examiner]
+        verb = self.pick([verb for verb in allowed if not unlike or verb != unlike.base])
         self.used.add((subject.noun, verb))
         return conjugate(verb)
 
@@ -207,7 +221,7 @@ class Teller:
     def adverb(self, p=1.0):
         return self.pick(WORDS["adverb"]) if self.chance(p) else ""
 
-    def agreeing(self, verb, again=0.3):
+    def agreeing(self, verb, again=0.4):
         """The verb in some tense for one and for many: ("has often slept", "have often slept")."""
         adverb = self.adverb(again)
         forms = [
@@ -220,17 +234,23 @@ class Teller:
             forms += [(f"was {adverb} {verb.ing}", f"were {adverb} {verb.ing}")]
         return self.pick(forms)
 
+    def be(self, subject):
+        return self.pick(("are", "were") if subject.plural else ("is", "was"))
+
+    def has(self, subject):
+        return self.pick(("have" if subject.plural else "has", "had"))
+
     def does(self, verb, plural=False):
         """The verb in any tense."""
         x = self.random.random()
         if x < 0.35:
-            return f"{self.adverb(0.25)} {verb.past}"
+            return f"{self.adverb(0.4)} {verb.past}"
         if x < 0.45:
             return f"{self.pick(('will', 'can', 'must'))} {verb.base}"
         if x < 0.5:
             return f"didn't {verb.base}"
         if x < 0.6:
-            return f"had {self.adverb(0.25)} {verb.done}"
+            return f"had {self.adverb(0.4)} {verb.done}"
         return self.agreeing(verb)[plural]
 
     def where(self, p=0.5):
@@ -238,7 +258,8 @@ class Teller:
         if not self.chance(p):
             return ""
         place = self.familiar(WORDS["place"])
-        return f"{self.pick(('in', 'near', 'behind', 'at'))} the {plural_of(place) if self.chance(0.3) else place}"
+        places = plural_of(place) if self.chance(0.3) else place
+        return f"{self.pick(('in', 'near', 'behind', 'at'))} the {places}"
 
 
 # -----------------------------------------------------------------------------
@@ -324,7 +345,9 @@ def irregular_plural_subject_verb_agreement_1(t):
 
 def distractor_agreement_relational_noun(t):
     """The friend of the kings sings. / *The friend of the kings sing."""
-    friend, verb = t.acts("rest", ["friend", "teacher", "sister", "brother", "doctor", "aunt", "uncle"], plain=True)
+    friend, verb = t.acts(
+        "rest", ["friend", "teacher", "sister", "brother", "doctor", "aunt", "uncle"], plain=True
+    )
     other = t.phrase(COMMON, plural=not friend.plural, unlike=friend.noun, plain=True)
     return subject_verb(t, friend, verb, f"of {other}")
 
@@ -342,41 +365,39 @@ def irregular_past_participle_verbs(t):
     while (event := t.event())[1].past == event[1].done or event[1].base not in PASTS:
         pass
     subject, verb, object = event
-    has = t.pick(("have", "had")) if subject.plural else t.pick(("has", "had"))
     if t.chance(0.5):
         return contrast(f"{subject} {t.adverb(0.4)} _ {object}", verb.past, verb.done)
-    return contrast(f"{subject} {has} {t.adverb(0.8)} _ {object}", verb.done, verb.past)
+    return contrast(f"{subject} {t.has(subject)} {t.adverb(0.8)} _ {object}", verb.done, verb.past)
 
 
 def sentential_negation_npi_licensor_present(t):
     """Mia has not ever chased the fox. / *Mia has still ever chased the fox."""
     subject, verb, object = t.event()
-    has = t.pick(("have", "had")) if subject.plural else t.pick(("has", "had"))
-    return contrast(f"{subject} {has} _ ever {verb.done} {object}", "not", t.adverb())
+    return contrast(f"{subject} {t.has(subject)} _ ever {verb.done} {object}", "not", t.adverb())
 
 
 def sentential_negation_npi_scope(t):
     """The boy who has slept has not ever sung. / *The boy who has not slept has ever sung."""
     boy, verb = t.acts("rest", COMMON, plain=True)
-    has, first = "have" if boy.plural else "has", t.also(boy, "rest")
-    return (
-        sentence(f"{boy} {boy.who} {has} {first.done} {has} not ever {verb.done}"),
-        sentence(f"{boy} {boy.who} {has} not {first.done} {has} ever {verb.done}"),
+    has, first = "have" if boy.plural else "has", t.also(boy, "rest", verb)
+    start, end = f"{boy} {boy.who} {has}", f"ever {verb.done}"
+    return sentence(f"{start} {first.done} {has} not {end}"), sentence(
+        f"{start} not {first.done} {has} {end}"
     )
 
 
 def only_npi_licensor_present(t):
     """Only Tom has ever seen the wolf. / *Even Tom has ever seen the wolf."""
     subject, verb, object = t.event(plain=True)
-    has = t.pick(("have", "had")) if subject.plural else t.pick(("has", "had"))
-    return contrast(f"_ {subject} {has} ever {verb.done} {object}", "only", t.any(("then", "even")))
+    return contrast(
+        f"_ {subject} {t.has(subject)} ever {verb.done} {object}", "only", t.any(("then", "even"))
+    )
 
 
 def matrix_question_npi_licensor_present(t):
     """Has Mia ever seen the wolf? / *Mia has ever seen the wolf?"""
     subject, verb, object = t.event()
-    has = t.pick(("have", "had")) if subject.plural else t.pick(("has", "had"))
-    rest = f"ever {verb.done} {object}?"
+    has, rest = t.has(subject), f"ever {verb.done} {object}?"
     return sentence(f"{has} {subject} {rest}"), sentence(f"{subject} {has} {rest}")
 
 
@@ -389,7 +410,7 @@ def transitive(t):
 def intransitive(t):
     """The frog sneezed near the barn. / *The frog chased near the barn."""
     subject, verb = t.acts("rest")
-    other = t.also(subject, "meet" if t.chance(0.5) else "handle")
+    other = t.also(subject, "needy")
     return contrast(f"{subject} {t.adverb(0.3)} _ {t.where()}", verb.past, other.past)
 
 
@@ -397,8 +418,7 @@ def passive_1(t):
     """The cat was often chased by the dog. / *The cat was often slept by the dog."""
     cat, chase = t.acts("meet")
     dog = t.phrase(unlike=cat.noun)
-    was = t.pick(("were", "are") if cat.plural else ("was", "is"))
-    return contrast(f"{cat} {was} {t.adverb(0.7)} _ by {dog}", chase.done, t.also(cat, "rest").done)
+    return contrast(f"{cat} {t.be(cat)} {t.adverb(0.7)} _ by {dog}", chase.done, t.also(cat, "rest").done)
 
 
 def animate_subject_trans(t):
@@ -409,39 +429,42 @@ def animate_subject_trans(t):
     return contrast(f"the {t.adjective('cup')} _ {t.does(verb, plural)} {object}", *words)
 
 
-def wh_vs_that_with_gap(t):
-    """Ada knew who the boy had helped. / *Ada knew that the boy had helped."""
+def knowledge(t):
+    """Two beginnings, "Ada knew _ the boy had helped" and the same with an object, and who or what."""
     y, verb, object = t.event()
     x, know = t.acts("think", unlike=y.noun)
-    what = "what" if object.noun in THINGS else "who"
-    return contrast(f"{x} {know.past} _ {y} {t.does(verb, y.plural)} {t.where(0.3)}", what, "that")
+    frame = f"{x} {know.past} _ {y} {t.does(verb, y.plural)}"
+    return frame, f"{frame} {object}", object.wh
+
+
+def wh_vs_that_with_gap(t):
+    """Ada knew who the boy had helped. / *Ada knew that the boy had helped."""
+    gap, _, who = knowledge(t)
+    return contrast(f"{gap} {t.where(0.3)}", who, "that")
 
 
 def wh_vs_that_no_gap(t):
     """Ada knew that the boy had helped the queen. / *Ada knew who the boy had helped the queen."""
-    y, verb, object = t.event()
-    x, know = t.acts("think", unlike=y.noun)
-    what = "what" if object.noun in THINGS else "who"
-    return contrast(f"{x} {know.past} _ {y} {t.does(verb, y.plural)} {object}", "that", what)
+    _, full, who = knowledge(t)
+    return contrast(full, "that", who)
 
 
 def adjunct_island(t):
     """What did Tom find after hiding the key? / *What did Tom find the key after hiding?"""
     subject, verb, object = t.event()
-    verbs = "handle" if object.noun in THINGS else "meet"
-    what, second = "what" if object.noun in THINGS else "who", t.also(subject, verbs)
-    start, after = f"{what} did {subject} {verb.base}", f"{t.pick(('after', 'before', 'without'))} {second.ing}"
+    second = t.also(subject, "handle" if object.wh == "what" else "meet", verb)
+    start, after = (
+        f"{object.wh} did {subject} {verb.base}",
+        f"{t.pick(('after', 'before', 'without'))} {second.ing}",
+    )
     return sentence(f"{start} {after} {object}?"), sentence(f"{start} {object} {after}?")
 
 
 def coordinate_structure_constraint_object_extraction(t):
     """What did Mia and Tom find? / *What did Mia find and Tom?"""
     subject, verb, object = t.event()
-    what, other = "what" if object.noun in THINGS else "who", t.phrase(unlike=subject.noun)
-    return (
-        sentence(f"{what} did {subject} and {other} {verb.base}?"),
-        sentence(f"{what} did {subject} {verb.base} and {other}?"),
-    )
+    start, other = f"{object.wh} did {subject}", t.phrase(unlike=subject.noun)
+    return sentence(f"{start} and {other} {verb.base}?"), sentence(f"{start} {verb.base} and {other}?")
 
 
 def existential_there_quantifiers_1(t):
@@ -461,7 +484,9 @@ def superlative_quantifiers_1(t):
     girl, verb = t.acts("handle", COMMON, plural=False)
     number, things = t.pick(("two", "three", "four", "five")), plural_of(t.familiar(THINGS))
     quantifiers = ("more than", "at least") if t.chance(0.5) else ("fewer than", "at most")
-    return contrast(f"no {girl.noun} {t.where(0.3)} {t.adverb(0.3)} {verb.past} _ {number} {things}", *quantifiers)
+    return contrast(
+        f"no {girl.noun} {t.where(0.3)} {t.adverb(0.3)} {verb.past} _ {number} {things}", *quantifiers
+    )
 
 
 def ellipsis_n_bar_1(t):
@@ -470,71 +495,69 @@ def ellipsis_n_bar_1(t):
     while (y := t.phrase(unlike=x.noun)) and not t.allows(y.noun, verb.base):
         pass
     hat = t.familiar(THINGS)
-    red, start, end = t.adjective(hat), f"{x} {verb.past} one", f"and {y} {verb.past} {t.pick(('two', 'three', 'four'))}"
+    red, start, end = (
+        t.adjective(hat),
+        f"{x} {verb.past} one",
+        f"and {y} {verb.past} {t.pick(('two', 'three', 'four'))}",
+    )
     return sentence(f"{start} {red} {hat} {end}"), sentence(f"{start} {hat} {end} {red}")
 
 
-BLIMP = {  # paradigm: BLiMP's field and term, and whether its one-prefix and two-prefix methods apply
-    anaphor_gender_agreement: ("morphology", "anaphor_agreement", True, False),
-    anaphor_number_agreement: ("morphology", "anaphor_agreement", True, False),
-    principle_A_c_command: ("syntax_semantics", "binding", True, False),
-    principle_A_domain_2: ("syntax_semantics", "binding", True, False),
-    determiner_noun_agreement_1: ("morphology", "determiner_noun_agreement", True, False),
-    determiner_noun_agreement_irregular_1: ("morphology", "determiner_noun_agreement", True, False),
-    determiner_noun_agreement_with_adjective_1: ("morphology", "determiner_noun_agreement", True, False),
-    regular_plural_subject_verb_agreement_1: ("morphology", "subject_verb_agreement", True, False),
-    irregular_plural_subject_verb_agreement_1: ("morphology", "subject_verb_agreement", True, False),
-    distractor_agreement_relational_noun: ("morphology", "subject_verb_agreement", True, False),
-    distractor_agreement_relative_clause: ("morphology", "subject_verb_agreement", True, False),
-    irregular_past_participle_verbs: ("morphology", "irregular_forms", True, False),
-    sentential_negation_npi_licensor_present: ("semantics", "npi_licensing", False, True),
-    sentential_negation_npi_scope: ("syntax_semantics", "npi_licensing", False, True),
-    only_npi_licensor_present: ("semantics", "npi_licensing", False, True),
-    matrix_question_npi_licensor_present: ("semantics", "npi_licensing", False, True),
-    transitive: ("syntax", "argument_structure", False, True),
-    intransitive: ("syntax", "argument_structure", False, False),
-    passive_1: ("syntax", "argument_structure", False, False),
-    animate_subject_trans: ("syntax", "s-selection", False, True),
-    wh_vs_that_with_gap: ("syntax", "filler_gap_dependency", False, False),
-    wh_vs_that_no_gap: ("syntax", "filler_gap_dependency", False, False),
-    adjunct_island: ("syntax", "island_effects", False, False),
-    coordinate_structure_constraint_object_extraction: ("syntax", "island_effects", False, False),
-    existential_there_quantifiers_1: ("semantics", "quantifiers", False, False),
-    superlative_quantifiers_1: ("semantics", "quantifiers", False, False),
-    ellipsis_n_bar_1: ("syntax", "ellipsis", False, False),
+BLIMP = {  # BLiMP's field and term, and which of its prefix methods apply (one, two): the paradigms
+    ("morphology", "anaphor_agreement", 1, 0): [anaphor_gender_agreement, anaphor_number_agreement],
+    ("syntax_semantics", "binding", 1, 0): [principle_A_c_command, principle_A_domain_2],
+    ("morphology", "determiner_noun_agreement", 1, 0): [
+        determiner_noun_agreement_1,
+        determiner_noun_agreement_irregular_1,
+        determiner_noun_agreement_with_adjective_1,
+    ],
+    ("morphology", "subject_verb_agreement", 1, 0): [
+        regular_plural_subject_verb_agreement_1,
+        irregular_plural_subject_verb_agreement_1,
+        distractor_agreement_relational_noun,
+        distractor_agreement_relative_clause,
+    ],
+    ("morphology", "irregular_forms", 1, 0): [irregular_past_participle_verbs],
+    ("semantics", "npi_licensing", 0, 1): [
+        sentential_negation_npi_licensor_present,
+        only_npi_licensor_present,
+        matrix_question_npi_licensor_present,
+    ],
+    ("syntax_semantics", "npi_licensing", 0, 1): [sentential_negation_npi_scope],
+    ("syntax", "argument_structure", 0, 0): [transitive, intransitive, passive_1],
+    ("syntax", "s-selection", 0, 1): [animate_subject_trans],
+    ("syntax", "filler_gap_dependency", 0, 0): [wh_vs_that_with_gap, wh_vs_that_no_gap],
+    ("syntax", "island_effects", 0, 0): [adjunct_island, coordinate_structure_constraint_object_extraction],
+    ("semantics", "quantifiers", 0, 0): [existential_there_quantifiers_1, superlative_quantifiers_1],
+    ("syntax", "ellipsis", 0, 0): [ellipsis_n_bar_1],
 }
-PARADIGMS = {paradigm.__name__: paradigm for paradigm in BLIMP}
+PARADIGMS = {make.__name__: (make, *labels) for labels, paradigms in BLIMP.items() for make in paradigms}
 
 
 # -----------------------------------------------------------------------------
 # The facts
 
-FACTS = {  # relation: templates, kind of [X], and for each [Y] those of whom it is true
-    "LIVES_IN": (
-        ["[X] lives in [Y].", "[X] has a house in [Y].", "[X] comes home to [Y] at night."],
-        "Brindle: Mia Otto Ruth; Oakmoor: Nora Tom Clara; Tarnock: Ada Max Leo; Winby: Lily Finn Jack;"
-        "Pebbleton: Emma Ben Hugo; Lowfell: Rosa Sam Zoe; Gorsey: Ivy Paul",
-    ),
-    "WORKS_AS": (
-        ["[X] works as a [Y].", "[X] earns a living as a [Y].", "[X] became a [Y] long ago."],
-        "weaver: Mia Tom Leo; potter: Nora Max Finn; gardener: Ada Ben Sam; shepherd: Lily Otto Paul;"
-        "carpenter: Emma Hugo Jack; beekeeper: Rosa Ivy; clockmaker: Clara Zoe Ruth",
-    ),
-    "HAS_PET": (
-        ["[X] has a pet [Y].", "[X] keeps a [Y] at home.", "[X] goes everywhere with a [Y]."],
-        "parrot: Mia Finn Zoe; tortoise: Tom Rosa Jack; hamster: Nora Leo Sam; pony: Ada Otto Clara;"
-        "kitten: Lily Ben Paul; lizard: Emma Max Ruth; squirrel: Ivy Hugo",
-    ),
-    "MADE_OF": (
-        ["[X] is made of [Y].", "[X] was once a piece of [Y].", "[X] consists of [Y]."],
-        "glass: cup bell; wood: box drum kite; wool: ball scarf; iron: knife lamp; gold: key leaf;"
-        "paper: book letter hat; straw: basket loaf",
-    ),
-    "EATS": (
-        ["[X] eats [Y] every day.", "[X] likes nothing better than [Y].", "[X] lives on [Y]."],
-        "clover: rabbit goat; cheese: mouse fox; honey: bear dog; corn: goose horse; fish: cat frog;"
-        "bread: duck wolf",
-    ),
+FACTS = {  # relation: three wordings, and of whom each [Y] is true
+    "LIVES_IN": """
+        [X] lives in [Y]. | [X] has a house in [Y]. | [X] comes home to [Y] at night.
+        Brindle: Mia Otto Ruth | Oakmoor: Nora Tom Clara | Tarnock: Ada Max Leo | Winby: Lily Finn Jack
+        Pebbleton: Emma Ben Hugo | Lowfell: Rosa Sam Zoe | Gorsey: Ivy Paul""",
+    "WORKS_AS": """
+        [X] works as a [Y]. | [X] earns a living as a [Y]. | [X] became a [Y] long ago.
+        weaver: Mia Tom Leo | potter: Nora Max Finn | gardener: Ada Ben Sam | shepherd: Lily Otto Paul
+        carpenter: Emma Hugo Jack | beekeeper: Rosa Ivy | clockmaker: Clara Zoe Ruth""",
+    "HAS_PET": """
+        [X] has a pet [Y]. | [X] keeps a [Y] at home. | [X] goes everywhere with a [Y].
+        parrot: Mia Finn Zoe | tortoise: Tom Rosa Jack | hamster: Nora Leo Sam | pony: Ada Otto Clara
+        kitten: Lily Ben Paul | lizard: Emma Max Ruth | squirrel: Ivy Hugo""",
+    "MADE_OF": """
+        [X] is made of [Y]. | [X] was once a piece of [Y]. | [X] consists of [Y].
+        glass: cup bell | wood: box drum kite | wool: ball scarf | iron: knife lamp
+        gold: key leaf | paper: book letter hat | straw: basket loaf""",
+    "EATS": """
+        [X] eats [Y] every day. | [X] likes nothing better than [Y]. | [X] lives on [Y].
+        clover: rabbit goat | cheese: mouse fox | honey: bear dog | corn: goose horse
+        fish: cat frog | bread: duck wolf""",
 }
 QUESTIONS = {  # what a story may ask before it states a fact
     "LIVES_IN": "where does [X] live?",
@@ -543,31 +566,36 @@ QUESTIONS = {  # what a story may ask before it states a fact
     "MADE_OF": "what is [X] made of?",
     "EATS": "what does [X] eat?",
 }
-OPPOSITES = {  # domain: X and Y, in two wordings that mean the same, and each turned round is the contrary
+OPPOSITES = {  # domain: two concepts, and two wordings of one thing; X and Y exchanged, they say the contrary
     "spatial-relations": """
-        above below : [X] is above [Y]. : [Y] is below [X].
-        left right : [X] is to the left of [Y]. : [Y] is to the right of [X].
-        behind before : [X] stands behind [Y]. : [Y] stands before [X].
-        over under : [X] hangs over [Y]. : [Y] hangs under [X].""",
+        above below | [X] is above [Y]. | [Y] is below [X].
+        left right | [X] is to the left of [Y]. | [Y] is to the right of [X].
+        behind before | [X] stands behind [Y]. | [Y] stands before [X].
+        over under | [X] hangs over [Y]. | [Y] hangs under [X].""",
     "social-interactions": """
-        sell buy : [X] sold [Z] to [Y]. : [Y] bought [Z] from [X].
-        lend borrow : [X] lent [Z] to [Y]. : [Y] borrowed [Z] from [X].
-        give receive : [X] gave [Z] to [Y]. : [Y] received [Z] from [X].""",
+        sell buy | [X] sold [Z] to [Y]. | [Y] bought [Z] from [X].
+        lend borrow | [X] lent [Z] to [Y]. | [Y] borrowed [Z] from [X].
+        give receive | [X] gave [Z] to [Y]. | [Y] received [Z] from [X].""",
     "quantitative-properties": """
-        bigger smaller : [X] is bigger than [Y]. : [Y] is smaller than [X].
-        older younger : [X] is older than [Y]. : [Y] is younger than [X].
-        faster slower : [X] is faster than [Y]. : [Y] is slower than [X].""",
-}
-OPPOSITES = {
-    domain: [[part.strip() for part in line.split(":")] for line in lines.split("\n") if line]
-    for domain, lines in OPPOSITES.items()
+        bigger smaller | [X] is bigger than [Y]. | [Y] is smaller than [X].
+        older younger | [X] is older than [Y]. | [Y] is younger than [X].
+        faster slower | [X] is faster than [Y]. | [Y] is slower than [X].""",
 }
 
 
+def lines_of(table):
+    return [[part.strip() for part in line.split("|")] for line in table.strip().split("\n")]
+
+
+def wordings(relation):
+    return lines_of(FACTS[relation])[0]
+
+
+@cache
 def facts(relation):
     """LIVES_IN -> [("Mia", "Brindle"), ...], with "the cup" for things and animals."""
-    groups = (group.split(":") for group in FACTS[relation][1].split(";"))
-    pairs = [(x, y.strip()) for y, xs in groups for x in xs.split()]
+    groups = (group.split(":") for line in lines_of(FACTS[relation])[1:] for group in line)
+    pairs = [(x, y) for y, xs in groups for x in xs.split()]
     return [(x if x in NAMES else f"the {x}", y) for x, y in pairs]
 
 
@@ -581,21 +609,21 @@ def fact(t):
     """Mia lives in Brindle. Each fact is told in two of its three wordings; the third is for the tests."""
     relation = t.any(list(FACTS))
     x, y = t.any(facts(relation))
-    wordings = [wording for wording in FACTS[relation][0] if wording != unspoken(relation, x)]
-    told = fill(t.pick(wordings), X=x, Y=y)
+    spoken = [wording for wording in wordings(relation) if wording != unspoken(relation, x)]
+    told = fill(t.any(spoken), X=x, Y=y)
     return f"{fill(QUESTIONS[relation], X=x)} {told}" if t.chance(0.2) else told
 
 
 @cache
 def unspoken(relation, x):
     """The wording in which the stories never tell this fact."""
-    return random.Random(f"{relation} {x}").choice(FACTS[relation][0])
+    return random.Random(f"{relation} {x}").choice(wordings(relation))
 
 
 def opposite(t):
     """The cup is above the box. The box is below the cup."""
-    domain = t.pick(list(OPPOSITES))
-    _, a, b = t.pick(OPPOSITES[domain])
+    domain = t.any(list(OPPOSITES))
+    _, a, b = t.any(lines_of(OPPOSITES[domain]))
     x, y, z = parties(t, domain)
     a, b = (a, b) if t.chance(0.5) else (b, a)
     return f"{fill(a, X=x, Y=y, Z=z)} {fill(b, X=x, Y=y, Z=z)}"
@@ -626,20 +654,19 @@ def deed(t):
 def rest(t):
     """Mia is laughing. She often dances."""
     she, verb = t.acts("rest", NAMES + NAMED)
-    pronoun, second = SHE[she.self], t.also(she, "rest")
+    pronoun, second = SHE[she.self], t.also(she, "rest", verb)
     first = sentence(f"{she} {t.does(verb, she.plural)} {t.where()}")
     return f"{first} {sentence(f'{pronoun} {t.does(second, she.plural)}')}" if t.chance(0.5) else first
 
 
 def quality(t):
     """The boys near the barn are all hungry. / The boys are more hungry than Tom."""
-    who = t.phrase(THINGS if t.chance(0.3) else AGENTS, plain=True)
-    be = t.pick(("are", "were")) if who.plural else t.pick(("is", "was"))
-    adjective, place = t.adjective(who.noun), t.where(0.3)
-    if t.chance(0.5):
-        than = t.phrase(THINGS if who.noun in THINGS else AGENTS, unlike=who.noun)
-        return sentence(f"{who} {place} {be} more {adjective} than {than}")
-    return sentence(f"{who} {place} {be} {t.pick(('', 'all')) if who.plural else ''} {adjective}")
+    who = t.phrase(plain=True) if t.chance(0.7) else t.phrase(THINGS, plain=True)
+    if who.who == "who" and t.chance(0.7):
+        more = t.pick(("hungry", "clever", "tired", "quiet", "careful"))
+        return sentence(f"{who} {t.where(0.3)} {t.be(who)} more {more} than {t.phrase(unlike=who.noun)}")
+    both = "all" if who.plural and t.chance(0.5) else ""
+    return sentence(f"{who} {t.where(0.3)} {t.be(who)} {both} {t.adjective(who.noun)}")
 
 
 def mishap(t):
@@ -651,24 +678,20 @@ def mishap(t):
 def question(t):
     """Did Mia find the key? / What will Mia hide? / Who found the key?"""
     subject, verb, object = t.event()
-    what = "what" if object.noun in THINGS else "who"
-    does = "do" if subject.plural else "does"
-    return sentence(
-        t.pick((
-            f"who {t.does(verb)} {object}?",
-            f"did {subject} {verb.base} {object}?",
-            f"{what} {t.pick(('did', does, 'will', 'can'))} {subject} {verb.base}?",
-            f"{what} did {subject} {verb.base} {t.where(1)}?",
-        ))
-    )
+    asked = [
+        f"who {t.does(verb)} {object}",
+        f"did {subject} {verb.base} {object}",
+        f"{object.wh} {t.pick(('did', 'will', 'can'))} {subject} {verb.base}",
+        f"{object.wh} did {subject} {verb.base} {t.where(1)}",
+    ]
+    return sentence(t.pick(asked) + "?")
 
 
 def both_questions(t):
     """What did Mia find and Tom hide?"""
     subject, verb, object = t.event()
-    verbs, what = ("handle", "what") if object.noun in THINGS else ("meet", "who")
-    other, second = t.acts(verbs, unlike=subject.noun)
-    return sentence(f"{what} did {subject} {verb.base} and {other} {second.base}?")
+    other, second = t.acts("handle" if object.wh == "what" else "meet", unlike=subject.noun)
+    return sentence(f"{object.wh} did {subject} {verb.base} and {other} {second.base}?")
 
 
 def together(t):
@@ -682,14 +705,16 @@ def together(t):
 def one_after_other(t):
     """Mia hid the key after finding the cup."""
     x, verb, object = t.event()
-    second = t.also(x, "handle")
-    return sentence(f"{x} {verb.past} {object} {t.pick(('after', 'before', 'without'))} {second.ing} {t.phrase(THINGS)}")
+    second = t.also(x, "handle", verb)
+    return sentence(
+        f"{x} {verb.past} {object} {t.pick(('after', 'before', 'without'))} {second.ing} {t.phrase(THINGS)}"
+    )
 
 
 def relative(t):
     """The fox that Tom chased was hungry."""
     x, verb, fox = t.event()
-    be = t.pick(("are", "were")) if fox.plural else t.pick(("is", "was"))
+    be = t.be(fox)
     return sentence(f"{fox} {fox.who} {x} {t.does(verb, x.plural)} {be} {t.adjective(fox.noun)}")
 
 
@@ -697,21 +722,25 @@ def thought(t):
     """The miller remembered that the wolf had slept."""
     x, know = t.acts(t.pick(("think", "say")))
     y, verb = t.acts("rest", unlike=x.noun)
-    return sentence(f"{x} {know.past} that {y} {t.does(verb, y.plural)} {t.where(0.3)}")
+    that = "" if t.chance(0.5) else "that"
+    return sentence(f"{x} {know.past} {that} {y} {t.does(verb, y.plural)} {t.where(0.3)}")
 
 
 def emphasis(t):
     """Even Tom has often seen the wolf."""
     subject, verb, object = t.event(plain=True)
-    has = t.pick(("have", "had")) if subject.plural else t.pick(("has", "had"))
-    return sentence(f"{t.pick(('then', 'even', 'only'))} {subject} {has} {t.adverb(0.6)} {verb.done} {object}")
+    return sentence(
+        f"{t.pick(('then', 'even', 'only'))} {subject} {t.has(subject)} {t.adverb(0.6)} {verb.done} {object}"
+    )
 
 
 def denial(t):
     """The boy who has not slept has really sung."""
     boy, verb = t.acts("rest", COMMON, plain=True)
-    has, first = "have" if boy.plural else "has", t.also(boy, "rest")
-    return sentence(f"{boy} {boy.who} {has} {t.pick(('', 'not'))} {first.done} {has} {t.adverb(0.7)} {verb.done}")
+    has, first = "have" if boy.plural else "has", t.also(boy, "rest", verb)
+    return sentence(
+        f"{boy} {boy.who} {has} {t.pick(('', '', 'not'))} {first.done} {has} {t.adverb(0.7)} {verb.done}"
+    )
 
 
 def counting(t):
@@ -730,8 +759,19 @@ def quotation(t):
     return f'{x} {says.past}, "{said}"'
 
 
-HAPPENINGS = [deed, deed, deed, rest, rest, quality, mishap, question, question, both_questions, together, one_after_other, relative, thought]
-HAPPENINGS += [emphasis, emphasis, denial, counting, quotation, fact, fact, opposite, opposite]
+HAPPENINGS = 4 * [fact] + 3 * [deed] + 2 * [rest, question, emphasis, opposite]
+HAPPENINGS += [
+    quality,
+    mishap,
+    both_questions,
+    together,
+    one_after_other,
+    relative,
+    thought,
+    denial,
+    counting,
+]
+HAPPENINGS += [quotation]
 
 
 def attempt(t, make):
@@ -750,9 +790,10 @@ def story(t):
     lines = []
     for _ in range(4 + int(6 * t.random.random())):
         if t.chance(0.6):
-            lines.append(attempt(t, t.pick(list(BLIMP)))[0])
+            paradigm, *_ = t.any(list(PARADIGMS.values()))
+            lines.append(attempt(t, paradigm)[0])
         else:
-            lines.append(attempt(t, t.pick(HAPPENINGS)))
+            lines.append(attempt(t, t.any(HAPPENINGS)))
     return "\n".join(lines)
 
 
@@ -775,36 +816,45 @@ def tokens(text):
 
 @cache
 def word_counts():
-    return Counter(token for text in stories(words=200_000) for token in tokens(text))
+    return Counter(token for text in stories(words=300_000) for token in tokens(text))
 
 
 def leaning(good, bad):
-    """What word frequency says: > 0 for the good sentence, < 0 for the bad one, None where it hardly decides."""
-    count = word_counts()
-    score = sum(math.log(count[w] + 1) for w in tokens(good)) - sum(math.log(count[w] + 1) for w in tokens(bad))
-    return 0 if abs(score) < 1e-9 else None if abs(score) < 0.25 else math.copysign(1, score)
+    """Which sentence word frequency prefers: 1 the good, -1 the bad, 0 neither; None if only just."""
+    good, bad, count = sorted(tokens(good)), sorted(tokens(bad)), word_counts()
+    if good == bad:
+        return 0
+    score = sum(math.log(count[word] + 1) for word in good) - sum(math.log(count[word] + 1) for word in bad)
+    return None if abs(score) < 0.25 else math.copysign(1, score)
 
 
 def examine(t, paradigm, count):
     """Different pairs, half of them leaning each way."""
     room = {1: count // 2, -1: count // 2, 0: count}
     pairs = {}
-    while len(pairs) < count:
+    for _ in range(200 * count):
         pair = attempt(t, paradigm)
+        assert pair[0] != pair[1], pair
         lean = leaning(*pair)
         if pair not in pairs and room.get(lean, 0):
             pairs[pair] = lean
             room[lean] -= 1
-    return list(pairs)
+        if len(pairs) == count:
+            return list(pairs)
+    raise RuntimeError(f"too few balanced pairs for {paradigm.__name__}")
 
 
 def minimal_pairs(per_paradigm=200, seed=0):
     """{UID: records in the format of BLiMP}"""
-    return {uid: [record(uid, i, *pair) for i, pair in enumerate(examine(Teller(f"{uid} {seed}", True), paradigm, per_paradigm))] for uid, paradigm in PARADIGMS.items()}
+    tests = {}
+    for uid, (paradigm, *labels) in PARADIGMS.items():
+        pairs = examine(Teller(f"{uid} {seed}", examiner=True), paradigm, per_paradigm)
+        tests[uid] = [record(uid, labels, i, good, bad) for i, (good, bad) in enumerate(pairs)]
+    return tests
 
 
-def record(uid, i, good, bad):
-    field, term, one_prefix, two_prefix = BLIMP[PARADIGMS[uid]]
+def record(uid, labels, i, good, bad):
+    field, term, one_prefix, two_prefix = labels
     return {
         "sentence_good": good,
         "sentence_bad": bad,
@@ -812,44 +862,46 @@ def record(uid, i, good, bad):
         "linguistics_term": term,
         "UID": uid,
         "simple_LM_method": True,
-        "one_prefix_method": one_prefix,
-        "two_prefix_method": two_prefix,
+        "one_prefix_method": bool(one_prefix),
+        "two_prefix_method": bool(two_prefix),
         "lexically_identical": sorted(tokens(good)) == sorted(tokens(bad)),
         "pairID": str(i),
     }
 
 
 def ewok_items(count=50, seed=0):
-    """Records in the format of EWoK: `count` a domain. Target1 follows from Context1 only, Target2 from Context2."""
+    """Records in the format of EWoK, `count` a domain. Target1 fits Context1 only, Target2 fits Context2."""
     items = []
     for domain in OPPOSITES:
         t, seen = Teller(f"{domain} {seed}", examiner=True), set()
         while len(seen) < count:
-            concepts, a, b = t.pick(OPPOSITES[domain])
+            concepts, a, b = t.any(lines_of(OPPOSITES[domain]))
             x, y, z = parties(t, domain)
             if (concepts, x, y) in seen:
                 continue
             seen.add((concepts, x, y))
             turned = {"X": y, "Y": x, "Z": z}
-            items.append({
-                "Domain": domain,
-                "ConceptA": concepts.split()[0],
-                "ConceptB": concepts.split()[1],
-                "Context1": fill(a, X=x, Y=y, Z=z),
-                "Context2": fill(b, **turned),
-                "Target1": fill(b, X=x, Y=y, Z=z),
-                "Target2": fill(a, **turned),
-                "ContextDiff": "antonym",
-                "TargetDiff": "antonym",
-                "ContextType": "direct",
-            })
+            items.append(
+                {
+                    "Domain": domain,
+                    "ConceptA": concepts.split()[0],
+                    "ConceptB": concepts.split()[1],
+                    "Context1": fill(a, X=x, Y=y, Z=z),
+                    "Context2": fill(b, **turned),
+                    "Target1": fill(b, X=x, Y=y, Z=z),
+                    "Target2": fill(a, **turned),
+                    "ContextDiff": "antonym",
+                    "TargetDiff": "antonym",
+                    "ContextType": "direct",
+                }
+            )
     return items
 
 
 def bear_relations():
-    """Facts and relations in the format of BEAR: {relation: facts}, {relation: templates and answer space}."""
+    """In the format of BEAR: {relation: facts} and {relation: its templates and answer space}."""
     records, metadata = {}, {}
-    for relation, (templates, _) in FACTS.items():
+    for relation in FACTS:
         answers = sorted({y for _, y in facts(relation)})
         records[relation] = [
             {
@@ -863,7 +915,7 @@ def bear_relations():
             for x, y in facts(relation)
         ]
         metadata[relation] = {
-            "templates": templates,
+            "templates": wordings(relation),
             "answer_space_labels": answers,
             "answer_space_ids": [f"toy:{y.lower()}" for y in answers],
         }

@@ -1,32 +1,31 @@
 """
 Train a language model.
 
-    python train.py                                             the default job, config/toy.py: minutes on a laptop
+    python train.py                                             config/toy.py: minutes on a laptop
     torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py    the paper's run, on four GPUs
 
 Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl, learning_curve.svg.
 The same command again continues, to the bit, a run that was stopped: Ctrl-C and SIGTERM save first.
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stall a busy laptop
+
 import json
 import math
-import os
-import signal
 import sys
-import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-import checkpoint
 import data
-from config import at_least, configure, fail, one_of, run_script
+from checkpoint import Run, Stop, Stopped, World, say, sum_over_processes, wait_for_all
+from config import at_least, configure, fail, one_of, progress, run_script
 from kernels import linear_cross_entropy
 from model import Config, LanguageModel, read_tokenizer
 
@@ -52,7 +51,7 @@ class Settings(Config):
     grad_clip: float = 1.0  # longest gradient; 0: any
     seed: int = 0  # of the initial weights, the order of the data, dropout
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
-    dtype: str = "auto"  # float32, bfloat16, float16 (with a scaler), float64; auto: the fastest that is safe here
+    dtype: str = "auto"  # float32, bfloat16, float16, float64; auto: the fastest that is safe here
     compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
@@ -64,7 +63,9 @@ class Settings(Config):
     def check(self):
         super().check()
         at_least(1, self, "batch_size", "accumulate", "log_every")
-        at_least(0, self, "epochs", "max_steps", "learning_rate", "min_lr", "warmup", "weight_decay", "grad_clip")
+        at_least(
+            0, self, "epochs", "max_steps", "learning_rate", "min_lr", "warmup", "weight_decay", "grad_clip"
+        )
         at_least(0, self, "beta1", "beta2", "seed", "eval_every", "save_every")
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
@@ -74,8 +75,9 @@ class Settings(Config):
         one_of("best_by", self.best_by, ("loss", "pairs") if self.eval_pairs else ("loss",))
         if not self.max_steps and not self.epochs:
             fail("max_steps = 0 and epochs = 0: nothing to do; set one of them")
-        if self.batch_size % (self.accumulate * World.size):
-            fail(f"batch_size = {self.batch_size} is not a multiple of accumulate x processes = {self.accumulate * World.size}")
+        parts = self.accumulate * World.size
+        if self.batch_size % parts:
+            fail(f"batch_size = {self.batch_size} is not a multiple of accumulate x processes = {parts}")
         if not self.run or set(self.run) & set('/\\:*?"<>|'):
             fail(f"run = {self.run!r} cannot name a folder")
 
@@ -99,45 +101,59 @@ def main(s, objective=NextToken):
     corpus = find_corpus(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
     steps = s.max_steps or math.ceil(s.epochs * train.n / s.batch_size)
-    run = Run(s, device, dtype, steps, train.n, corpus)
-    module = wrap(objective(run.model), s, device)
-    tokens_in_step = s.batch_size * s.context
-    with progress_bar(steps * tokens_in_step, run.step * tokens_in_step) as bar, Stop() as stop:
+    torch.manual_seed(s.seed)
+    model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
+    module = parallel(compiled(objective(model), s), device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+    million = sum(p.numel() for p in model.parameters()) / 1e6
+    say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
+    if run.step < steps:
+        loop(run, module, autocast, train, val)
+    finish(run)
+    return model
+
+
+def loop(run, module, autocast, train, val):
+    """Evaluate, save and take steps until the last one is done, or until all processes are asked to stop."""
+    s, size = run.s, run.s.batch_size * run.s.context
+    with progress(total=run.steps * size, initial=run.step * size, unit="tok") as bar, Stop() as stop:
         try:
             while True:
-                if run.evaluated < run.step and run.due(s.eval_every):
-                    bar.set_postfix_str(evaluate(run, val, stop))
+                stop.check()
+                if run.evaluated < run.step and (run.step == 0 or run.due(s.eval_every)):
+                    bar.set_postfix_str(validate(run, autocast, val, stop))
                     if not s.save_every:
                         run.save()
                 if s.save_every and run.due(s.save_every):
                     run.save()
-                if run.step == steps:
+                if run.step == run.steps:
                     break
-                stop.check()
-                take_step(run, module, train)
-                bar.update(tokens_in_step)
+                take_step(run, module, autocast, train)
+                bar.update(size)
                 if run.step % s.log_every == 0:
                     bar.set_postfix_str(run.log_step())
         except Stopped:
             run.save()
-            say(f"stopped at step {run.step:,} of {steps:,}; {run.folder} is saved, the same command continues")
+            say(f"stopped at step {run.step:,} of {run.steps:,} and saved; the same command continues")
             sys.exit(130)
-    run.finish()
-    return run.model
 
 
-def take_step(run, module, train):
-    """One update of the weights from the next batch."""
-    s = run.s
-    torch.manual_seed((s.seed * 1_000_003 + run.step) * World.size + World.rank)  # dropout is a function of the step
+def take_step(run, module, autocast, train):
+    """One update of the weights from the next batch: each process has its rows, in `accumulate` parts."""
+    s, parts, loss = run.s, run.s.accumulate * World.size, 0
+    torch.manual_seed((s.seed * 1_000_003 + run.step) * World.size + World.rank)  # for dropout
+    rate = learning_rate(run.step, s, run.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.step, s, run.steps)
-    tokens, targets = (x.to(run.device) for x in train.rows(run.step * s.batch_size, s.batch_size))
-    loss, parts = 0, s.accumulate * World.size
+        group["lr"] = rate
+    rows = train.rows(run.step * s.batch_size, s.batch_size)
+    tokens, targets = (x.to(run.device).chunk(parts) for x in rows)
     for part in range(World.rank, parts, World.size):
-        last = part + World.size >= parts
-        with nullcontext() if last or World.size == 1 else module.no_sync(), run.autocast():
-            part_loss = module(tokens.chunk(parts)[part], targets.chunk(parts)[part]) / s.accumulate
+        more_to_come = part + World.size < parts
+        with module.no_sync() if more_to_come and World.size > 1 else nullcontext():
+            with autocast:
+                part_loss = module(tokens[part], targets[part]) / s.accumulate
             run.scaler.scale(part_loss).backward()
         loss += part_loss.detach()
     run.scaler.unscale_(run.optimizer)
@@ -146,11 +162,11 @@ def take_step(run, module, train):
     run.scaler.update()
     run.optimizer.zero_grad()
     run.step += 1
-    run.unchecked.append((run.step, loss, norm))
+    run.unchecked.append((run.step, rate, loss, norm))
 
 
 def learning_rate(step, s, steps):
-    """A straight line up for `warmup` steps, then a line, half a cosine or nothing down to min_lr at the last step."""
+    """A line up for `warmup` steps, then a line, half a cosine or nothing down to min_lr at the end."""
     if step < s.warmup:
         return s.learning_rate * (step + 1) / s.warmup
     done = (step - s.warmup) / max(1, steps - s.warmup)
@@ -159,8 +175,8 @@ def learning_rate(step, s, steps):
 
 
 @torch.no_grad()
-def evaluate(run, val, stop):
-    """Loss on all validation text, and minimal pairs if asked for; keeps the best weights. Returns a line to show."""
+def validate(run, autocast, val, stop):
+    """Loss on all of the validation text, and minimal pairs if asked for. Returns a line to show."""
     run.check_finite()
     run.model.eval()
     total, count, objective = 0.0, 0, NextToken(run.model)
@@ -168,25 +184,30 @@ def evaluate(run, val, stop):
         stop.check()
         tokens, targets = (x[World.rank :: World.size].to(run.device) for x in (tokens, targets))
         if len(tokens):
-            with run.autocast():
+            with autocast:
                 total += objective(tokens, targets).item() * targets.numel()
             count += targets.numel()
     total, count = sum_over_processes(total, count)
     record = {"val_loss": total / count}
     if run.s.eval_pairs:
-        record["pairs"] = {name: scores for name, scores in score_pairs(run, stop)}
+        from evaluate import accuracy  # not above: evaluate.py is a script that stands on its own
+
+        tokenizer, tasks = read_tokenizer(run.folder), run.s.eval_pairs.split(",")
+        with autocast:
+            record["pairs"] = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
     run.model.train()
     return run.log_evaluation(record)
 
 
-def score_pairs(run, stop):
-    """Accuracy on each set of minimal pairs: name, {"score": mean, "subtasks": {paradigm: accuracy}}."""
-    import evaluate  # not above: evaluate.py is a script of its own, needed here only if asked for
+def finish(run):
+    """Draw the log and say what to do next."""
+    if World.rank == 0:
+        from figures import learning_curve  # not above: matplotlib takes a second to load
 
-    tokenizer = read_tokenizer(run.folder)
-    for name in run.s.eval_pairs.split(","):
-        with run.autocast():
-            yield name, evaluate.accuracy(run.model, tokenizer, name, each_batch=stop.check)
+        say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {learning_curve(run.folder)}")
+        say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
+    if World.size > 1:
+        dist.destroy_process_group()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -195,64 +216,63 @@ def score_pairs(run, stop):
 
 def start(s):
     """Join the other processes; choose device and number format."""
-    device = s.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (device.startswith("cuda") and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(kind for kind in found if found[kind]) if s.device == "auto" else s.device.split(":")[0]
+    if not found[kind]:
         fail(f"device = {s.device!r}: PyTorch finds none here; --device=cpu works everywhere")
+    device = torch.device(kind if s.device == "auto" else s.device)
     if World.size > 1:
-        device = f"cuda:{World.local_rank}" if device == "cuda" else device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
-    if device.startswith("cuda"):
+        device = torch.device(kind, World.local_rank) if kind == "cuda" else device
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    if kind == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    dtype = s.dtype if s.dtype != "auto" else fastest_dtype(torch.device(device).type)
-    return torch.device(device), getattr(torch, dtype)
+    return device, getattr(torch, fastest_dtype(kind) if s.dtype == "auto" else s.dtype)
 
 
-def fastest_dtype(device):
-    """bfloat16 where the hardware multiplies it, else float16 on GPUs, else float32."""
-    if device == "cuda":
+def fastest_dtype(kind):
+    """bfloat16 where the hardware multiplies it, else float16 on CUDA, else float32."""
+    if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     can = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if device == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
+    return "bfloat16" if kind == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
 
 
 def find_corpus(s):
-    """The folder of the corpus; the first process makes it if need be, the others wait. Its tokens must fit the model."""
+    """The folder of the corpus. The first process makes it if need be, the others wait. Its tokens must fit."""
     if World.rank == 0:
         data.find(s.corpus)
-    sum_over_processes(0)
+    wait_for_all()
     corpus = data.find(s.corpus)
     entries = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
     if entries > s.vocab_size:
-        fail(f"vocab_size = {s.vocab_size}: {corpus} has tokens up to {entries}; set vocab_size = {entries} or more")
+        fail(
+            f"vocab_size = {s.vocab_size}: {corpus} has {entries} tokens; set vocab_size = {entries} or more"
+        )
     return corpus
 
 
 def make_optimizer(model, s):
-    """Adam or AdamW; only matrices decay: type(...) is nn.Linear leaves out UndecayedLinear."""
-    matrices = {m.weight for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
-    groups = [
-        {"params": [p for p in model.parameters() if p in matrices], "weight_decay": s.weight_decay},
-        {"params": [p for p in model.parameters() if p not in matrices], "weight_decay": 0.0},
-    ]
+    """Adam or AdamW. Matrices decay; norms, biases, floors and UndecayedLinear (not quite nn.Linear) do not."""
+    matrices = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
+    decayed, others = [], []
+    for parameter in model.parameters():
+        (decayed if id(parameter) in matrices else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
     return adam(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=True)
 
 
-def wrap(module, s, device):
-    """torch.compile and DDP around the objective. Only run.model is saved, so no names change."""
-    if s.compile == "yes" or (s.compile == "auto" and device.type == "cuda"):
-        module = torch.compile(module)
+def compiled(module, s):
+    """torch.compile on CUDA, or where asked. The plain model is what gets saved, so no names change."""
+    on_cuda = next(module.parameters()).is_cuda
+    return torch.compile(module) if s.compile == "yes" or (s.compile == "auto" and on_cuda) else module
+
+
+def parallel(module, device):
+    """DDP, which averages the gradients of all processes."""
     return DistributedDataParallel(module) if World.size > 1 else module
 
 
-def progress_bar(total, done):
-    """A bar in tokens: speed and time left come with it."""
-    patience = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, initial=done, unit="tok", unit_scale=True, disable=World.rank > 0, mininterval=patience)
-
-
 if __name__ == "__main__":
-    run_script(lambda args: main(configure(Settings(), args if any(not a.startswith("-") for a in args) else ["config/toy.py", *args])))
+    run_script(lambda args: main(configure(Settings(), args, default="config/toy.py")))

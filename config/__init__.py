@@ -11,25 +11,28 @@ import ast
 import difflib
 import inspect
 import json
+import os
 import re
 import signal
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+from tqdm import tqdm
 
-def configure(defaults, args, word=None):
+
+def configure(defaults, args, word=None, default=None):
     """
     configure(Settings(), ["config/small.py", "--n_layer=4"]) -> Settings with those fields replaced.
 
-    A bare word is a settings file or a run folder to take settings from; where `word` names a field, it is
-    that field's value. --help prints the list of settings. What check() finds wrong ends the script.
+    A bare word is a settings file (`default` if there is none) or a run folder to take settings from; where
+    `word` names a field, it is that field's value. --help prints all settings. settings.check() has the last say.
     """
     if "--help" in args or "-h" in args:
         print_help(defaults)
         sys.exit(0)
     settings = {}
-    for arg in (arg for arg in args if not arg.startswith("-")):
+    for arg in [arg for arg in args if not arg.startswith("-")] or [default] * bool(default):
         settings |= {word: arg} if word else {"run": Path(arg).stem} | read_file(arg, defaults)
     for arg in (arg for arg in args if arg.startswith("-")):
         settings |= read_flag(arg, defaults)
@@ -39,7 +42,7 @@ def configure(defaults, args, word=None):
 
 
 def read_flag(arg, defaults):
-    """"--n_layer=4" -> {"n_layer": 4}; "--fresh" alone is True."""
+    """ "--n_layer=4" -> {"n_layer": 4}; "--fresh" alone is True."""
     name, equals, text = arg.lstrip("-").partition("=")
     default = value_of(name, defaults, f"--{name}")
     if not equals:
@@ -61,7 +64,7 @@ def read_file(path, defaults):
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path}: cannot read these settings ({reason(error)}); the files that come with nanoRNN are in config/")
+        fail(f"{path}: cannot read these settings ({reason(error)}); nanoRNN's own are in config/")
     try:
         if path.suffix == ".json":
             return {name: typed(name, value, defaults, path) for name, value in json.loads(text).items()}
@@ -120,13 +123,21 @@ def print_help(defaults):
     script = sys.modules["__main__"]
     print((script.__doc__ or "").strip() + "\n\nSettings:")
     for cls in reversed(type(defaults).__mro__[:-1]):
-        for name, meaning in re.findall(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(cls), re.MULTILINE):
-            print(f"  --{name}={getattr(defaults, name)!r}".ljust(32) + meaning)
+        lines = re.findall(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(cls), re.MULTILINE)
+        for name, meaning in lines:
+            print(f"  --{name}={getattr(defaults, name)}".ljust(32) + meaning)
 
 
 def reason(error):
     """What went wrong, without the path that an OSError repeats."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def progress(iterable=None, **options):
+    """A tqdm bar; in a log file a line every half minute instead."""
+    quiet = int(os.environ.get("RANK", 0)) > 0  # one bar for all the processes that torchrun starts
+    patience = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(iterable, disable=quiet, mininterval=patience, unit_scale=True, dynamic_ncols=True, **options)
 
 
 def fail(message):

@@ -53,9 +53,13 @@ def assert_same(fast, loop, inputs, dtype=torch.float32):
     """All that `fast` gives in `dtype` is what `loop` gives in float64, elementwise and as a whole."""
     ours, exact = values_and_gradients(fast, inputs, dtype), values_and_gradients(loop, inputs, torch.float64)
     for i, (x, y) in enumerate(zip(ours, exact, strict=True)):
-        assert x.dtype == dtype and x.shape == y.shape and x.isfinite().all(), f"number {i} of results and gradients"
+        assert x.dtype == dtype and x.shape == y.shape and x.isfinite().all(), (
+            f"number {i} of results and gradients"
+        )
         error, size = x.double() - y, max(y.abs().max().item(), 1e-30)
-        assert error.abs().max() <= TOLERANCE[dtype] * size, f"number {i} of results and gradients: {error.abs().max()}"
+        assert error.abs().max() <= TOLERANCE[dtype] * size, (
+            f"number {i} of results and gradients: {error.abs().max()}"
+        )
         assert error.norm() <= TOLERANCE[dtype] * max(y.norm().item(), 1e-30), f"number {i}, as a whole"
 
 
@@ -127,7 +131,9 @@ def min_lstm_listing(forget, input, candidate, h):
     return kernels.linear_scan_loop(f / (f + i), i / (f + i) * g, h)
 
 
-@pytest.mark.parametrize("listing, fast", [(min_gru_listing, kernels.min_gru), (min_lstm_listing, kernels.min_lstm)])
+@pytest.mark.parametrize(
+    "listing, fast", [(min_gru_listing, kernels.min_gru), (min_lstm_listing, kernels.min_lstm)]
+)
 @pytest.mark.parametrize("size", [1, 10])
 def test_min_gru_and_min_lstm_are_the_papers_listings(listing, fast, size):
     inputs = [size * torch.randn(2, 40, 6) for _ in range(2 if fast is kernels.min_gru else 3)]
@@ -157,7 +163,9 @@ def test_gated_linear_attention_by_hand():
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", GATES)
-@pytest.mark.parametrize("B, T, H, K, V", [(1, 1, 1, 1, 1), (2, 15, 1, 16, 24), (1, 100, 2, 24, 16), (1, 129, 1, 64, 64)])
+@pytest.mark.parametrize(
+    "B, T, H, K, V", [(1, 1, 1, 1, 1), (2, 15, 1, 16, 24), (1, 100, 2, 24, 16), (1, 129, 1, 64, 64)]
+)
 def test_gated_linear_attention_is_the_loop(B, T, H, K, V, kind, dtype):
     inputs = attention_inputs(B, T, H, K, V, kind)
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs, dtype)
@@ -206,7 +214,10 @@ def test_gradients_are_those_of_finite_differences():
     inputs = attention_inputs(1, 19, 1, 2, 3)
     inputs = [x.double().requires_grad_() for x in inputs]
     assert torch.autograd.gradcheck(kernels.gated_linear_attention, inputs)
-    a, b, h0 = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 11, 2), (1, 11, 2), (1, 2)))
+    a, b, h0 = (
+        torch.rand(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((1, 11, 2), (1, 11, 2), (1, 2))
+    )
     assert torch.autograd.gradcheck(kernels.linear_scan, (a, b, h0))
 
 
@@ -237,7 +248,9 @@ def test_token_by_token_is_all_at_once():
     S, o = None, []
     with torch.no_grad():
         for t in range(40):
-            o_t, S = kernels.gated_linear_attention(q[:, t : t + 1], None, v[:, t : t + 1], log_f[:, t : t + 1], S)
+            o_t, S = kernels.gated_linear_attention(
+                q[:, t : t + 1], None, v[:, t : t + 1], log_f[:, t : t + 1], S
+            )
             o.append(o_t)
     torch.testing.assert_close(torch.cat(o, dim=1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(S, S_whole, rtol=1e-5, atol=1e-5)
@@ -251,7 +264,9 @@ def test_the_future_does_not_leak_into_attention(kind):
     for t in range(1, 70):
         others = attention_inputs(1, 70 - t, 2, 16, 16, "of all kinds")
         edited = [torch.cat([x[:, :t], 10 * y], dim=1) for x, y in zip(inputs[:4], others[:4])]
-        assert torch.equal(kernels.gated_linear_attention(*edited, inputs[4])[0][:, :t], o[:, :t]), f"from {t}"
+        assert torch.equal(kernels.gated_linear_attention(*edited, inputs[4])[0][:, :t], o[:, :t]), (
+            f"from {t}"
+        )
 
 
 def test_autocast_leaves_recurrences_in_float32():
@@ -280,13 +295,17 @@ def test_bfloat16_inputs_are_computed_in_float32():
     exact, S_exact = kernels.gated_linear_attention_loop(*(x.double() for x in inputs))
     assert o.dtype == torch.bfloat16 and S.dtype == torch.float32
     assert torch.equal(o, kernels.gated_linear_attention(*(x.float() for x in inputs))[0].bfloat16())
-    assert (o - exact).abs().max() <= 1e-2 * exact.abs().max() and (S - S_exact).abs().max() <= 1e-5 * S_exact.abs().max()
+    assert (o - exact).abs().max() <= 1e-2 * exact.abs().max() and (
+        S - S_exact
+    ).abs().max() <= 1e-5 * S_exact.abs().max()
 
 
 def test_inputs_need_not_be_contiguous():
     inputs = attention_inputs(2, 40, 4, 16, 16)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
-    assert torch.equal(kernels.gated_linear_attention(*strided)[0], kernels.gated_linear_attention(*inputs)[0])
+    assert torch.equal(
+        kernels.gated_linear_attention(*strided)[0], kernels.gated_linear_attention(*inputs)[0]
+    )
 
 
 @pytest.mark.parametrize("B, H", [(1, 1), (2, 3)])
@@ -343,15 +362,24 @@ def test_a_token_that_is_out_of_reach_costs_much_but_not_infinity():
 
 
 def test_the_loss_takes_a_factor_and_repeats_itself():
-    """loss / 4, as in gradient accumulation, gives a quarter of the gradient; twice the same call, the same bits."""
+    """loss / 4, as in accumulation, gives a quarter of the gradient; the same call gives the same bits."""
     x, weight, targets = torch.randn(300, 16), torch.randn(50, 16), torch.randint(50, (300,))
-    runs = [values_and_gradients(lambda x, w: kernels.linear_cross_entropy(x, w, targets) / n, (x, weight), torch.float32) for n in (1, 1, 4)]
+    runs = [
+        values_and_gradients(
+            lambda x, w: kernels.linear_cross_entropy(x, w, targets) / n, (x, weight), torch.float32
+        )
+        for n in (1, 1, 4)
+    ]
     assert all(torch.equal(x, y) for x, y in zip(runs[0], runs[1]))
     assert all(torch.equal(x, 4 * y) for x, y in zip(runs[0], runs[2]))
 
 
 def test_only_what_needs_a_gradient_gets_one():
-    x, weight, targets = torch.randn(300, 16), torch.randn(50, 16, requires_grad=True), torch.randint(50, (300,))
+    x, weight, targets = (
+        torch.randn(300, 16),
+        torch.randn(50, 16, requires_grad=True),
+        torch.randint(50, (300,)),
+    )
     with torch.no_grad():
         evaluated = kernels.linear_cross_entropy(x, weight, targets)
     loss = kernels.linear_cross_entropy(x, weight, targets)

@@ -1,0 +1,26 @@
+# make train    a language model from nothing: installs, makes the text, trains, evaluates
+# make test     what every change must pass
+# make setup    the installs alone: .venv/ with all that train and test need
+
+PYTHON ?= python3
+export OMP_WAIT_POLICY ?= PASSIVE
+
+train: .venv/runtime
+	.venv/bin/python train.py config/toy.py
+	.venv/bin/python evaluate.py out/toy
+
+test: .venv/development
+	.venv/bin/python -m pytest -q
+
+setup: .venv/development
+
+.venv/runtime: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -r requirements.txt
+	touch $@
+
+.venv/development: .venv/runtime requirements-dev.txt
+	.venv/bin/python -m pip install -q -r requirements-dev.txt
+	touch $@
+
+.PHONY: train test setup

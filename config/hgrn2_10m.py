@@ -1,0 +1,19 @@
+# BabyHGRN's HGRN2 on BabyLM strict-small, 10M words (Table 3, appendix B): 366,846,976 parameters, "360M" there.
+# Not stated in the paper and chosen here: warm-up, weight decay, Adam's betas (PyTorch's defaults).
+
+corpus = "babylm-10m"
+
+mixer = "hgrn2"
+n_layer = 26
+d_model = 1024
+n_head = 8  # heads of 128, the paper's expand ratio
+d_mlp = 2816
+context = 512
+
+batch_size = 64  # 64 x 512 = 32k tokens a step
+epochs = 5  # the best of five by validation
+optimizer = "adam"
+learning_rate = 1e-3
+schedule = "linear"
+weight_decay = 0.0
+beta2 = 0.999

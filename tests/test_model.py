@@ -1,0 +1,232 @@
+"""What every mixer promises, whatever is inside it, and that each is what its paper or its best-known code says."""
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+import model as models
+import train
+from config import configure
+from model import MIXERS, Config, LanguageModel
+
+SHAPE = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=48, context=64)
+VARIANTS = {name: dict(mixer=name) for name in MIXERS}
+VARIANTS |= {
+    "llama": dict(mixer="attention", position="rope"),
+    "gpt2": dict(mixer="attention", position="learned", norm="layernorm", mlp="gelu", tie_embeddings=True),
+    "minrnn's language model": dict(mixer="mingru", conv=4, expand=2),
+    "a hybrid": dict(mixer="hgrn2 minlstm attention", mlp="gelu none swiglu"),
+}
+
+
+def build(**settings):
+    torch.manual_seed(0)
+    return LanguageModel(Config(**SHAPE | settings))
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request):
+    return build(**VARIANTS[request.param]).eval()
+
+
+def test_the_future_does_not_leak(model):
+    """Other tokens from t on leave all logits before t as they were, to the bit."""
+    tokens = torch.randint(50, (2, 40))
+    for t in (1, 7, 16, 31, 39):
+        edited = tokens.clone()
+        edited[:, t:] = torch.randint(50, (2, 40 - t))
+        assert torch.equal(model(tokens)[0][:, :t], model(edited)[0][:, :t])
+
+
+@pytest.mark.parametrize("cuts", [(1,), (20,), (39,), (7, 8, 30), tuple(range(1, 40))])
+def test_reading_in_parts_changes_nothing(model, cuts):
+    """Any split of a text, down to single tokens, gives the same logits to 1e-5."""
+    tokens, states, logits = torch.randint(50, (2, 40)), None, []
+    for part in torch.tensor_split(tokens, cuts, dim=1):
+        part_logits, states = model(part, states)
+        logits.append(part_logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(tokens)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_every_mixer_learns_a_sentence_by_heart(model):
+    tokens = torch.arange(12).repeat(1, 2)[:, :20] * 3 % 50
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(model(tokens[:, :-1])[0].flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+def test_gradients_reach_every_parameter(model):
+    model(torch.randint(50, (2, 40)))[0].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_features_under_autocast_stay_close(model):
+    """bfloat16 changes logits by little: gates, norms and recurrences are made in float32."""
+    tokens = torch.randint(50, (2, 40))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(tokens)[0]
+    torch.testing.assert_close(low.float(), model(tokens)[0], rtol=0.05, atol=0.05)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Agreement with implementations by others, weights copied over
+
+
+def copy(pairs):
+    with torch.no_grad():
+        for ours, theirs in pairs:
+            theirs.copy_(ours)
+
+
+def test_attention_with_rope_is_transformers_llama():
+    transformers = pytest.importorskip("transformers")
+    ours = build(**VARIANTS["llama"]).eval()
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+            intermediate_size=48, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        )
+    ).eval()  # fmt: skip
+    pairs = [(ours.embed.weight, theirs.model.embed_tokens.weight), (ours.head.weight, theirs.lm_head.weight)]
+    pairs += [(ours.norm.weight, theirs.model.norm.weight)]
+    for x, y in zip(ours.layers, theirs.model.layers):
+        pairs += [(x.mixer_norm.weight, y.input_layernorm.weight)]
+        pairs += [(x.mlp_norm.weight, y.post_attention_layernorm.weight)]
+        pairs += [(getattr(x.mixer, a).weight, getattr(y.self_attn, b).weight) for a, b in
+                  (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "o_proj"))]  # fmt: skip
+        pairs += [(getattr(x.mlp, a).weight, getattr(y.mlp, f"{a}_proj").weight) for a in ("gate", "up", "down")]
+    copy(pairs)
+    tokens = torch.randint(50, (2, 64))
+    torch.testing.assert_close(ours(tokens)[0], theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_with_learned_positions_is_transformers_gpt2():
+    transformers = pytest.importorskip("transformers")
+    ours = build(**VARIANTS["gpt2"], norm_eps=1e-5, d_mlp=128).eval()
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=50, n_positions=64, n_embd=32, n_layer=3, n_head=4)
+    ).eval()
+    positions, *blocks = ours.layers
+    with torch.no_grad():
+        for parameter in ours.parameters():  # biases begin at 0 and norms at 1: make them count
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pairs = [(ours.embed.weight, theirs.transformer.wte.weight), (positions.table.weight, theirs.transformer.wpe.weight)]
+    pairs += [(getattr(ours.norm, x), getattr(theirs.transformer.ln_f, x)) for x in ("weight", "bias")]
+    for x, y in zip(blocks, theirs.transformer.h):
+        inputs = [x.mixer.query, x.mixer.key, x.mixer.value]
+        pairs += [(torch.cat([w.weight for w in inputs]).T, y.attn.c_attn.weight)]
+        pairs += [(torch.cat([w.bias for w in inputs]), y.attn.c_attn.bias)]
+        for a, b in ((x.mixer.output, y.attn.c_proj), (x.mlp.up, y.mlp.c_fc), (x.mlp.down, y.mlp.c_proj)):
+            pairs += [(a.weight.T, b.weight), (a.bias, b.bias)]
+        for a, b in ((x.mixer_norm, y.ln_1), (x.mlp_norm, y.ln_2)):
+            pairs += [(a.weight, b.weight), (a.bias, b.bias)]
+    copy(pairs)
+    tokens = torch.randint(50, (2, 64))
+    torch.testing.assert_close(ours(tokens)[0], theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Triton is not supported")
+def test_hgrn2_is_flash_linear_attentions():
+    """fla's layer needs a GPU, so its own lines around fla's naive recurrence: fla 0.6.0, layers/hgrn2.py."""
+    naive = pytest.importorskip("fla.ops.gla.naive")
+    ours = build(mixer="hgrn2").eval()
+    with torch.no_grad():
+        table = ours.layers[0].mixer.floors.table.normal_()
+    floors = table.softmax(0).cumsum(0) - table.softmax(0)[0]
+
+    def theirs(mixer, x, layer):
+        q, f, i = F.silu(mixer.query(x)), mixer.forget(x), mixer.input(x)
+        if layer == 0:
+            g = F.logsigmoid(f)
+        else:
+            g = torch.logaddexp(floors[layer].log(), torch.log1p(-floors[layer]) + F.logsigmoid(f))
+        heads = [z.unflatten(-1, (4, 8)) for z in (q, 1 - g.exp(), i, g)]
+        o, _ = naive.naive_recurrent_gla(*heads)  # scales q by K^-1/2
+        return mixer.output(F.rms_norm(o.flatten(2), (32,), mixer.norm.weight, 1e-6))
+
+    tokens = torch.randint(50, (2, 64))
+    x = ours.embed(tokens)
+    for layer, block in enumerate(ours.layers):
+        x = x + theirs(block.mixer, block.mixer_norm(x), layer)
+        x = x + block.mlp(block.mlp_norm(x))
+    torch.testing.assert_close(ours(tokens)[0], ours.head(ours.norm(x)), rtol=1e-5, atol=1e-5)
+
+
+def g(x):
+    return torch.where(x >= 0, x + 0.5, x.sigmoid())
+
+
+def min_gru_step(mixer, x_t, h):
+    """arXiv:2410.01201, listing of minGRU in sequential mode."""
+    z = mixer.update(x_t).sigmoid()
+    return (1 - z) * h + z * g(mixer.candidate(x_t))
+
+
+def min_lstm_step(mixer, x_t, h):
+    """The same paper, listing of minLSTM in sequential mode."""
+    f, i = mixer.forget(x_t).sigmoid(), mixer.input(x_t).sigmoid()
+    return f / (f + i) * h + i / (f + i) * g(mixer.candidate(x_t))
+
+
+@pytest.mark.parametrize("name, step", [("mingru", min_gru_step), ("minlstm", min_lstm_step)])
+def test_min_rnns_are_the_papers_sequential_listing(name, step):
+    mixer = MIXERS[name](Config(**SHAPE | dict(expand=2)), layer=0)
+    x, h, hs = torch.randn(2, 64, 32), torch.rand(2, 64), []
+    y, last = mixer(x, h)
+    for x_t in x.unbind(1):
+        h = step(mixer, x_t, h)
+        hs.append(h)
+    torch.testing.assert_close(y, mixer.output(torch.stack(hs, dim=1)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, h, rtol=1e-5, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The papers' models
+
+
+@pytest.mark.parametrize("name, count", [("hgrn2_10m", 366_846_976), ("llama_10m", 401_912_832)])
+def test_the_papers_models_have_the_papers_sizes(name, count):
+    with torch.device("meta"):
+        model = LanguageModel(configure(train.Settings(), [f"config/{name}.py"]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_floors_rise_with_depth_and_are_one_table():
+    """At the start layer l's floor is l / n_layer: 0 in the first."""
+    model = build(mixer="hgrn2")
+    tables = {id(block.mixer.floors) for block in model.layers}
+    floors = torch.stack([block.mixer.floors(block.mixer.layer) for block in model.layers])
+    assert len(tables) == 1
+    torch.testing.assert_close(floors, torch.tensor([[0.0], [1 / 3], [2 / 3]]).expand(3, 32))
+
+
+def test_saturated_gates_give_no_nan():
+    """Forget logits of +-1000: f is 0 or 1 to the last bit, and every gradient is finite."""
+    model = build(mixer="hgrn2")
+    with torch.no_grad():
+        for block in model.layers:
+            block.mixer.forget.weight.normal_(std=1000)
+    model(torch.randint(50, (2, 40)))[0].square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_state_of_hgrn2_does_not_grow_with_the_text():
+    model = build(mixer="hgrn2")
+    sizes = [sum(S.numel() for S in model(torch.randint(50, (1, T)))[1]) for T in (1, 10, 60)]
+    assert sizes == [3 * 32 * 8] * 3
+
+
+def test_the_way_of_a_token_is_short():
+    """From token ids to the loss with the reference recurrence: under 60 lines of functions."""
+    way = [train.NextToken.forward, LanguageModel.features, models.Block.forward, models.HGRN2.forward]
+    way += [models.ForgetFloors.forward, kernels.gated_linear_attention_loop, models.SwiGLU.forward]
+    way += [kernels.linear_cross_entropy_reference]
+    assert sum(len(inspect.getsource(function).splitlines()) for function in way) < 60

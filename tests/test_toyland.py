@@ -1,0 +1,260 @@
+"""What toyland promises: the same text everywhere, tests it does not give away, real formats."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import toyland
+
+SCRIPT = Path(toyland.__file__)
+FIRST_20K_WORDS = "d02d0949e0839c21bc9f8214975a461f7ee9daa1f77acd090998b03b420335a7"
+
+
+@cache
+def training_text():
+    """Teller and stories that a corpus of 300,000 words begins with."""
+    teller, texts, words = toyland.Teller(0), [], 0
+    while words < 300_000:
+        texts.append(toyland.story(teller))
+        words += len(texts[-1].split())
+    return teller, texts
+
+
+@cache
+def pairs():
+    return toyland.minimal_pairs()
+
+
+def sentences(uid):
+    return [(pair["sentence_good"], pair["sentence_bad"]) for pair in pairs()[uid]]
+
+
+def test_the_same_seed_gives_the_same_bytes_on_every_machine():
+    text = "\n\n".join(toyland.stories(seed=0, words=20_000))
+    assert hashlib.sha256(text.encode()).hexdigest() == FIRST_20K_WORDS
+
+
+def test_the_stories_do_not_depend_on_the_hash_seed_of_python():
+    code = "import toyland; print(next(toyland.stories()), toyland.minimal_pairs(10))"
+    env = {"PYTHONPATH": str(SCRIPT.parent)}
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**env, "PYTHONHASHSEED": seed}, capture_output=True
+        ).stdout
+        for seed in "12"
+    }
+    assert len(outputs) == 1 and outputs != {b""}
+
+
+def test_another_seed_tells_other_stories():
+    assert list(toyland.stories(1, 500)) != list(toyland.stories(2, 500))
+
+
+def test_a_longer_text_begins_with_the_shorter_one():
+    short, long = list(toyland.stories(0, 1000)), list(toyland.stories(0, 3000))
+    assert long[: len(short)] == short and 1000 <= len(" ".join(short).split()) < 1200
+
+
+def test_the_stories_use_no_held_out_combination():
+    teller, texts = training_text()
+    assert texts[:100] == [text for text, _ in zip(toyland.stories(0), range(100))]
+    assert len(teller.used) > 2500
+    assert not any(toyland.held_out(*combination) for combination in teller.used)
+
+
+@pytest.mark.parametrize("uid", toyland.PARADIGMS)
+def test_the_tests_use_only_held_out_combinations(uid):
+    teller = toyland.Teller(uid, examiner=True)
+    for _ in range(200):
+        toyland.attempt(teller, toyland.PARADIGMS[uid][0])
+    assert teller.used and all(toyland.held_out(*combination) for combination in teller.used)
+    assert teller.used.isdisjoint(training_text()[0].used)
+
+
+def subject_and_verb(line):
+    """Read off the words: "The old dogs have often slept near the barn." -> ("dog", "sleep")."""
+    nouns = {form: noun for noun in toyland.COMMON for form in (noun, toyland.plural_of(noun))}
+    nouns |= {name: name for name in toyland.NAMES}
+    verbs = {
+        form: verb
+        for kind in ("rest", "handle", "meet", "reflect", "think", "say")
+        for verb in toyland.WORDS[kind]
+        for form in toyland.conjugate(verb)
+    }
+    skipped = set("has have had is are was were will can must didn't doesn't don't not ever".split())
+    skipped |= set(toyland.WORDS["adverb"])
+    before = {"the", "a", "an", "only", "even", "then", *toyland.WORDS["alive"]}
+    words = re.findall(r"[\w']+", line)
+    while words and words[0].lower() in before:
+        words.pop(0)
+    if words and (noun := nouns.get(words.pop(0))):
+        while words and words[0] in skipped:
+            words.pop(0)
+        if words and (verb := verbs.get(words[0])):
+            return noun, verb
+
+
+def test_no_sentence_of_the_stories_begins_with_a_held_out_subject_and_verb():
+    lines = [line for text in training_text()[1] for line in text.split("\n")]
+    found = {combination for line in lines if (combination := subject_and_verb(line))}
+    assert len(found) > 1000
+    assert not any(toyland.held_out(*combination) for combination in found)
+
+
+def test_the_sentences_of_the_tests_begin_with_held_out_subjects_and_verbs():
+    found = {c for uid in pairs() for good, _ in sentences(uid) if (c := subject_and_verb(good))}
+    assert len(found) > 100
+    assert all(toyland.held_out(*combination) for combination in found)
+
+
+def test_no_good_or_bad_sentence_of_a_test_is_in_the_stories():
+    lines = {line for text in training_text()[1] for line in text.split("\n")}
+    for uid in pairs():
+        assert not lines & {text for pair in sentences(uid) for text in pair}, uid
+
+
+def test_there_are_at_least_sixteen_paradigms_with_names_and_terms_of_blimp():
+    assert len(toyland.PARADIGMS) >= 16
+    folder = SCRIPT.parent.parent / "shared" / "data" / "blimp" / "blimp.zip"
+    if folder.exists():
+        import zipfile
+
+        with zipfile.ZipFile(folder) as blimp:
+            for uid, (record, *_) in pairs().items():
+                theirs = json.loads(blimp.read(f"data/{uid}.jsonl").splitlines()[0])
+                for name in ("field", "linguistics_term", "UID"):
+                    assert record[name] == theirs[name], uid
+                assert set(record) <= set(theirs), uid
+
+
+def test_each_paradigm_has_two_hundred_different_pairs():
+    for uid in pairs():
+        assert len(pairs()[uid]) == len(set(sentences(uid))) == 200, uid
+
+
+@pytest.mark.parametrize("uid", toyland.PARADIGMS)
+def test_both_sentences_of_a_pair_are_equally_long_and_differ_minimally(uid):
+    for good, bad in sentences(uid):
+        assert good != bad
+        good, bad = toyland.tokens(good), toyland.tokens(bad)
+        assert len(good) == len(bad)
+        assert sorted(good) == sorted(bad) or sum(g != b for g, b in zip(good, bad)) <= 2
+
+
+def test_word_frequency_is_no_help():
+    unigram, _ = toyland.count_words(300_000)
+    for uid in pairs():
+        assert 48 <= toyland.accuracy(unigram, pairs()[uid]) <= 52, uid
+
+
+def test_pairs_of_neighbouring_words_are_little_help():
+    _, bigram = toyland.count_words(300_000)
+    scores = [toyland.accuracy(bigram, pairs()[uid]) for uid in pairs()]
+    assert sum(scores) / len(scores) < 70
+
+
+def test_bad_sentences_never_occur_in_the_stories():
+    """The stories hold no mistake of the kinds that a regular expression can find."""
+    text = "\n".join(training_text()[1])
+    plurals = "|".join(toyland.plural_of(noun) for noun in toyland.COMMON + toyland.THINGS)
+    singulars = "|".join(toyland.COMMON + toyland.THINGS)
+    for mistake in (
+        rf"\b([Tt]his|[Tt]hat|[Ee]very|[Ee]ach|an?) ({plurals})\b(?! \w+ed| \w+)",
+        rf"\b([Tt]hese|[Tt]hose|many|two|three|most) ({singulars})\b",
+        rf"^(The|These|Many) ({plurals}) (is|was|has|doesn't)\b",
+        rf"^(The|This|A|Every|Each) ({singulars}) (are|were|have|don't)\b",
+        r"[Tt]here (is|was|are|were) (all|most|every|each)\b",
+        r"\b(?!that)(\w+) \1\b",
+        r" [,.?]|  ",
+    ):
+        assert not re.search(mistake, text, re.MULTILINE), mistake
+    for line in text.split("\n"):
+        if " ever " in line:
+            assert re.match(r"Only|Had|Has|Have", line) or " not ever " in line, line
+
+
+def test_any_construction_may_open_a_story():
+    openings = {text.split("\n")[0].split()[0] for text in training_text()[1]}
+    assert {"Mia", "The", "These", "No", "There", "Only", "Has", "Had", "What", "Who"} <= openings
+
+
+def test_every_word_of_the_tests_is_met_often_in_the_stories():
+    counts = toyland.word_counts()
+    for uid in pairs():
+        for text in sum(sentences(uid), ()):
+            assert min(counts[word] for word in toyland.tokens(text)) >= 5, text
+    assert 400 < len(counts) < 1000
+
+
+def test_every_fact_is_told_in_two_wordings_and_never_in_the_third():
+    text = "\n".join(training_text()[1])
+    for relation in toyland.FACTS:
+        templates = toyland.wordings(relation)
+        for x, y in toyland.facts(relation):
+            told = [template for template in templates if toyland.fill(template, X=x, Y=y) in text]
+            assert len(told) == 2 and toyland.unspoken(relation, x) not in told, (x, y)
+
+
+def test_no_story_contradicts_a_fact():
+    text = "\n".join(training_text()[1])
+    for relation in toyland.FACTS:
+        templates, truth = toyland.wordings(relation), toyland.facts(relation)
+        for x, y in [(x, y) for x, _ in truth for _, y in truth if (x, y) not in truth]:
+            assert not any(toyland.fill(template, X=x, Y=y) in text for template in templates), (x, y)
+
+
+def test_ewok_items_are_fair_and_new():
+    items = toyland.ewok_items()
+    text = "\n".join(training_text()[1])
+    assert len(items) >= 100 and len({item["Domain"] for item in items}) >= 3
+    for item in items:
+        contexts, targets = (item["Context1"], item["Context2"]), (item["Target1"], item["Target2"])
+        assert len(set(contexts)) == len(set(targets)) == 2
+        assert len({len(text.split()) for text in targets}) == 1
+        assert not any(sentence in text for sentence in targets)
+
+
+def test_bear_relations_have_three_templates_and_right_answers():
+    records, metadata = toyland.bear_relations()
+    assert set(records) == set(metadata) and len(records) >= 4
+    for relation, facts in records.items():
+        labels = metadata[relation]["answer_space_labels"]
+        assert len(metadata[relation]["templates"]) == 3
+        assert len(labels) == len(metadata[relation]["answer_space_ids"]) == len(set(labels))
+        assert all("[X]" in t and "[Y]" in t for t in metadata[relation]["templates"])
+        assert all(labels[fact["answer_idx"]] == fact["obj_label"] for fact in facts)
+
+
+def test_a_folder_is_written_whole_and_again_the_same(tmp_path):
+    toyland.write(tmp_path / "a", words=4000)
+    toyland.write(tmp_path / "b", words=4000)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert not [file for file in files if file.suffix == ".tmp"]
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    assert {"train.txt", "val.txt", "bear/metadata_relations.json"} <= {file.as_posix() for file in files}
+    assert len(list((tmp_path / "a" / "blimp").iterdir())) == len(toyland.PARADIGMS)
+    train, val = ((tmp_path / "a" / name).read_bytes() for name in ("train.txt", "val.txt"))
+    assert b"\r" not in train and b"\n\n\n" not in train and 20 < len(train) / len(val) < 60
+    assert not set(train.decode().split("\n\n")) & set(val.decode().split("\n\n")) - {""}
+
+
+def run(*args):
+    return subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("args", [["--chek"], ["--print=many"], [], ["a", "b"], ["--words=5", "x"]])
+def test_a_mistyped_command_ends_in_one_line_and_status_2(args):
+    result = run(*args)
+    assert result.returncode == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_print_shows_stories_and_a_pair_of_each_paradigm():
+    result = run("--print=100")
+    assert result.returncode == 0 and all(uid in result.stdout for uid in toyland.PARADIGMS)
