@@ -53,14 +53,15 @@ class Settings:
 # Using a corpus
 
 
-def find(name):
-    """The folder of a prepared corpus. The toy corpus is made on the spot; others must be there."""
+def find(name, needed=True):
+    """The folder of a prepared corpus. The toy corpus is made on the spot; others must be there, if needed."""
     for folder in data_folders():
         if (folder / name / "meta.json").exists():
             return folder / name
     if name in RECIPES:
         return RECIPES[name]()
-    fail(f"corpus = {name!r}: there is no data/{name}; make it with: python data.py text {name} FILES...")
+    if needed:
+        fail(f"corpus = {name!r}: there is no data/{name}; make it with: python data.py text {name} FILES...")
 
 
 def data_folders():

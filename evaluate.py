@@ -31,7 +31,7 @@ import data
 from checkpoint import fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, reason, run_script
 from kernels import linear_cross_entropy
-from model import load
+from model import at_least_float32, load
 
 BATCH_TOKENS = (
     2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
@@ -66,31 +66,25 @@ class Settings:
 def main(s):
     """Evaluate as settings s say; returns the content of results.json."""
     model, tokenizer, trained = load(s.run, s.device)
-    path = trained.checkpoint
-    if s.dtype == "float64":
-        model = model.double()
-    tasks = s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")
-    results = {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(path), "run": trained.run}
-    old = read_json(path.parent / "results.json")
-    if all(old.get(key) == value for key, value in results.items()):
-        results = old
-    results |= {"parameters": sum(p.numel() for p in model.parameters())}
-    results |= {"training": [record for record in read_log(path.parent) if "val_loss" in record]}
-    results.setdefault("benchmarks", {})
+    model = model.double() if s.dtype == "float64" else model
+    folder = trained.checkpoint.parent
+    what = {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(trained.checkpoint)}
+    results = read_json(folder / "results.json")
+    if any(results.get(key) != value for key, value in what.items()):
+        results = what | {"benchmarks": {}}  # other results there are of something else
+    results["run"], results["parameters"] = trained.run, sum(p.numel() for p in model.parameters())
+    results["training"] = [record for record in read_log(folder) if "val_loss" in record]
     with torch.inference_mode(), torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
         results["perplexity"] = perplexity(model, trained)
-        for task in tasks.split(","):
+        for task in (s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")).split(","):
             name, paradigms = Path(task).name.split(".")[0], read_pairs(task)
-            header = {key: results[key] for key in ("protocol", "dtype", "checkpoint")} | {
-                "pairs": str(locate(task))
-            }
-            scores = score_paradigms(
-                model, tokenizer, paradigms, s.protocol, path.parent / f"pairs_{name}.jsonl", header
-            )
+            file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(locate(task))}
+            scores = score_paradigms(model, tokenizer, paradigms, s.protocol, file, header)
             results["benchmarks"][name] = summary(paradigms, scores)
             print_table(name, results["benchmarks"][name], s.protocol)
-    print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
-    for target in [path.parent / "results.json"] + [Path(s.results)] * bool(s.results):
+    if results["perplexity"]:
+        print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
+    for target in [folder / "results.json"] + [Path(s.results)] * bool(s.results):
         with replacing(target) as file:
             file.write(json.dumps(results, indent=1) + "\n")
         print(f"written: {target}")
@@ -107,10 +101,8 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
     padded on the right, where padding cannot reach what a causal model says of the tokens before it.
     """
     space, bos = " " if protocol == "2024" else "", tokenizer.token_to_id(data.BOS)
-    encodings = tokenizer.encode_batch_fast(
-        [space + sentence for sentence in sentences], add_special_tokens=False
-    )
-    ids = [[bos, *encoding.ids] for encoding in encodings]
+    texts = [space + sentence for sentence in sentences]
+    ids = [[bos, *x.ids] for x in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     scores, device = [0.0] * len(ids), model.embed.weight.device
     while order:
@@ -120,14 +112,9 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
         for row, i in zip(padded, batch):
             row[: len(ids[i])] = torch.tensor(ids[i])
         tokens, targets = padded[:, :-1].clamp(min=0).to(device), padded[:, 1:].to(device)
-        logits = model(tokens)[0]  # (B, T, vocab)
-        losses = F.cross_entropy(
-            logits.mT.to(torch.promote_types(logits.dtype, torch.float32)),
-            targets,
-            ignore_index=-1,
-            reduction="none",
-        )
-        for i, loss in zip(batch, losses.sum(dim=1).tolist()):
+        logits = at_least_float32(model(tokens)[0]).flatten(0, 1)  # (B T, vocab)
+        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
+        for i, loss in zip(batch, losses.view_as(targets).sum(dim=1).tolist()):
             scores[i] = -loss
         each_batch()
     return scores
@@ -227,13 +214,9 @@ def read_pairs(task):
             except (ValueError, KeyError, TypeError) as error:
                 fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
         if pairs:
-            paradigms[record.get("UID", Path(name).name.split(".")[0])] = {
-                "term": record.get("linguistics_term", ""),
-                "pairs": pairs,
-            }
-    return paradigms or fail(
-        f"{locate(task)}: no pairs in it; expected .jsonl files with sentence_good and sentence_bad"
-    )
+            uid = record.get("UID", Path(name).name.split(".")[0])
+            paradigms[uid] = {"term": record.get("linguistics_term", ""), "pairs": pairs}
+    return paradigms or fail(f"{locate(task)}: no .jsonl files with pairs in it")
 
 
 def read_texts(path):
@@ -253,18 +236,20 @@ def read_texts(path):
 
 
 def summary(paradigms, scores):
-    """{"score": unweighted mean over paradigms, "interval": half of the 95 % interval, "subtasks": {...}}."""
-    subtasks, variance = {}, 0.0
+    """
+    {"score": unweighted mean over paradigms, "interval": half the width of its 95 % interval, "subtasks": {...}}.
+    A tie counts as right, as in the BabyLM pipeline. Intervals add two right and two wrong answers, so that 200 of
+    200 is not certainty (Agresti & Coull 1998).
+    """
+    subtasks = {}
     for uid, paradigm in paradigms.items():
-        n, right = (
-            len(scores[uid]),
-            sum(good >= bad for good, bad in scores[uid]),
-        )  # a tie counts as right: the first
-        spread = 1.96 * math.sqrt(right * (n - right) / n**3) if n else 0.0
-        subtasks[uid] = {"score": 100 * right / n, "n": n, "interval": 100 * spread, "term": paradigm["term"]}
-        variance += spread**2
+        n, right = len(scores[uid]), sum(good >= bad for good, bad in scores[uid])
+        p = (right + 2) / (n + 4)
+        interval = 1.96 * math.sqrt(p * (1 - p) / (n + 4))
+        subtasks[uid] = {"score": 100 * right / n, "interval": 100 * interval, "n": n, "term": paradigm["term"]}
     mean = sum(x["score"] for x in subtasks.values()) / len(subtasks)
-    return {"score": mean, "interval": 100 * math.sqrt(variance) / len(subtasks), "subtasks": subtasks}
+    interval = math.sqrt(sum(x["interval"] ** 2 for x in subtasks.values())) / len(subtasks)
+    return {"score": mean, "interval": interval, "subtasks": subtasks}
 
 
 def print_table(name, result, protocol):

@@ -259,7 +259,7 @@ class Teller:
             return ""
         place = self.familiar(WORDS["place"])
         places = plural_of(place) if self.chance(0.3) else place
-        return f"{self.pick(('in', 'near', 'behind', 'at'))} the {places}"
+        return f"{self.pick(('at', 'in', 'near', 'behind'))} the {places}"
 
 
 # -----------------------------------------------------------------------------
@@ -759,7 +759,7 @@ def quotation(t):
     return f'{x} {says.past}, "{said}"'
 
 
-HAPPENINGS = 4 * [fact] + 3 * [deed] + 2 * [rest, question, emphasis, opposite]
+HAPPENINGS = 8 * [fact] + 6 * [opposite] + 3 * [deed] + 2 * [rest, question, emphasis] + [quotation]
 HAPPENINGS += [
     quality,
     mishap,
@@ -771,7 +771,6 @@ HAPPENINGS += [
     denial,
     counting,
 ]
-HAPPENINGS += [quotation]
 
 
 def attempt(t, make):
@@ -789,7 +788,7 @@ def story(t):
     t.cast = frozenset(t.pick(WORDS[kind]) for kind in kinds for _ in range(2))
     lines = []
     for _ in range(4 + int(6 * t.random.random())):
-        if t.chance(0.6):
+        if t.chance(0.5):
             paradigm, *_ = t.any(list(PARADIGMS.values()))
             lines.append(attempt(t, paradigm)[0])
         else:
