@@ -6,6 +6,7 @@ Every picture, from the files that runs and evaluations write.
 """
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -21,70 +22,75 @@ matplotlib.rcParams |= {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
     "legend.frameon": False,
 }
 
 
 def learning_curve(folder):
     """Draw out/RUN/learning_curve.svg: loss over steps and, where pairs were scored, their accuracy. Its path."""
-    return draw(read_log(folder), Path(folder) / "learning_curve.svg", Path(folder).name)
+    return draw(read_log(folder), {}, Path(folder) / "learning_curve.svg", Path(folder).name)
 
 
-def draw(log, path, title):
-    """Records of log.jsonl -> a picture: losses on the left, accuracies on the right if there are any."""
-    tasks = sorted({task for record in log for task in record.get("pairs", {})})
-    figure, axes = plt.subplots(
-        1, 1 + len(tasks), figsize=(5.5 + 6.5 * len(tasks), 4), squeeze=False, layout="constrained"
-    )
+def draw(log, benchmarks, path, title):
+    """
+    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: the losses on the left, beside
+    them when each paradigm was learned or, for benchmarks scored only at the end, how well each phenomenon is known.
+    """
+    learned = {task for record in log for task in record.get("pairs", {})}
+    known = [task for task in benchmarks if task not in learned]
+    count = len(learned) + len(known)
+    figure, axes = plt.subplots(1, 1 + count, figsize=(4 + 6 * count, 4.5), squeeze=False, layout="constrained")
     draw_losses(axes[0, 0], log, title)
-    for axis, task in zip(axes[0, 1:], tasks):
-        draw_accuracies(axis, [record for record in log if task in record.get("pairs", {})], task)
-    figure.savefig(path, metadata={"Date": None})
+    for axis, task in zip(axes[0, 1:], sorted(learned)):
+        draw_learning(axis, [record for record in log if task in record.get("pairs", {})], task)
+    for axis, task in zip(axes[0, 1 + len(learned) :], known):
+        draw_knowledge(axis, benchmarks[task], task)
+    figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
     plt.close(figure)
     return path
 
 
 def draw_losses(axis, log, title):
     """Training loss, thin, and validation loss, bold, over steps."""
-    for name, label, style in (
-        ("loss", "training", dict(lw=0.8, alpha=0.6)),
-        ("val_loss", "validation", dict(lw=2, marker="o", ms=3)),
-    ):
+    styles = {"loss": ("training", dict(lw=0.8, alpha=0.6)), "val_loss": ("validation", dict(lw=2, marker="o", ms=3))}
+    for name, (label, style) in styles.items():
         points = [(record["step"], record[name]) for record in log if name in record]
         if points:
-            axis.plot(*zip(*points), label=f"{label}: {points[-1][1]:.3f} at the end", **style)
-    axis.set(title=title, xlabel="step", ylabel="loss per token, nats")
+            axis.plot(*zip(*points), label=f"{label}, {points[-1][1]:.3f} at the end", **style)
+    axis.set(title=f"{title}: loss per token, nats", xlabel="step")
+    axis.grid(alpha=0.25)
     axis.legend()
 
 
-def draw_accuracies(axis, records, task):
-    """One line a paradigm, named at its right end; the mean in black; chance at 50 %."""
-    steps = [record["step"] for record in records]
-    last = records[-1]["pairs"][task]["subtasks"]
-    names = sorted(last, key=last.get)
-    room = (105 - 30) / max(1, len(names))
-    for i, name in enumerate(names):
-        color = plt.cm.turbo(0.05 + 0.9 * i / max(1, len(names)))
-        axis.plot(steps, [record["pairs"][task]["subtasks"][name] for record in records], color=color, lw=1)
-        label = f"{name.replace('_', ' ')}  {last[name]:.0f}"
-        axis.annotate(
-            label,
-            (1.01, 0.01 + 0.98 * (i + 0.5) / len(names)),
-            xycoords="axes fraction",
-            color=color,
-            fontsize=min(7, room * 2.5),
-            va="center",
-        )
-    axis.plot(steps, [record["pairs"][task]["score"] for record in records], color="black", lw=2.5)
-    axis.axhline(50, color="gray", ls=":", lw=1)
+def draw_learning(axis, records, task):
+    """A row a paradigm, a column an evaluation: what was learned first is on top."""
+    paradigms = records[0]["pairs"][task]["subtasks"]
+    scores = {x: [record["pairs"][task]["subtasks"][x] for record in records] for x in paradigms}
+    names = sorted(scores, key=lambda x: -sum(scores[x]))
+    axis.imshow([scores[x] for x in names], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
+    for row, name in enumerate(names):
+        for column, score in enumerate(scores[name]):
+            color = "white" if abs(score - 50) > 35 else "black"
+            axis.text(column, row, f"{score:.0f}", ha="center", va="center", fontsize=5.5, color=color)
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=6.5)
+    axis.set_xticks(range(len(records)), [record["step"] for record in records])
     mean = records[-1]["pairs"][task]["score"]
-    axis.set(
-        title=f"{task}: minimal pairs, mean {mean:.1f} % in black",
-        xlabel="step",
-        ylabel="per cent preferred rightly",
-    )
+    axis.set(title=f"{task}: per cent right, mean {mean:.1f} at the end", xlabel="step")
+    axis.spines[:].set_visible(False)
+
+
+def draw_knowledge(axis, result, task):
+    """A bar a phenomenon, the mean of its paradigms, with a line at chance and the 95 % interval."""
+    terms = defaultdict(list)
+    for paradigm in result["subtasks"].values():
+        terms[paradigm["term"].replace("_", " ")].append(paradigm)
+    means = {term: sum(x["score"] for x in xs) / len(xs) for term, xs in terms.items()}
+    names = sorted(means, key=means.get)
+    spread = [sum(x["interval"] ** 2 for x in terms[name]) ** 0.5 / len(terms[name]) for name in names]
+    axis.barh(names, [means[name] for name in names], xerr=spread, color="#74add1", ecolor="#333333")
+    axis.axvline(50, color="black", ls=":", lw=1)
+    pairs = sum(x["n"] for x in result["subtasks"].values())
+    axis.set(title=f"{task}: per cent right of {pairs:,} pairs, mean {result['score']:.1f}", xlim=(0, 100))
 
 
 def main(args):
@@ -94,13 +100,8 @@ def main(args):
         if path.is_dir() and read_log(path):
             print(learning_curve(path))
         elif path.suffix == ".json" and path.exists():
-            print(
-                draw(
-                    json.loads(path.read_text(encoding="utf-8"))["training"],
-                    path.with_suffix(".svg"),
-                    path.stem,
-                )
-            )
+            results = json.loads(path.read_text(encoding="utf-8"))
+            print(draw(results["training"], results["benchmarks"], path.with_suffix(".svg"), path.stem))
         else:
             fail(f"{path}: neither a run folder with a log.jsonl nor a result file")
 

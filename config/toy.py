@@ -16,5 +16,5 @@ learning_rate = 4e-3
 warmup = 50
 weight_decay = 0.1
 
-eval_every = 100
+eval_every = 60
 eval_pairs = "toyland"

@@ -13,7 +13,7 @@ import pytest
 import toyland
 
 SCRIPT = Path(toyland.__file__)
-FIRST_20K_WORDS = "d02d0949e0839c21bc9f8214975a461f7ee9daa1f77acd090998b03b420335a7"
+FIRST_20K_WORDS = "ec1eb85773385e6a6354434274d33302ea7830182389ad31087b5ba2b53ad51a"
 
 
 @cache
