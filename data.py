@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 import toyland
 from checkpoint import replacing
-from config import at_least, configure, fail, progress, reason, run_script
+from config import at_least, configure, fail, one_of, progress, reason, run_script
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 LONGEST = 1 << 16  # characters; a longer line is encoded in parts
@@ -62,6 +62,34 @@ def find(name, needed=True):
         return RECIPES[name]()
     if needed:
         fail(f"corpus = {name!r}: there is no data/{name}; make it with: python data.py text {name} FILES...")
+
+
+PAIRS = {  # sets of minimal pairs -> where they lie in a data folder
+    "toyland": "toyland/blimp",
+    "blimp": "blimp/blimp.zip",
+    "blimp_filtered": "babylm_eval/blimp_filtered.zip",
+    "blimp_fast": "babylm_eval/blimp_fast.zip",
+}
+
+
+def find_pairs(task):
+    """The file or folder of a set of minimal pairs, named or given itself. Toyland's are made on the spot."""
+    if Path(task).exists():
+        return Path(task)
+    for folder in data_folders():
+        if (folder / PAIRS[task]).exists():
+            return folder / PAIRS[task]
+    if task == "toyland":
+        toyland.write("data/toyland")
+        return Path("data") / PAIRS[task]
+    fail(f"{task}: put its pairs at data/{PAIRS[task]}, or set NANORNN_DATA to the folder that holds them")
+
+
+def check_tasks(name, tasks):
+    """Refuse names, with commas between, that are neither sets of pairs nor files."""
+    for task in tasks.split(",") if tasks else []:
+        if not Path(task).exists():
+            one_of(name, task, PAIRS)
 
 
 def data_folders():
@@ -137,7 +165,9 @@ def prepare(name, files, s):
     meta |= {"sources": {str(path): sha256(path) for path in files + val_files}}
     with replacing(folder / "meta.json") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
-    print(f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate on")
+    print(
+        f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate on"
+    )
     return folder
 
 

@@ -36,12 +36,6 @@ from model import at_least_float32, load
 BATCH_TOKENS = (
     2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
 )
-BENCHMARKS = {  # task -> where its pairs lie under NANORNN_DATA or data/
-    "toyland": "toyland/blimp",
-    "blimp": "blimp/blimp.zip",
-    "blimp_filtered": "babylm_eval/blimp_filtered.zip",
-    "blimp_fast": "babylm_eval/blimp_fast.zip",
-}
 
 
 @dataclass
@@ -58,9 +52,7 @@ class Settings:
     def check(self):
         one_of("protocol", self.protocol, ("2024", "2025"))
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
-        for task in self.tasks.split(",") if self.tasks else []:
-            if not Path(task).exists():
-                one_of("tasks", task, BENCHMARKS)
+        data.check_tasks("tasks", self.tasks)
 
 
 def main(s):
@@ -68,6 +60,8 @@ def main(s):
     model, tokenizer, trained = load(s.run, s.device)
     model = model.double() if s.dtype == "float64" else model
     folder = trained.checkpoint.parent
+    tasks = (s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")).split(",")
+    tasks = {task: read_pairs(task) for task in tasks}
     what = {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(trained.checkpoint)}
     results = read_json(folder / "results.json")
     if any(results.get(key) != value for key, value in what.items()):
@@ -76,9 +70,9 @@ def main(s):
     results["training"] = [record for record in read_log(folder) if "val_loss" in record]
     with torch.inference_mode(), torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
         results["perplexity"] = perplexity(model, trained)
-        for task in (s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")).split(","):
-            name, paradigms = Path(task).name.split(".")[0], read_pairs(task)
-            file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(locate(task))}
+        for task, paradigms in tasks.items():
+            name = Path(task).name.split(".")[0]
+            file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(data.find_pairs(task))}
             scores = score_paradigms(model, tokenizer, paradigms, s.protocol, file, header)
             results["benchmarks"][name] = summary(paradigms, scores)
             print_table(name, results["benchmarks"][name], s.protocol)
@@ -186,26 +180,13 @@ def perplexity(model, trained):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Pairs and tables
-
-
-def locate(task):
-    """The file or folder of a task's pairs. Toyland's are made if need be."""
-    if Path(task).exists():
-        return Path(task)
-    for folder in data.data_folders():
-        if (folder / BENCHMARKS[task]).exists():
-            return folder / BENCHMARKS[task]
-    if task == "toyland":
-        data.make_toy()
-        return Path("data") / BENCHMARKS[task]
-    fail(f"{task}: put its pairs at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that holds them")
+# Files and tables
 
 
 def read_pairs(task):
     """A task -> {paradigm: {"term": phenomenon, "pairs": [(good, bad), ...]}}, one paradigm a file."""
     paradigms = {}
-    for name, text in read_texts(locate(task)):
+    for name, text in read_texts(data.find_pairs(task)):
         pairs, record = [], {}
         for number, line in enumerate(text.splitlines(), 1):
             try:
@@ -216,7 +197,7 @@ def read_pairs(task):
         if pairs:
             uid = record.get("UID", Path(name).name.split(".")[0])
             paradigms[uid] = {"term": record.get("linguistics_term", ""), "pairs": pairs}
-    return paradigms or fail(f"{locate(task)}: no .jsonl files with pairs in it")
+    return paradigms or fail(f"{data.find_pairs(task)}: no .jsonl files with pairs in it")
 
 
 def read_texts(path):
@@ -246,7 +227,12 @@ def summary(paradigms, scores):
         n, right = len(scores[uid]), sum(good >= bad for good, bad in scores[uid])
         p = (right + 2) / (n + 4)
         interval = 1.96 * math.sqrt(p * (1 - p) / (n + 4))
-        subtasks[uid] = {"score": 100 * right / n, "interval": 100 * interval, "n": n, "term": paradigm["term"]}
+        subtasks[uid] = {
+            "score": 100 * right / n,
+            "interval": 100 * interval,
+            "n": n,
+            "term": paradigm["term"],
+        }
     mean = sum(x["score"] for x in subtasks.values()) / len(subtasks)
     interval = math.sqrt(sum(x["interval"] ** 2 for x in subtasks.values())) / len(subtasks)
     return {"score": mean, "interval": interval, "subtasks": subtasks}

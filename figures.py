@@ -33,13 +33,15 @@ def learning_curve(folder):
 
 def draw(log, benchmarks, path, title):
     """
-    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: the losses on the left, beside
-    them when each paradigm was learned or, for benchmarks scored only at the end, how well each phenomenon is known.
+    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: the losses on the left, then
+    when each paradigm was learned or, of benchmarks scored only at the end, how well each phenomenon is known.
     """
     learned = {task for record in log for task in record.get("pairs", {})}
     known = [task for task in benchmarks if task not in learned]
     count = len(learned) + len(known)
-    figure, axes = plt.subplots(1, 1 + count, figsize=(4 + 6 * count, 4.5), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 1 + count, figsize=(4 + 6 * count, 4.5), squeeze=False, layout="constrained"
+    )
     draw_losses(axes[0, 0], log, title)
     for axis, task in zip(axes[0, 1:], sorted(learned)):
         draw_learning(axis, [record for record in log if task in record.get("pairs", {})], task)
@@ -52,7 +54,10 @@ def draw(log, benchmarks, path, title):
 
 def draw_losses(axis, log, title):
     """Training loss, thin, and validation loss, bold, over steps."""
-    styles = {"loss": ("training", dict(lw=0.8, alpha=0.6)), "val_loss": ("validation", dict(lw=2, marker="o", ms=3))}
+    styles = {
+        "loss": ("training", dict(lw=0.8, alpha=0.6)),
+        "val_loss": ("validation", dict(lw=2, marker="o", ms=3)),
+    }
     for name, (label, style) in styles.items():
         points = [(record["step"], record[name]) for record in log if name in record]
         if points:

@@ -56,7 +56,9 @@ class Config:
         if self.d_model % self.n_head:
             fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
         if self.position == "rope" and self.d_model // self.n_head % 2:
-            fail(f"position = 'rope' turns features in pairs, but d_model / n_head = {self.d_model / self.n_head:.0f}")
+            fail(
+                f"position = 'rope' turns features in pairs, but d_model / n_head = {self.d_model / self.n_head:.0f}"
+            )
         if self.vocab_size > 65_536:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.dropout >= 1:
@@ -178,7 +180,7 @@ class LearnedPositions(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's step before a mixer. State: last inputs."""
+    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's, before a mixer. State: the last inputs."""
 
     def __init__(self, config):
         super().__init__()
@@ -339,7 +341,7 @@ class Attention(nn.Module):
 
 def rotate(x, start, base=10_000):
     """
-    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t turn by t * base^(-2j/K).
+    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t turn by t base^(-2j/K).
     x (B, H, T, K), its first token at position `start`.
     """
     T, K = x.shape[-2:]

@@ -72,7 +72,10 @@ class Settings(Config):
         one_of("device", self.device.split(":")[0], ("auto", "cuda", "mps", "cpu"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
-        one_of("best_by", self.best_by, ("loss", "pairs") if self.eval_pairs else ("loss",))
+        one_of("best_by", self.best_by, ("loss", "pairs"))
+        data.check_tasks("eval_pairs", self.eval_pairs)
+        if self.best_by == "pairs" and not self.eval_pairs:
+            fail("best_by = 'pairs', but eval_pairs names none: set eval_pairs = 'toyland', say")
         if not self.max_steps and not self.epochs:
             fail("max_steps = 0 and epochs = 0: nothing to do; set one of them")
         parts = self.accumulate * World.size
@@ -239,9 +242,11 @@ def fastest_dtype(kind):
 
 
 def find_corpus(s):
-    """The folder of the corpus. The first process makes it if need be, the others wait. Its tokens must fit."""
+    """The folder of the corpus. The first process makes what can be made, the others wait. Its tokens must fit."""
     if World.rank == 0:
         data.find(s.corpus)
+        for task in s.eval_pairs.split(",") if s.eval_pairs else []:
+            data.find_pairs(task)
     wait_for_all()
     corpus = data.find(s.corpus)
     entries = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["vocab_size"]

@@ -1,6 +1,7 @@
-"""What every mixer promises, whatever is inside it, and that each is what its paper or its best-known code says."""
+"""What every mixer promises, whatever is inside it, and that each is what its paper or best-known code says."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import train
 from config import configure
 from model import MIXERS, Config, LanguageModel
 
+ROOT = Path(__file__).parents[1]
 SHAPE = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=48, context=64)
 VARIANTS = {name: dict(mixer=name) for name in MIXERS}
 VARIANTS |= {
@@ -102,7 +104,9 @@ def test_attention_with_rope_is_transformers_llama():
         pairs += [(x.mlp_norm.weight, y.post_attention_layernorm.weight)]
         pairs += [(getattr(x.mixer, a).weight, getattr(y.self_attn, b).weight) for a, b in
                   (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "o_proj"))]  # fmt: skip
-        pairs += [(getattr(x.mlp, a).weight, getattr(y.mlp, f"{a}_proj").weight) for a in ("gate", "up", "down")]
+        pairs += [
+            (getattr(x.mlp, a).weight, getattr(y.mlp, f"{a}_proj").weight) for a in ("gate", "up", "down")
+        ]
     copy(pairs)
     tokens = torch.randint(50, (2, 64))
     torch.testing.assert_close(ours(tokens)[0], theirs(tokens).logits, rtol=1e-5, atol=1e-5)
@@ -118,7 +122,10 @@ def test_attention_with_learned_positions_is_transformers_gpt2():
     with torch.no_grad():
         for parameter in ours.parameters():  # biases begin at 0 and norms at 1: make them count
             parameter.add_(0.1 * torch.randn_like(parameter))
-    pairs = [(ours.embed.weight, theirs.transformer.wte.weight), (positions.table.weight, theirs.transformer.wpe.weight)]
+    pairs = [
+        (ours.embed.weight, theirs.transformer.wte.weight),
+        (positions.table.weight, theirs.transformer.wpe.weight),
+    ]
     pairs += [(getattr(ours.norm, x), getattr(theirs.transformer.ln_f, x)) for x in ("weight", "bias")]
     for x, y in zip(blocks, theirs.transformer.h):
         inputs = [x.mixer.query, x.mixer.key, x.mixer.value]
@@ -195,7 +202,7 @@ def test_min_rnns_are_the_papers_sequential_listing(name, step):
 @pytest.mark.parametrize("name, count", [("hgrn2_10m", 366_846_976), ("llama_10m", 401_912_832)])
 def test_the_papers_models_have_the_papers_sizes(name, count):
     with torch.device("meta"):
-        model = LanguageModel(configure(train.Settings(), [f"config/{name}.py"]))
+        model = LanguageModel(configure(train.Settings(), [str(ROOT / f"config/{name}.py")]))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 

@@ -1,0 +1,106 @@
+"""What the tests share: a tiny corpus, a tiny run on it, and the ways in which a script can end."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; scripts that tests start inherit it
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = Path(os.environ.get("NANORNN_DATA", ROOT.parent / "shared" / "data")).resolve()
+
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are tested everywhere
+
+import data
+import train
+
+TINY = dict(
+    corpus="tiny", run="tiny", vocab_size=300, n_layer=2, d_model=16, n_head=2, d_mlp=24, context=16,
+    batch_size=16, max_steps=30, learning_rate=1e-2, warmup=3, log_every=1, device="cpu", dtype="float32",
+)  # fmt: skip
+
+
+def stories(documents=40, seed=0):
+    """A text of short stories, about 2,000 words."""
+    r = random.Random(seed)
+    nouns, verbs = "cat dog bird child teacher".split(), "sees hears likes follows helps".split()
+
+    def sentence():
+        return f"The {r.choice(nouns)} {r.choice(verbs)} the {r.choice(nouns)} and the {r.choice(nouns)}."
+
+    return "\n\n".join("\n".join(sentence() for _ in range(6)) for _ in range(documents)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder with text.txt, the corpus data/tiny made of it, the settings file tiny.py, and a run, out/tiny."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("NANORNN_DATA", raising=False)
+        Path("text.txt").write_text(stories())
+        Path("tiny.py").write_text("".join(f"{name} = {value!r}\n" for name, value in TINY.items()))
+        data.prepare("tiny", ["text.txt"], data.Settings(vocab_size=300, val_share=0.1))
+        train.main(train.Settings(**TINY))
+    return folder
+
+
+@pytest.fixture
+def workplace(prepared, tmp_path, monkeypatch):
+    """The current folder of a test: a copy of the prepared one, and no other data in reach."""
+    folder = tmp_path / "work place"  # with a space, as on many a laptop
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def tiny():
+    """tiny(n_layer=3) -> training settings that take a second."""
+    return lambda **settings: train.Settings(**TINY | settings)
+
+
+@pytest.fixture
+def script(workplace):
+    """script("train.py", "tiny.py", ...) runs it as a user would, in the workplace -> a CompletedProcess."""
+
+    def run(name, *args, launcher=()):
+        command = [sys.executable, *launcher, str(ROOT / name), *args]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=workplace)
+
+    return run
+
+
+@pytest.fixture
+def refusal(capsys):
+    """refusal(function, argument, ...) -> what it says on stderr when it ends the script with status 2."""
+
+    def call(function, *args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            function(*args)
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """real_data("blimp/blimp.zip") -> its path; where it is not, the test is skipped by name."""
+
+    def find(name):
+        return REAL_DATA / name if (REAL_DATA / name).exists() else pytest.skip(f"no {REAL_DATA / name}")
+
+    return find

@@ -1,0 +1,176 @@
+"""Checkpoints survive what happens to machines: kill -9, full disks, flipped bits, and files from strangers."""
+
+import errno
+import io
+import os
+import random
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+
+STATE = {"step": 7, "weights": {"w": torch.arange(9000.0)}, "text": "a", "list": [1, 2.5, None]}
+REPOSITORY = str(Path(checkpoint.__file__).parent)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder with two checkpoints: checkpoint.pt of step 7, previous.pt of step 6."""
+    for step in (6, 7):
+        checkpoint.save(STATE | {"step": step}, tmp_path / "checkpoint.pt", tmp_path / "previous.pt")
+    return tmp_path
+
+
+def same(one, other):
+    return one["weights"]["w"].equal(other["weights"]["w"]) and one | {"weights": 0} == other | {"weights": 0}
+
+
+def test_what_is_saved_is_what_is_read(folder):
+    state, path = checkpoint.read(folder)
+    assert same(state, STATE) and path == folder / "checkpoint.pt"
+    assert checkpoint.read(folder / "previous.pt")[0]["step"] == 6
+    assert sorted(file.name for file in folder.iterdir()) == ["checkpoint.pt", "previous.pt"]
+
+
+def test_a_checkpoint_is_an_ordinary_pytorch_file_that_carries_its_digest(folder):
+    assert same(torch.load(folder / "checkpoint.pt", weights_only=True), STATE)
+    with zipfile.ZipFile(folder / "checkpoint.pt") as archive:
+        assert archive.comment.decode() == checkpoint.fingerprint(folder / "checkpoint.pt")
+        assert archive.testzip() is None
+
+
+def flip_a_bit(raw, r):
+    i = r.randrange(len(raw))
+    return raw[:i] + bytes([raw[i] ^ 1 << r.randrange(8)]) + raw[i + 1 :]
+
+
+def truncate(raw, r):
+    return raw[: r.randrange(len(raw))]
+
+
+def zero_a_block(raw, r):
+    start = r.randrange(len(raw) - 4096)
+    return raw[:start] + bytes(4096) + raw[start + 4096 :]
+
+
+@pytest.mark.parametrize("damage, times", [(flip_a_bit, 20), (truncate, 10), (zero_a_block, 10)])
+def test_a_damaged_file_is_named_and_the_one_before_it_taken(folder, capsys, damage, times):
+    raw, r = (folder / "checkpoint.pt").read_bytes(), random.Random(0)
+    for _ in range(times):
+        (folder / "checkpoint.pt").write_bytes(damage(raw, r))
+        state, path = checkpoint.read(folder)
+        assert state["step"] == 6 and path == folder / "previous.pt"
+        assert capsys.readouterr().err.startswith(f"{folder / 'checkpoint.pt'} is damaged")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"x" * 100_000])
+def test_with_both_damaged_the_script_ends(folder, refusal, content):
+    for name in ("checkpoint.pt", "previous.pt"):
+        (folder / name).write_bytes(content)
+    said = refusal(checkpoint.read, folder).splitlines()
+    assert len(said) == 3 and said[2].startswith(f"{folder}: no intact checkpoint here")
+
+
+def test_where_there_is_none_the_line_says_how_to_make_one(tmp_path, refusal):
+    assert "python train.py" in refusal(checkpoint.read, tmp_path)
+    assert "python train.py" in refusal(checkpoint.read, tmp_path / "nothing.pt")
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("write", [torch.save, checkpoint.save], ids=["without a digest", "with a right digest"])
+def test_code_in_a_file_is_not_executed(tmp_path, monkeypatch, refusal, write):
+    """weights_only=True refuses it even where the digest is right; the file is named."""
+    monkeypatch.chdir(tmp_path)
+    write({"model": Malice()}, tmp_path / "checkpoint.pt")
+    assert "checkpoint.pt" in refusal(checkpoint.read, tmp_path)
+    assert not Path("executed").exists()
+
+
+SAVE_FOR_EVER = f"""
+import sys; sys.path.insert(0, {REPOSITORY!r})
+import torch, checkpoint
+for step in range(10**6):
+    state = {{"step": step, "w": torch.full((500_000,), float(step))}}
+    checkpoint.save(state, "checkpoint.pt", "previous.pt")
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path, seed):
+    """A process that does nothing but save is killed; what is left is whole, and no older than its last save."""
+    saver = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOR_EVER], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    saved = [saver.stdout.readline()]
+    time.sleep(random.Random(seed).random() / 3)
+    saver.kill()
+    saved += saver.stdout.readlines()
+    saver.wait()
+    state, _ = checkpoint.read(tmp_path)
+    assert state["step"] >= int(saved[-1])
+    assert state["w"].eq(state["step"]).all()
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for so many bytes."""
+
+    room = 0
+
+    def write(self, data):
+        if self.tell() + len(data) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("room", [0, 100, 20_000, 36_000])
+def test_a_full_disk_leaves_the_old_file(folder, refusal, monkeypatch, room):
+    """One line with the path, how far it came and why; nothing unfinished stays."""
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr(FullDisk, "room", room)
+    monkeypatch.setattr(checkpoint, "open", lambda path, mode: io.BufferedWriter(FullDisk(path, "w")), raising=False)
+    said = refusal(checkpoint.save, STATE, folder / "checkpoint.pt", folder / "previous.pt")
+    assert said.count("\n") == 1 and said.startswith(f"{folder / 'checkpoint.pt'}: not written after ")
+    assert "bytes (No space left on device)" in said
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def no_writing(path, mode):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_disk_that_cannot_be_written_to_is_said(folder, refusal, monkeypatch):
+    monkeypatch.setattr(checkpoint, "open", no_writing, raising=False)
+    said = refusal(checkpoint.save, STATE, folder / "checkpoint.pt")
+    assert said.startswith(f"{folder / 'checkpoint.pt'}: not written") and "Read-only file system" in said
+
+
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_said(folder, refusal):
+    folder.chmod(0o500)
+    said = refusal(checkpoint.save, STATE, folder / "checkpoint.pt")
+    assert said.startswith(f"{folder / 'checkpoint.pt'}: not written") and said.count("\n") == 1
+
+
+def test_an_error_while_writing_text_leaves_the_old_file(tmp_path):
+    """Whatever interrupts it, Ctrl-C included."""
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt), checkpoint.replacing(tmp_path / "a.json") as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_a_log_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert checkpoint.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
