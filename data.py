@@ -18,7 +18,7 @@ import os
 import re
 import zlib
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +154,7 @@ def prepare(name, files, s):
         text, val_text = Text(files, "encoding"), Text(val_files, "encoding for validation")
         encode(text, tokenizer, lambda document: val if chosen(document, held_out) else train)
         encode(val_text, tokenizer, lambda document: val)
-        if held_out and not val.documents:
+        if train.words and held_out and not val.documents:
             move_the_end(train, val, tokenizer, held_out)
         if not train.words or not val.words:
             fail(f"{folder}: no text to {'validate' if train.words else 'train'} on; are the files empty?")
@@ -185,9 +185,8 @@ def expand(patterns):
 
 class Text:
     """
-    The text of files (plain or .gz), piece by piece: a line with its line break, or a part of a very long one.
-    None comes after each document, which an empty line or the end of a file ends. Bytes that are not UTF-8 become
-    U+FFFD and are counted in `replaced`.
+    The text of files, plain or .gz, in pieces (text, first, last): a line with its line break, or a part of a very
+    long one, and whether it begins and ends a document. Bytes that are not UTF-8 become U+FFFD; `replaced` counts.
     """
 
     def __init__(self, files, purpose):
@@ -195,26 +194,24 @@ class Text:
 
     def __iter__(self):
         self.replaced, done = 0, 0
-        bar = progress(total=sum(path.stat().st_size for path in self.files), unit="B")
-        bar.set_description(self.purpose)
+        bar = progress(total=sum(path.stat().st_size for path in self.files), desc=self.purpose, unit="B")
         for path in self.files:
             try:
                 with open(path, "rb") as raw:
                     file = gzip.open(raw) if path.suffix == ".gz" else raw
                     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
-                    for piece in documents(lines(text)):
+                    for piece in documents(self.clean(line) for line in lines(text)):
                         bar.update(done + raw.tell() - bar.n)
-                        yield self.clean(piece)
+                        yield piece
             except (OSError, EOFError, zlib.error) as error:
                 fail(f"{path}: cannot be read ({reason(error)})")
             done += path.stat().st_size
         bar.close()
 
     def clean(self, piece):
-        if piece is None or piece.isascii():
-            return piece
-        piece, replaced = re.subn("[\ud800-\udfff]", "\ufffd", piece)
-        self.replaced += replaced
+        if not piece.isascii():
+            piece, replaced = re.subn("[\ud800-\udfff]", "\ufffd", piece)
+            self.replaced += replaced
         return piece
 
 
@@ -223,29 +220,28 @@ def lines(file):
     rest = ""
     while part := file.readline(LONGEST):
         part, rest = rest + part, ""
-        if not part.endswith("\n") and " " in part[1:]:
-            part, rest = part[: part.rindex(" ")], part[part.rindex(" ") :]
-        if part:
-            yield part
+        cut = max(part.rfind(" "), part.rfind("\t"))
+        if not part.endswith("\n") and cut > 0:
+            part, rest = part[:cut], part[cut:]
+        yield part
     if rest:
         yield rest
 
 
-def documents(pieces):
-    """The same pieces with None after each document; empty lines, and the line break before them, are left out."""
-    last = None
-    for piece in pieces:
-        if piece.strip():
-            if last is not None:
-                yield last
-            last = piece
-        elif last is not None and last.endswith("\n"):
-            yield last.removesuffix("\n")
-            yield None
-            last = None
-    if last is not None:
-        yield last.removesuffix("\n")
-        yield None
+def documents(lines):
+    """
+    Lines -> (text, first, last). An empty line ends a document and is left out with the line break before it. Each
+    line begins with a space, as it does where the tokenizer meets it alone.
+    """
+    text, first, line_begins = None, True, True
+    for line in chain(lines, [None]):
+        ends = line is None or (line_begins and not line.strip())
+        if text is not None:  # held back until it was known whether the document ends after it
+            yield text.removesuffix("\n") if ends else text, first, ends
+            text, first = None, ends
+        if not ends:
+            text = " " + line if line_begins and line[0] != " " else line
+        line_begins = line is None or line.endswith("\n")
 
 
 def train_tokenizer(pieces, vocab_size):
@@ -260,10 +256,10 @@ def train_tokenizer(pieces, vocab_size):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for piece in pieces if piece), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
+    tokenizer.train_from_iterator((text for text, first, last in pieces), trainer)
+    bos = (BOS, tokenizer.token_to_id(BOS))
+    template = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS} $B", special_tokens=[bos])
+    tokenizer.post_processor = template
     return tokenizer
 
 
@@ -271,53 +267,33 @@ class Split:
     """A token file being written, and its counts."""
 
     def __init__(self, file):
-        self.file, self.buffer = file, []
-        self.words = self.documents = self.tokens = 0
+        self.file, self.words, self.documents, self.tokens = file, 0, 0, 0
+
+    def add(self, ids):
+        self.file.write(np.array(ids, dtype="<u2").tobytes())
+        self.tokens += len(ids)
 
     def counts(self):
         return {"words": self.words, "documents": self.documents, "tokens": self.tokens}
 
-    def flush(self):
-        self.file.write(np.array(self.buffer, dtype="<u2").tobytes())
-        self.tokens += len(self.buffer)
-        self.buffer = []
-
 
 def encode(pieces, tokenizer, split_of):
-    """Write <s> text </s> for each document to split_of(its number). Every line begins as if it stood alone."""
+    """Write <s> text </s> for each document to split_of(its number)."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True  # a "</s>" in the text is text
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=False
-    )  # the space is put here, by hand
+    )  # documents() has put the space
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    pieces, document, before = (
-        iter(pieces),
-        0,
-        None,
-    )  # before: the piece before this one; None at a document's start
+    pieces, document = iter(pieces), 0
     while batch := list(islice(pieces, BATCH)):
-        starts = [previous is None or previous[-1] == "\n" for previous in [before] + batch[:-1]]
-        texts = [
-            " " + x if start and not x[0].isspace() else x for x, start in zip(batch, starts) if x is not None
-        ]
-        encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        for piece in batch:
+        encodings = tokenizer.encode_batch_fast([text for text, _, _ in batch], add_special_tokens=False)
+        for (text, first, last), encoding in zip(batch, encodings):
             split = split_of(document)
-            if piece is None:
-                split.buffer.append(eos)
-                split.documents += 1
-                document += 1
-            else:
-                split.buffer += [bos] * (before is None) + next(encodings).ids
-                split.words += len(piece.split()) - bool(
-                    before and not before[-1].isspace() and not piece[0].isspace()
-                )
-            before = piece
-            if len(split.buffer) > 1 << 20:
-                split.flush()
-    for split in {split_of(document) for document in range(document)}:
-        split.flush()
+            split.add([bos] * first + encoding.ids + [eos] * last)
+            split.words += len(text.split()) - (not text[0].isspace())  # no space: a very long word goes on
+            split.documents += last
+            document += last
 
 
 def chosen(document, share):
@@ -329,14 +305,14 @@ def move_the_end(train, val, tokenizer, share):
     """Too few documents to keep any for validation: the last share of the tokens becomes a document of its own."""
     count = int(train.tokens * share) + 1
     train.file.seek(-2 * count, os.SEEK_END)
-    val.buffer = [tokenizer.token_to_id(BOS), *np.frombuffer(train.file.read(), dtype="<u2").tolist()]
-    train.file.truncate(2 * (train.tokens - count))
-    train.file.seek(0, os.SEEK_END)
-    train.buffer = [tokenizer.token_to_id(EOS)]
+    end = np.frombuffer(train.file.read(), dtype="<u2").tolist()
+    train.file.seek(-2 * count, os.SEEK_END)
+    train.file.truncate()
     train.tokens -= count
-    val.words, val.documents = len(tokenizer.decode(val.buffer).split()), 1
+    train.add([end[-1]])  # </s>
+    val.add([tokenizer.token_to_id(BOS), *end])
+    val.words, val.documents = len(tokenizer.decode(end).split()), 1
     train.words -= val.words
-    train.flush(), val.flush()
 
 
 def sha256(path):

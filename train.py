@@ -63,10 +63,8 @@ class Settings(Config):
     def check(self):
         super().check()
         at_least(1, self, "batch_size", "accumulate", "log_every")
-        at_least(
-            0, self, "epochs", "max_steps", "learning_rate", "min_lr", "warmup", "weight_decay", "grad_clip"
-        )
-        at_least(0, self, "beta1", "beta2", "seed", "eval_every", "save_every")
+        at_least(0, self, "epochs", "max_steps", "eval_every", "save_every", "warmup", "seed")
+        at_least(0, self, "learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip")
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
         one_of("device", self.device.split(":")[0], ("auto", "cuda", "mps", "cpu"))
@@ -112,7 +110,7 @@ def main(s, objective=NextToken):
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     million = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
-    if run.step < steps:
+    if run.evaluated < steps:
         loop(run, module, autocast, train, val)
     finish(run)
     return model

@@ -142,7 +142,7 @@ def progress(iterable=None, **options):
 
 def fail(message):
     """End the script: the message on stderr, exit status 2."""
-    print(message, file=sys.stderr)
+    tqdm.write(message, file=sys.stderr)  # on a line of its own, also beside a progress bar
     sys.exit(2)
 
 

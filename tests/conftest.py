@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are tested everywhere
 
+import checkpoint
 import data
 import train
 
@@ -28,6 +29,37 @@ TINY = dict(
     corpus="tiny", run="tiny", vocab_size=300, n_layer=2, d_model=16, n_head=2, d_mlp=24, context=16,
     batch_size=16, max_steps=30, learning_rate=1e-2, warmup=3, log_every=1, device="cpu", dtype="float32",
 )  # fmt: skip
+
+
+def log(run="tiny"):
+    return checkpoint.read_log(Path("out") / run)
+
+
+def losses(run="tiny"):
+    return [record["loss"] for record in log(run) if "loss" in record]
+
+
+def saved(name="checkpoint.pt", run="tiny"):
+    return torch.load(Path("out", run, name), weights_only=True)
+
+
+def bits(x):
+    """A checkpoint's tensors as bytes, so that == compares them to the bit."""
+    if isinstance(x, dict):
+        return {name: bits(part) for name, part in x.items() if name != "settings"}
+    return x.numpy().tobytes() if isinstance(x, torch.Tensor) else x
+
+
+def contents(run="tiny"):
+    """What two runs have in common if they are the same to the bit: the log, the last and the best checkpoint."""
+    lines = Path("out", run, "log.jsonl").read_text().splitlines()
+    return lines, bits(saved("checkpoint.pt", run)), bits(saved("best.pt", run))
+
+
+def same(one, other):
+    """Compare contents() without printing megabytes."""
+    equal = one == other
+    assert one[0] == other[0] and equal
 
 
 def stories(documents=40, seed=0):

@@ -87,7 +87,9 @@ class Malice:
         return os.system, ("touch executed",)
 
 
-@pytest.mark.parametrize("write", [torch.save, checkpoint.save], ids=["without a digest", "with a right digest"])
+@pytest.mark.parametrize(
+    "write", [torch.save, checkpoint.save], ids=["without a digest", "with a right digest"]
+)
 def test_code_in_a_file_is_not_executed(tmp_path, monkeypatch, refusal, write):
     """weights_only=True refuses it even where the digest is right; the file is named."""
     monkeypatch.chdir(tmp_path)
@@ -138,7 +140,9 @@ def test_a_full_disk_leaves_the_old_file(folder, refusal, monkeypatch, room):
     """One line with the path, how far it came and why; nothing unfinished stays."""
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     monkeypatch.setattr(FullDisk, "room", room)
-    monkeypatch.setattr(checkpoint, "open", lambda path, mode: io.BufferedWriter(FullDisk(path, "w")), raising=False)
+    monkeypatch.setattr(
+        checkpoint, "open", lambda path, mode: io.BufferedWriter(FullDisk(path, "w")), raising=False
+    )
     said = refusal(checkpoint.save, STATE, folder / "checkpoint.pt", folder / "previous.pt")
     assert said.count("\n") == 1 and said.startswith(f"{folder / 'checkpoint.pt'}: not written after ")
     assert "bytes (No space left on device)" in said

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import data
 import evaluate
@@ -91,7 +92,7 @@ MISTAKES = {  # flag -> words that tell the remedy
     "--mixer=hgrn": "did you mean 'hgrn2'",
     "--mixer=": "possible: hgrn2",
     "--norm=rmsnrm": "did you mean 'rmsnorm'",
-    "--optimizer=adamw adam": "possible: adamw, adam",
+    "--optimizer=adamw adam": "ossible: adamw, adam",
     "--device=gpu": "cpu",
     "--n_head=3": "n_head = 3 does not divide d_model = 256",
     "--vocab_size=100000": "at most 65536",
@@ -132,6 +133,13 @@ def test_so_it_is_in_the_other_scripts(settings, mistake, remedy, refusal):
     assert remedy in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("module", [train, evaluate, sample], ids=lambda module: module.__name__)
+def test_a_device_that_is_not_there_is_one_line(module, workplace, refusal):
+    device = "mps" if torch.cuda.is_available() else "cuda"
+    said = refusal(lambda: module.main(configure(module.Settings(), [f"--device={device}"])))
+    assert said == f"device = {device!r}: PyTorch finds none here; --device=cpu works everywhere\n"
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -168,7 +176,9 @@ def test_help_lists_every_setting_with_its_default_and_meaning(name, script):
     assert result.returncode == 0 and result.stderr == ""
     defaults = SCRIPTS[name].Settings()
     for field in fields(defaults):
-        assert re.search(rf"(?m)^  --{field.name}={re.escape(str(getattr(defaults, field.name)))} +\w", result.stdout)
+        assert re.search(
+            rf"(?m)^  --{field.name}={re.escape(str(getattr(defaults, field.name)))} +\w", result.stdout
+        )
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

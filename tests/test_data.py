@@ -108,7 +108,8 @@ def test_invalid_utf8_is_replaced_and_counted(prepare, raw, replaced):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"a b\r\nc\r\n\r\nd\r\n", b"\xef\xbb\xbfa b\nc\n\nd\n", b"a b\nc\n\nd", b"\n\na b\nc\n \t\n\nd\n\n\n"]
+    "raw",
+    [b"a b\r\nc\r\n\r\nd\r\n", b"\xef\xbb\xbfa b\nc\n\nd\n", b"a b\nc\n\nd", b"\n\na b\nc\n \t\n\nd\n\n\n"],
 )
 def test_line_ends_marks_and_empty_lines_make_no_difference(prepare, raw):
     """CRLF, a byte order mark, no line break at the end, more empty lines: the same tokens."""
@@ -213,7 +214,8 @@ def test_nanornn_data_is_looked_into_first_and_never_written_to(workplace, monke
 
 
 @pytest.mark.parametrize(
-    "name, documents, words", [("childes", 12, 45_224), ("gutenberg", 32, 50_735), ("simple_wiki", 188, 22_036)]
+    "name, documents, words",
+    [("childes", 12, 45_224), ("gutenberg", 32, 50_735), ("simple_wiki", 188, 22_036)],
 )
 def test_real_text_has_the_counts_of_its_readme(prepare, real_data, name, documents, words):
     meta, *_ = prepare([str(real_data(f"corpus/{name}.dev.txt.gz"))])

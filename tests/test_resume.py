@@ -1,0 +1,170 @@
+"""A run is the same to the bit however often it is stopped, and the same on two processes as on one."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, contents, log, losses, same, saved
+
+import data
+import train
+
+LONGER = dict(
+    run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant"
+)  # best before its end
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """stop_at(5) lets Ctrl-C come after the fifth step; stop_at(8, validating=True) within its validation."""
+    take_step, in_order = train.take_step, data.Blocks.in_order
+
+    def call(step, validating=False):
+        def take_step_then_stop(run, *rest):
+            take_step(run, *rest)
+            now.append(run.step)
+            if run.step == step and not validating:
+                signal.raise_signal(signal.SIGINT)
+
+        def in_order_then_stop(blocks, count):
+            for batch in in_order(blocks, count):
+                yield batch
+                if now[-1] == step and validating:
+                    signal.raise_signal(signal.SIGINT)
+
+        now = [0]
+        monkeypatch.setattr(train, "take_step", take_step_then_stop)
+        monkeypatch.setattr(data.Blocks, "in_order", in_order_then_stop)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(prepared)
+        patch.delenv("NANORNN_DATA", raising=False)
+        s = train.Settings(**TINY | LONGER)
+        train.main(s)
+        content = contents("longer")
+        shutil.rmtree("out/longer")
+    return s, content
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [[(step, False)] for step in random.Random(0).sample(range(1, 30), 3)]
+    + [[(8, True)], [(0, True)], [(5, False), (16, True), (23, False)]],
+    ids=str,
+)
+def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, stops):
+    """Same log, same checkpoints as never stopped: with dropout, over ends of epochs, resumed three times in a row."""
+    s, content = uninterrupted
+    for step, validating in stops:
+        stop_at(step, validating)
+        with pytest.raises(SystemExit) as end:
+            train.main(s)
+        assert end.value.code == 130 and saved(run="longer")["step"] == step
+    stop_at(None)
+    train.main(s)
+    same(contents("longer"), content)
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_logged_once(workplace, tiny):
+    """As after kill -9: the log is longer than the checkpoint knows, and its last line is cut."""
+    content = contents()
+    shutil.copy("out/tiny/previous.pt", "out/tiny/checkpoint.pt")
+    assert saved()["step"] < 30
+    with open("out/tiny/log.jsonl", "a") as file:
+        file.write('{"step": 3')
+    train.main(tiny())
+    same(contents(), content)
+
+
+def test_sigterm_saves_and_the_same_command_continues(script, workplace):
+    command = [sys.executable, str(ROOT / "train.py"), "tiny.py", "--run=long", "--max_steps=1000000"]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while len(log("long")) < 5 and training.poll() is None:
+        time.sleep(0.05)
+    training.terminate()
+    said = training.communicate(timeout=60)[0]
+    step = saved(run="long")["step"]
+    assert training.returncode == 130 and f"stopped at step {step:,} of" in said
+    result = script("train.py", "tiny.py", "--run=long", f"--max_steps={step + 2}")
+    assert result.returncode == 0 and f"step {step:,} of {step + 2:,}" in result.stdout
+    assert saved(run="long")["step"] == step + 2
+
+
+def test_a_finished_run_says_so_and_stays(workplace, tiny, capsys):
+    before = contents()
+    train.main(tiny())
+    assert "done: 30 of 30 steps" in capsys.readouterr().out
+    same(contents(), before)
+
+
+@pytest.mark.parametrize(
+    "change, listed",
+    [
+        (dict(learning_rate=0.5), "learning_rate 0.01 then, 0.5 now"),
+        (dict(n_layer=3), "n_layer 2 then, 3 now"),
+    ],
+)
+def test_changed_settings_are_listed_unless_the_run_starts_anew(workplace, tiny, refusal, change, listed):
+    before = contents()
+    assert listed in refusal(train.main, tiny(**change))
+    same(contents(), before)
+    train.main(tiny(**change, fresh=True, max_steps=1))
+    assert saved()["step"] == 1 and len(losses()) == 1
+
+
+def test_how_long_and_how_often_may_change(workplace, tiny):
+    train.main(tiny(max_steps=32, log_every=2, eval_every=3, save_every=5, accumulate=2))
+    assert saved()["step"] == 32
+
+
+# ----------------------------------------------------------------------------------------------------
+# Two processes
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--")
+STOPPED_BY_ONE = f"""
+import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})
+import train
+from config import configure
+take_step = train.take_step
+def take_step_then_stop(run, *rest):
+    take_step(run, *rest)
+    if run.step == 3 and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+train.take_step = take_step_then_stop
+train.main(configure(train.Settings(), sys.argv[1:]))
+"""
+
+
+def test_two_processes_are_one(script, workplace, tiny):
+    """torchrun with two processes: in float64 twenty losses within 1e-9 of one process."""
+    train.main(tiny(run="one", dtype="float64", max_steps=20))
+    result = script(
+        "train.py", "tiny.py", "--run=two", "--dtype=float64", "--max_steps=20", launcher=TORCHRUN
+    )
+    assert result.returncode == 0 and result.stdout.count("done: 20 of 20") == 1
+    assert losses("two") == pytest.approx(losses("one"), abs=1e-9) and len(losses("two")) == 20
+    values = [[record["val_loss"] for record in log(run) if "val_loss" in record] for run in ("one", "two")]
+    assert values[0] == pytest.approx(values[1], abs=1e-9)
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(script, workplace, tiny):
+    """... and in float32 the first loss and gradient are within 1e-6 of one process."""
+    Path("stopped_by_one.py").write_text(STOPPED_BY_ONE)
+    result = script(workplace / "stopped_by_one.py", "tiny.py", "--run=two", launcher=TORCHRUN)
+    assert result.returncode != 0 and "stopped at step 3 of 30 and saved" in result.stdout
+    assert saved(run="two")["step"] == 3
+    train.main(tiny(run="one", max_steps=1))
+    first_of_one, first_of_two = ([r for r in log(run) if "loss" in r][0] for run in ("one", "two"))
+    for name in ("loss", "grad_norm"):
+        assert first_of_two[name] == pytest.approx(first_of_one[name], rel=1e-6)

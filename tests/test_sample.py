@@ -1,0 +1,131 @@
+"""Text comes out one token at a time, the same for the same seed, and as if it were decoded in one piece."""
+
+import math
+import re
+
+import pytest
+import torch
+
+import sample
+from model import Config, LanguageModel, load
+
+TEXT = " The café, naïve 日本 🙂👩‍👩‍👧.\n\tNot  so!\n The </s> end."
+
+
+def settings(**changes):
+    return sample.Settings(**dict(run="out/tiny", tokens=40) | changes)
+
+
+def written(capsys, **changes):
+    capsys.readouterr()
+    sample.main(settings(**changes))
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = LanguageModel(
+        Config(vocab_size=50, n_layer=2, d_model=16, n_head=2, d_mlp=24, mixer="hgrn2 attention")
+    )
+    model.head.weight.data *= 20  # opinions, so that the likeliest is not a matter of rounding
+    return model.eval()
+
+
+def test_the_same_seed_writes_the_same_text(workplace, capsys):
+    one, again, other = (written(capsys, prompt="The cat", seed=seed) for seed in (1, 1, 2))
+    assert one == again != other and one.startswith("The cat")
+
+
+def test_greedy_text_is_the_likeliest_token_of_the_whole_prefix(model):
+    """Carrying states from token to token, or reading all again at each token: the same choice."""
+    prefix = [1, 5, 9]
+    for token in sample.generate(model, list(prefix), settings(temperature=0.0)):
+        with torch.no_grad():
+            assert token == model(torch.tensor([prefix]))[0][0, -1].argmax()
+        prefix.append(token)
+    assert len(prefix) == 43
+
+
+def test_top_k_1_is_greedy(model):
+    greedy = list(sample.generate(model, [1], settings(temperature=0.0)))
+    assert greedy == list(sample.generate(model, [1], settings(temperature=2.0, top_k=1, seed=3)))
+
+
+@pytest.mark.parametrize(
+    "limits, possible",
+    [
+        (dict(top_p=0.5), {2}),
+        (dict(top_p=0.51), {2, 0}),
+        (dict(top_p=0.8), {2, 0}),
+        (dict(top_p=0.81), {2, 0, 1}),
+        (dict(top_k=2), {2, 0}),
+        (dict(top_k=2, top_p=0.5), {2}),
+        (dict(), {0, 1, 2}),
+        (dict(top_k=99), {0, 1, 2}),
+    ],
+)
+def test_top_p_and_top_k_by_hand(limits, possible):
+    """Tokens 0, 1, 2 have probabilities 0.3, 0.2 and 0.5."""
+    logits = torch.tensor([[math.log(0.3), math.log(0.2), math.log(0.5)]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    chosen = sample.choose(logits.expand(500, 3), settings(temperature=1.0, **limits), generator)
+    assert set(chosen.flatten().tolist()) == possible
+
+
+def test_a_low_temperature_sharpens(model):
+    """p^(1/T): at T = 0.5 odds of 3 to 1 become 9 to 1."""
+    logits = torch.tensor([[math.log(3.0), 0.0]]).expand(20_000, 2)
+    chosen = sample.choose(logits, settings(temperature=0.5), torch.Generator().manual_seed(0))
+    assert (chosen == 0).double().mean().item() == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT * 3, "", "\n", " a\n\n b"])
+def test_streamed_text_is_the_text_of_all_tokens(workplace, capsys, monkeypatch, text):
+    """Letters made of several tokens come out whole; only the space that begins each line is left out."""
+    tokenizer = load("out/tiny")[1]
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(sample, "generate", lambda *rest: iter(ids))
+    assert written(capsys) == re.sub(r"(?m)^ ", "", tokenizer.decode(ids)) + "\n"
+
+
+def test_the_text_ends_where_the_model_ends_it(workplace, capsys, monkeypatch):
+    tokenizer = load("out/tiny")[1]
+    ids = tokenizer.encode(" The end.", add_special_tokens=False).ids
+    monkeypatch.setattr(sample, "generate", lambda *rest: iter([*ids, tokenizer.token_to_id("</s>"), *ids]))
+    assert written(capsys, prompt="A prompt.\nOr two.") == "A prompt.\nOr two. The end.\n"
+
+
+def numbers(states):
+    """How many numbers the states of a model hold."""
+    if isinstance(states, (list, tuple)):
+        return sum(numbers(state) for state in states)
+    return states.numel() if isinstance(states, torch.Tensor) else 0
+
+
+@pytest.mark.parametrize(
+    "mixer, grows", [("hgrn2", False), ("mingru", False), ("minlstm", False), ("attention", True)]
+)
+def test_memory_does_not_grow_with_the_text_unless_it_is_attention(mixer, grows):
+    config = Config(vocab_size=50, n_layer=2, d_model=16, n_head=2, d_mlp=24, mixer=mixer, conv=3)
+    model, sizes = LanguageModel(config).eval(), []
+    features = model.features
+
+    def watched(tokens, states):
+        assert states is None or tokens.shape == (1, 1)
+        x, states = features(tokens, states)
+        sizes.append(numbers(states))
+        return x, states
+
+    model.features = watched
+    list(sample.generate(model, [1, 2, 3], settings(tokens=30)))
+    assert (sizes[-1] > sizes[0]) == grows and len(sizes) == 30
+
+
+def test_a_model_that_has_learned_positions_says_how_many(workplace, tiny, refusal):
+    import train
+
+    train.main(tiny(run="gpt", mixer="attention", position="learned", max_steps=1))
+    said = refusal(sample.main, settings(run="out/gpt", tokens=17))
+    assert said == "tokens = 17: this model has learned 16 positions and no more\n"
+    sample.main(settings(run="out/gpt", tokens=16))
