@@ -11,6 +11,7 @@ archive's comment, and are loaded with weights_only=True, so nothing in them is 
 import hashlib
 import json
 import os
+import pickle
 import signal
 import struct
 import sys
@@ -48,8 +49,11 @@ def read(path, device="cpu"):
     found = [candidate for candidate in candidates if candidate.exists()]
     for candidate in found:
         problem = damage(candidate)
-        if not problem:
-            return torch.load(candidate, map_location=device, weights_only=True), candidate
+        try:
+            if not problem:
+                return torch.load(candidate, map_location=device, weights_only=True), candidate
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+            problem = "it holds more than numbers and text, and nothing in a file is executed"
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
     fail(f"{path}: no {'intact ' if found else ''}checkpoint here; make one: python train.py config/toy.py")
 
@@ -113,8 +117,11 @@ def replacing(path, mode="w", previous=None):
     except BaseException as error:
         size = unfinished.stat().st_size if unfinished.exists() else 0
         unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            fail(f"{path}: not written after {size:,} bytes ({reason(error)}); what was there is kept")
+        cause = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save hides it behind another
+        if isinstance(cause, OSError) and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+            fail(f"{path}: not written after {size:,} bytes ({reason(cause)}); what was there is kept")
         raise
 
 
@@ -143,6 +150,7 @@ class Run:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
+        self.corpus = hashlib.sha256((corpus / "meta.json").read_bytes()).hexdigest()
         self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
         files = [self.folder / name for name in ("checkpoint.pt", "previous.pt")]
         if not s.fresh and any(file.exists() for file in files):
@@ -161,6 +169,14 @@ class Run:
         if changed:
             listed = "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
             fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
+        if saved["corpus"] != self.corpus:
+            fail(
+                f"{path} was made from another corpus of the name {self.s.corpus!r}; start anew with --fresh"
+            )
+        if World.rank == 0 and path.name == "previous.pt" and path.with_name("checkpoint.pt").exists():
+            path.with_name("checkpoint.pt").replace(
+                path.with_name("damaged.pt")
+            )  # or it would become previous.pt
         for name in ("model", "optimizer", "scaler"):
             getattr(self, name).load_state_dict(saved[name])
         self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
@@ -191,7 +207,7 @@ class Run:
     def state(self):
         """All that a continued run needs; the order of the data and dropout follow from the step."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
-        place = {name: getattr(self, name) for name in ("step", "evaluated", "best")}
+        place = {name: getattr(self, name) for name in ("step", "evaluated", "best", "corpus")}
         return {"settings": asdict(self.s)} | parts | place
 
     def log(self, record):

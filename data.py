@@ -146,6 +146,7 @@ def prepare(name, files, s):
     """Text files -> data/NAME, its folder. Memory stays flat whatever their size."""
     folder = Path("data") / name
     files, val_files = expand(files), expand(s.val.split(",")) if s.val else []
+    files = [path for path in files if path not in val_files]
     tokenizer = train_tokenizer(Text(files, "learning the tokenizer"), s.vocab_size)
     (folder / "meta.json").unlink(missing_ok=True)  # written last: a folder without it is not finished
     with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
@@ -194,19 +195,20 @@ class Text:
 
     def __iter__(self):
         self.replaced, done = 0, 0
-        bar = progress(total=sum(path.stat().st_size for path in self.files), desc=self.purpose, unit="B")
-        for path in self.files:
-            try:
-                with open(path, "rb") as raw:
-                    file = gzip.open(raw) if path.suffix == ".gz" else raw
-                    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
-                    for piece in documents(self.clean(line) for line in lines(text)):
-                        bar.update(done + raw.tell() - bar.n)
-                        yield piece
-            except (OSError, EOFError, zlib.error) as error:
-                fail(f"{path}: cannot be read ({reason(error)})")
-            done += path.stat().st_size
-        bar.close()
+        total = sum(path.stat().st_size for path in self.files)
+        with progress(total=total, desc=self.purpose, unit="B") as bar:
+            for path in self.files:
+                try:
+                    with open(path, "rb") as raw:
+                        file = gzip.open(raw) if path.suffix == ".gz" else raw
+                        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
+                        for piece in documents(self.clean(line) for line in lines(text)):
+                            bar.update(done + raw.tell() - bar.n)
+                            yield piece
+                except (OSError, EOFError, zlib.error) as error:
+                    bar.close()
+                    fail(f"{path}: cannot be read ({reason(error)})")
+                done += path.stat().st_size
 
     def clean(self, piece):
         if not piece.isascii():

@@ -19,7 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads tha
 import gzip
 import json
 import math
+import re
 import zipfile
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ import data
 from checkpoint import fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, reason, run_script
 from kernels import linear_cross_entropy
-from model import at_least_float32, load
+from model import at_least_float32, find_device, load
 
 BATCH_TOKENS = (
     2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
@@ -41,23 +43,23 @@ BATCH_TOKENS = (
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    tasks: str = (
-        ""  # toyland, blimp, blimp_filtered, blimp_fast or a file, with commas; none: by the run's corpus
-    )
+    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: toyland or blimp
     protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
-    device: str = "cpu"  # cuda, mps or cpu
+    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "float32"  # float32, bfloat16 or float64
     results: str = ""  # also write the results here, such as results/toy.json
 
     def check(self):
         one_of("protocol", self.protocol, ("2024", "2025"))
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
+        find_device(self.device)
         data.check_tasks("tasks", self.tasks)
 
 
 def main(s):
     """Evaluate as settings s say; returns the content of results.json."""
-    model, tokenizer, trained = load(s.run, s.device)
+    device = find_device(s.device)
+    model, tokenizer, trained = load(s.run, device)
     model = model.double() if s.dtype == "float64" else model
     folder = trained.checkpoint.parent
     tasks = (s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")).split(",")
@@ -68,10 +70,10 @@ def main(s):
         results = what | {"benchmarks": {}}  # other results there are of something else
     results["run"], results["parameters"] = trained.run, sum(p.numel() for p in model.parameters())
     results["training"] = [record for record in read_log(folder) if "val_loss" in record]
-    with torch.inference_mode(), torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
         results["perplexity"] = perplexity(model, trained)
         for task, paradigms in tasks.items():
-            name = Path(task).name.split(".")[0]
+            name = task if task in data.PAIRS else re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
             file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(data.find_pairs(task))}
             scores = score_paradigms(model, tokenizer, paradigms, s.protocol, file, header)
             results["benchmarks"][name] = summary(paradigms, scores)
@@ -95,7 +97,7 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
     padded on the right, where padding cannot reach what a causal model says of the tokens before it.
     """
     space, bos = " " if protocol == "2024" else "", tokenizer.token_to_id(data.BOS)
-    texts = [space + sentence for sentence in sentences]
+    texts = [space + x.encode("utf-8", "replace").decode("utf-8") for x in sentences]  # no lone surrogates
     ids = [[bos, *x.ids] for x in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     scores, device = [0.0] * len(ids), model.embed.weight.device
@@ -136,8 +138,7 @@ def score_paradigms(model, tokenizer, paradigms, protocol, path, header):
     """
     part = path.with_name(path.name + ".part")
     scores = read_part(part, header)
-    if not scores:
-        part.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    part.write_text("".join(json.dumps(x) + "\n" for x in [header, scores]), encoding="utf-8")
     for uid in progress(paradigms, unit="paradigm", desc=path.stem, initial=len(scores)):
         if len(scores.get(uid, ())) != len(paradigms[uid]["pairs"]):
             scores[uid] = score_pairs(model, tokenizer, paradigms[uid]["pairs"], protocol)
@@ -165,14 +166,13 @@ def read_part(part, header):
 
 
 def perplexity(model, trained):
-    """exp of the mean loss per token on the validation text of the run's corpus, blocks of its context apart."""
-    total, count = 0.0, 0
-    val, device = (
-        data.Blocks(data.find(trained.corpus) / "val.bin", trained.context),
-        model.embed.weight.device,
-    )
-    batches = math.ceil(val.n / 16) + 1
-    for tokens, targets in progress(val.in_order(16), total=batches, desc="perplexity", unit="batch"):
+    """exp of the mean loss per token on the corpus's validation text, block by block; None if that is not here."""
+    corpus = data.find(trained.corpus, needed=False)
+    if not corpus:
+        return None
+    total, count, device = 0.0, 0, model.embed.weight.device
+    val = data.Blocks(corpus / "val.bin", trained.context)
+    for tokens, targets in progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity"):
         x, _ = model.features(tokens.to(device))
         total += linear_cross_entropy(x, model.head.weight, targets.to(device)).item() * targets.numel()
         count += targets.numel()
@@ -188,10 +188,10 @@ def read_pairs(task):
     paradigms = {}
     for name, text in read_texts(data.find_pairs(task)):
         pairs, record = [], {}
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
             try:
                 record = json.loads(line)
-                pairs.append((record["sentence_good"], record["sentence_bad"]))
+                pairs.append((record["sentence_good"] + "", record["sentence_bad"] + ""))  # + "": only text
             except (ValueError, KeyError, TypeError) as error:
                 fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
         if pairs:
@@ -212,7 +212,7 @@ def read_texts(path):
         for file in files:
             raw = file.read_bytes()
             yield str(file), (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zipfile.BadZipFile) as error:
         fail(f"{path}: cannot be read ({reason(error)}); fetch it again")
 
 

@@ -79,8 +79,7 @@ def draw_learning(axis, records, task):
             axis.text(column, row, f"{score:.0f}", ha="center", va="center", fontsize=5.5, color=color)
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=6.5)
     axis.set_xticks(range(len(records)), [record["step"] for record in records])
-    mean = records[-1]["pairs"][task]["score"]
-    axis.set(title=f"{task}: per cent right, mean {mean:.1f} at the end", xlabel="step")
+    axis.set(title=f"{task}: per cent of pairs judged rightly", xlabel="step")
     axis.spines[:].set_visible(False)
 
 

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-
 # torch.compile takes what is around a recurrence and leaves the recurrence itself: unrolled, its many small
 # steps would take minutes to compile and run no faster.
 outside_the_compiler = torch.compiler.disable
@@ -200,7 +199,7 @@ def chunk_length(T):
 def to_chunks(x, C):
     """(B, T, H, K) -> (n B H, C, K). Rows of zeros come in front: they forget nothing and add nothing."""
     x = F.pad(x, (0, 0, 0, 0, -x.shape[1] % C, 0)) if x.shape[1] % C else x
-    return x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4).flatten(0, 2)
+    return x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4).flatten(0, 2).contiguous()
 
 
 def from_chunks(x, out):

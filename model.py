@@ -11,7 +11,6 @@ Shapes:  B batch   T time   D model width   H heads   K, V key and value width o
 
 import math
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,16 +48,14 @@ class Config:
         """End with one line if no such model can be built."""
         at_least(1, self, "n_layer", "d_model", "n_head", "d_mlp", "expand", "context", "vocab_size")
         at_least(0, self, "dropout", "norm_eps", "conv")
-        one_of("mixer", self.mixer, MIXERS)
-        one_of("norm", self.norm, NORMS)
-        one_of("mlp", self.mlp, MLPS)
+        for name, choices in (("mixer", MIXERS), ("norm", NORMS), ("mlp", MLPS)):
+            for word in getattr(self, name).split() or [""]:
+                one_of(name, word, choices)
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
             fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
         if self.position == "rope" and self.d_model // self.n_head % 2:
-            fail(
-                f"position = 'rope' turns features in pairs, but d_model / n_head = {self.d_model / self.n_head:.0f}"
-            )
+            fail(f"position = 'rope' needs an even d_model / n_head, not {self.d_model // self.n_head}")
         if self.vocab_size > 65_536:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.dropout >= 1:
@@ -73,7 +70,7 @@ class LanguageModel(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(layers(config))
-        self.norm = NORMS[config.norm](config.d_model, config.norm_eps)
+        self.norm = make_norm(config, layer=0)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
@@ -109,11 +106,10 @@ class Block(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        norm = partial(NORMS[config.norm], config.d_model, config.norm_eps)
-        self.mixer_norm = norm()
+        self.mixer_norm = make_norm(config, layer)
         self.mixer = MIXERS[nth(config.mixer, layer)](config, layer)
         self.mlp = MLPS[nth(config.mlp, layer)](config)
-        self.mlp_norm = norm() if self.mlp else None
+        self.mlp_norm = make_norm(config, layer) if self.mlp else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None):
@@ -128,6 +124,10 @@ def nth(pattern, layer):
     """nth("mlstm mlstm slstm", 5) -> "slstm": patterns repeat over the layers."""
     names = pattern.split()
     return names[layer % len(names)]
+
+
+def make_norm(config, layer):
+    return NORMS[nth(config.norm, layer)](config.d_model, config.norm_eps)
 
 
 class SwiGLU(nn.Module):
@@ -163,7 +163,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector per position, as GPT-2. State: the number of tokens read so far."""
+    """Adds a learned vector per position, as GPT-2; ends the script past the last. State: tokens read so far."""
 
     def __init__(self, config):
         super().__init__()
@@ -173,14 +173,12 @@ class LearnedPositions(nn.Module):
         start = state or 0
         end = start + x.shape[1]
         if end > self.table.num_embeddings:
-            raise ValueError(
-                f"position {end} is past the {self.table.num_embeddings} that this model has learned"
-            )
+            fail(f"{end} tokens: this model has learned {self.table.num_embeddings} positions and no more")
         return x + self.table.weight[start:end], end
 
 
 class CausalConv(nn.Module):
-    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's, before a mixer. State: the last inputs."""
+    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's, before a mixer. State: last inputs."""
 
     def __init__(self, config):
         super().__init__()
@@ -217,7 +215,7 @@ class HGRN2(nn.Module):
         self.query = nn.Linear(D, D, bias=False)
         self.forget = nn.Linear(D, D, bias=False)
         self.input = nn.Linear(D, D, bias=False)
-        self.norm = NORMS[config.norm](D, config.norm_eps)
+        self.norm = make_norm(config, layer)
         self.output = nn.Linear(D, D, bias=False)
         self.floors = ForgetFloors(config)
         self.n_head, self.layer = config.n_head, layer
@@ -392,6 +390,16 @@ def initialise(model, config):
         if isinstance(module, HGRN2):
             for linear in (module.query, module.forget, module.input, module.output):
                 nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
+
+
+def find_device(name):
+    """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
+    one_of("device", kind, found)
+    if not found[kind]:
+        fail(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
+    return torch.device(kind if name == "auto" else name)
 
 
 def load(path, device="cpu"):

@@ -11,7 +11,7 @@ from tokenizers.decoders import DecodeStream
 
 import data
 from config import at_least, configure, fail, run_script
-from model import load
+from model import find_device, load
 
 
 @dataclass
@@ -23,20 +23,19 @@ class Settings:
     top_k: int = 0  # choose among this many likeliest tokens; 0: all
     top_p: float = 1.0  # choose among the fewest tokens that together have this probability
     seed: int = 0  # the same seed gives the same text
-    device: str = "cpu"  # cuda, mps or cpu
+    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
 
     def check(self):
         at_least(1, self, "tokens")
         at_least(0, self, "temperature", "top_k", "seed")
+        find_device(self.device)
         if not 0 < self.top_p <= 1:
             fail(f"top_p = {self.top_p}: must be above 0 and at most 1")
 
 
 def main(s):
-    model, tokenizer, trained = load(s.run, s.device)
+    model, tokenizer, _ = load(s.run, find_device(s.device))
     prompt = tokenizer.encode(s.prompt, add_special_tokens=False).ids
-    if trained.position == "learned" and len(prompt) + s.tokens > trained.context:
-        fail(f"tokens = {s.tokens}: this model has learned {trained.context} positions and no more")
     stream, line_start = DecodeStream(ids=[], skip_special_tokens=True), True
     for token in [*prompt, *generate(model, [tokenizer.token_to_id(data.BOS), *prompt], s)]:
         if token == tokenizer.token_to_id(data.EOS):
@@ -50,8 +49,9 @@ def main(s):
 @torch.inference_mode()
 def generate(model, tokens, s):
     """Yields up to s.tokens tokens that follow the given ones; all that is kept between them is the states."""
-    generator = torch.Generator(s.device).manual_seed(s.seed)
-    tokens, states = torch.tensor([tokens], device=s.device), None
+    device = model.embed.weight.device
+    generator = torch.Generator(device).manual_seed(s.seed)
+    tokens, states = torch.tensor([tokens], device=device), None
     for _ in range(s.tokens):
         x, states = model.features(tokens, states)
         tokens = choose(model.head(x[:, -1]).float(), s, generator)  # (1, 1)

@@ -3,6 +3,7 @@ Train a language model.
 
     python train.py                                             config/toy.py: minutes on a laptop
     torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py    the paper's run, on four GPUs
+                                                                (torchrun ... -- train.py ... to add --run=NAME)
 
 Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl, learning_curve.svg.
 The same command again continues, to the bit, a run that was stopped: Ctrl-C and SIGTERM save first.
@@ -27,7 +28,7 @@ import data
 from checkpoint import Run, Stop, Stopped, World, say, sum_over_processes, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from kernels import linear_cross_entropy
-from model import Config, LanguageModel, read_tokenizer
+from model import Config, LanguageModel, find_device, read_tokenizer
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Settings(Config):
         at_least(0, self, "learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip")
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
-        one_of("device", self.device.split(":")[0], ("auto", "cuda", "mps", "cpu"))
+        find_device(self.device)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
         one_of("best_by", self.best_by, ("loss", "pairs"))
@@ -79,7 +80,11 @@ class Settings(Config):
         parts = self.accumulate * World.size
         if self.batch_size % parts:
             fail(f"batch_size = {self.batch_size} is not a multiple of accumulate x processes = {parts}")
-        if not self.run or set(self.run) & set('/\\:*?"<>|'):
+        if self.beta1 >= 1 or self.beta2 >= 1:
+            fail(f"beta1 = {self.beta1}, beta2 = {self.beta2}: must be below 1")
+        if self.seed >= 2**32:
+            fail(f"seed = {self.seed}: must be below 2^32")
+        if not self.run.strip(". ") or set(self.run) & set('/\\:*?"<>|'):
             fail(f"run = {self.run!r} cannot name a folder")
 
 
@@ -106,12 +111,11 @@ def main(s, objective=NextToken):
     model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
-    module = parallel(compiled(objective(model), s), device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     million = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
     if run.evaluated < steps:
-        loop(run, module, autocast, train, val)
+        loop(run, parallel(compiled(objective(model), s)), autocast, train, val)
     finish(run)
     return model
 
@@ -217,18 +221,15 @@ def finish(run):
 
 def start(s):
     """Join the other processes; choose device and number format."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind in found if found[kind]) if s.device == "auto" else s.device.split(":")[0]
-    if not found[kind]:
-        fail(f"device = {s.device!r}: PyTorch finds none here; --device=cpu works everywhere")
-    device = torch.device(kind if s.device == "auto" else s.device)
+    device = find_device(s.device)
+    on_cuda = device.type == "cuda"
     if World.size > 1:
-        device = torch.device(kind, World.local_rank) if kind == "cuda" else device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
-    if kind == "cuda":
+        device = torch.device("cuda", World.local_rank) if on_cuda else device
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    if on_cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    return device, getattr(torch, fastest_dtype(kind) if s.dtype == "auto" else s.dtype)
+    return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
 def fastest_dtype(kind):
@@ -272,7 +273,7 @@ def compiled(module, s):
     return torch.compile(module) if s.compile == "yes" or (s.compile == "auto" and on_cuda) else module
 
 
-def parallel(module, device):
+def parallel(module):
     """DDP, which averages the gradients of all processes."""
     return DistributedDataParallel(module) if World.size > 1 else module
 

@@ -1,7 +1,7 @@
 """
 Settings: dataclass defaults, then a file, then flags; the last word wins.
 
-    python train.py config/toy.py --n_layer=4 --compile=False
+    python train.py config/toy.py --n_layer=4 --fresh
 
 A settings file holds lines `name = literal`. It is parsed, never executed. A name that does not exist, a
 value of the wrong type or one that cannot work ends the script with one line on stderr and status 2.
@@ -32,10 +32,14 @@ def configure(defaults, args, word=None, default=None):
         print_help(defaults)
         sys.exit(0)
     settings = {}
-    for arg in [arg for arg in args if not arg.startswith("-")] or [default] * bool(default):
+    words = [arg for arg in args if not arg.startswith("-")] or [default] * bool(default)
+    if word and len(words) > 1:
+        fail(f"{' '.join(words)}: one at a time, please")
+    for arg in words:
         settings |= {word: arg} if word else {"run": Path(arg).stem} | read_file(arg, defaults)
-    for arg in (arg for arg in args if arg.startswith("-")):
-        settings |= read_flag(arg, defaults)
+    for arg in args:
+        if arg.startswith("-"):
+            settings |= read_flag(arg, defaults)
     settings = replace(defaults, **settings)
     settings.check()
     return settings
@@ -53,7 +57,7 @@ def read_flag(arg, defaults):
         return {name: text}
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     return {name: typed(name, value, defaults, f"--{name}")}
 
@@ -75,7 +79,7 @@ def read_file(path, defaults):
     for line in lines:
         try:
             name, value = line.targets[0].id, ast.literal_eval(line.value)
-        except (AttributeError, ValueError):
+        except (AttributeError, ValueError, TypeError):
             fail(f"{path}:{line.lineno}: expected `name = literal`; settings files are read, not executed")
         settings[name] = typed(name, value, defaults, f"{path}:{line.lineno}")
     return settings
@@ -102,12 +106,11 @@ def typed(name, value, defaults, where):
 
 
 def one_of(name, value, choices):
-    """Refuse a value that is not among the choices; a pattern such as "hgrn2 attention" names several."""
-    for word in value.split() or [value]:
-        if word not in choices:
-            close = difflib.get_close_matches(word, choices, n=1)
-            hint = f"did you mean '{close[0]}'? Possible: " if close else "possible: "
-            fail(f"{name} = {value!r}: {hint}{', '.join(choices)}")
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        hint = f"did you mean '{close[0]}'? Possible: " if close else "possible: "
+        fail(f"{name} = {value!r}: {hint}{', '.join(choices)}")
 
 
 def at_least(least, settings, *names):

@@ -109,7 +109,14 @@ def script(workplace):
 
     def run(name, *args, launcher=()):
         command = [sys.executable, *launcher, str(ROOT / name), *args]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=workplace)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            said = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends those that it has started
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, *said)
 
     return run
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from test_model import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +39,9 @@ def rows():
     yield f"{blimp['score']:.1f} ± {blimp['interval']:.1f} %"
 
 
-@pytest.mark.parametrize("row", rows())
-def test_numbers_are_those_of_the_result_files(row):
-    assert row in README
+def test_numbers_are_those_of_the_result_files():
+    for row in rows():
+        assert row in README
 
 
 def test_line_links_lead_to_what_they_name():
@@ -74,14 +75,15 @@ def test_files_and_functions_are_short():
     """train.py under 300 lines, model.py under 500, no function above 40."""
     assert len((ROOT / "train.py").read_text(encoding="utf-8").splitlines()) < 300
     assert len((ROOT / "model.py").read_text(encoding="utf-8").splitlines()) < 500
-    assert max(functions()) <= (40, "~")
+    assert max(functions()) < (41,)
 
 
-@pytest.mark.parametrize("mixer, size", [("hgrn2", 32 * 8), ("mingru", 32), ("minlstm", 32), ("attention", 2 * 10 * 32)])
+SIZES = {"hgrn2": 32 * 8, "mingru": 32, "minlstm": 32, "attention": 2 * 10 * 32}
+
+
+@pytest.mark.parametrize("mixer, size", SIZES.items())
 def test_states_have_the_size_that_the_table_of_mixers_gives(mixer, size):
     """D = 32, H = 4, T = 10: D^2 / H, D, D and 2 T D numbers a layer."""
-    import torch
-
     model = build(mixer=mixer)
     for state in model(torch.randint(50, (1, 10)))[1]:
         parts = state if isinstance(state, tuple) else (state,)

@@ -14,9 +14,8 @@ from conftest import ROOT, TINY, contents, log, losses, same, saved
 import data
 import train
 
-LONGER = dict(
-    run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant"
-)  # best before its end
+# 30 steps, three epochs, and best before the end
+LONGER = dict(run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant")
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def uninterrupted(prepared):
     ids=str,
 )
 def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, stops):
-    """Same log, same checkpoints as never stopped: with dropout, over ends of epochs, resumed three times in a row."""
+    """Same log and checkpoints as never stopped: with dropout, over ends of epochs, after three resumes."""
     s, content = uninterrupted
     for step, validating in stops:
         stop_at(step, validating)
