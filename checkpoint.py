@@ -34,14 +34,17 @@ def save(state, path, previous=None):
     """Write `state` (tensors, numbers, strings, lists, dicts); what was at `path` stays as `previous`."""
     with replacing(path, "wb", previous) as file:
         hashing = HashingFile(file)
-        torch.save(state, hashing)
+        try:
+            torch.save(state, hashing)
+        except RuntimeError as error:
+            raise hashing.error or error  # a full disk, say, behind PyTorch's "unexpected pos"
         file.seek(-len(SUFFIX), os.SEEK_END)  # the empty comment's length
         file.write(SUFFIX + hashing.digest.hexdigest().encode())
 
 
-def read(path, device="cpu"):
+def read(path):
     """
-    A checkpoint file, or the last good one of a run folder -> (state, its path).
+    A checkpoint file, or the last good one of a run folder -> (state, on the CPU, its path).
     A damaged file is named on stderr and the one before it is taken; with none left the script ends.
     """
     path = Path(path)
@@ -51,8 +54,8 @@ def read(path, device="cpu"):
         problem = damage(candidate)
         try:
             if not problem:
-                return torch.load(candidate, map_location=device, weights_only=True), candidate
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+                return torch.load(candidate, map_location="cpu", weights_only=True), candidate
+        except pickle.UnpicklingError:
             problem = "it holds more than numbers and text, and nothing in a file is executed"
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
     fail(f"{path}: no {'intact ' if found else ''}checkpoint here; make one: python train.py config/toy.py")
@@ -85,11 +88,15 @@ class HashingFile:
     """A file that hashes what passes through it."""
 
     def __init__(self, file):
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
 
     def write(self, data):
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self):
         self.file.flush()
@@ -117,11 +124,8 @@ def replacing(path, mode="w", previous=None):
     except BaseException as error:
         size = unfinished.stat().st_size if unfinished.exists() else 0
         unfinished.unlink(missing_ok=True)
-        cause = (
-            error if isinstance(error, OSError) else error.__context__
-        )  # torch.save hides it behind another
-        if isinstance(cause, OSError) and not isinstance(error, (SystemExit, KeyboardInterrupt)):
-            fail(f"{path}: not written after {size:,} bytes ({reason(cause)}); what was there is kept")
+        if isinstance(error, OSError):
+            fail(f"{path}: not written after {size:,} bytes ({reason(error)}); what was there is kept")
         raise
 
 
@@ -150,7 +154,7 @@ class Run:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
-        self.corpus = hashlib.sha256((corpus / "meta.json").read_bytes()).hexdigest()
+        self.corpus = data_digest(corpus)
         self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
         files = [self.folder / name for name in ("checkpoint.pt", "previous.pt")]
         if not s.fresh and any(file.exists() for file in files):
@@ -163,22 +167,22 @@ class Run:
 
     def resume(self):
         """Take up the last checkpoint, if it is of the same settings."""
-        saved, path = read(self.folder, self.device)
+        saved, path = read(self.folder)
         then, now = saved["settings"], asdict(self.s)
         changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
         if changed:
             listed = "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
             fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
-        if saved["corpus"] != self.corpus:
+        if saved.get("corpus") != self.corpus:
             fail(
                 f"{path} was made from another corpus of the name {self.s.corpus!r}; start anew with --fresh"
             )
         if World.rank == 0 and path.name == "previous.pt" and path.with_name("checkpoint.pt").exists():
-            path.with_name("checkpoint.pt").replace(
-                path.with_name("damaged.pt")
-            )  # or it would become previous.pt
+            # else the next save would keep it as previous.pt, in place of the good one
+            path.with_name("checkpoint.pt").replace(path.with_name("damaged.pt"))
         for name in ("model", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(saved[name])
+            if saved[name]:  # the scaler's is empty unless it was used
+                getattr(self, name).load_state_dict(saved[name])
         self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
 
     def prepare_folder(self, corpus):
@@ -196,13 +200,14 @@ class Run:
     def due(self, every):
         """Whether it is time for what is done every so many steps; 0: after each epoch. Always so at the end."""
         epoch, before = (step * self.s.batch_size // self.blocks for step in (self.step, self.step - 1))
-        return self.step == self.steps or (self.step % every == 0 if every else epoch > before)
+        return self.step >= self.steps or (self.step % every == 0 if every else epoch > before)
 
     def save(self):
         """Write checkpoint.pt; the one before stays as previous.pt."""
         self.check_finite()
         if World.rank == 0:
             save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
+        wait_for_all()  # torchrun kills the one that saves soon after another has left
 
     def state(self):
         """All that a continued run needs; the order of the data and dropout follow from the step."""
@@ -251,6 +256,17 @@ class Run:
                     f"The last good checkpoint: {last if last.exists() else 'none yet'}"
                 )
         self.unchecked = []
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            fail(
+                f"step {self.step}: float16 overflows at every scale; use --dtype=float32 or lower learning_rate"
+            )
+
+
+def data_digest(corpus):
+    """What a corpus is, wherever its files lie: its tokenizer, its counts, the digests of its sources."""
+    meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
+    parts = [(corpus / "tokenizer.json").read_text(encoding="utf-8"), meta["train"], meta["val"]]
+    return hashlib.sha256(json.dumps(parts + sorted(meta["sources"].values())).encode()).hexdigest()
 
 
 def read_log(folder):
@@ -305,7 +321,8 @@ class Stop:
 
     def __enter__(self):
         self.asked = None  # when
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self.ask) for number in numbers}
         return self
 
     def ask(self, number, frame):

@@ -45,8 +45,8 @@ class Settings:
         at_least(0, self, "val_share")
         if self.vocab_size > 65_536:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
-        if self.val_share >= 1:
-            fail(f"val_share = {self.val_share}: must be below 1, the share of documents kept for validation")
+        if self.val_share >= 1 or not (self.val or self.val_share):
+            fail(f"val_share = {self.val_share}: the share of documents to validate on, above 0 and below 1")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -106,12 +106,12 @@ class Blocks:
     """
 
     def __init__(self, path, context, seed=0):
+        if os.path.getsize(path) < 4:
+            fail(f"{path}: no text in it; prepare the corpus again, with more text or --val=FILES")
         self.tokens = np.memmap(path, dtype="<u2", mode="r")
         self.context, self.seed = context, seed
         self.n = (len(self.tokens) - 1) // context
         self.epoch, self.order = None, None
-        if self.n < 1:
-            fail(f"{path}: {len(self.tokens)} tokens are not enough for one block of context = {context}")
 
     def rows(self, start, count):
         """`count` blocks of the endless row, from number `start` on -> tokens, targets, each (count, context)."""
@@ -157,8 +157,10 @@ def prepare(name, files, s):
         encode(val_text, tokenizer, lambda document: val)
         if train.words and held_out and not val.documents:
             move_the_end(train, val, tokenizer, held_out)
-        if not train.words or not val.words:
-            fail(f"{folder}: no text to {'validate' if train.words else 'train'} on; are the files empty?")
+        if not train.words:
+            fail(f"{folder}: no text to train on; are the files empty?")
+        if not val.words:
+            fail(f"{folder}: too little text to keep some for validation; name more with --val=FILES")
     with replacing(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True))
     meta = {"vocab_size": tokenizer.get_vocab_size(), "train": train.counts(), "val": val.counts()}
@@ -167,8 +169,10 @@ def prepare(name, files, s):
     with replacing(folder / "meta.json") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
     print(
-        f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate on"
+        f"{folder}: {train.words:,} words, {train.tokens:,} tokens, to train on; {val.words:,} to validate on"
     )
+    if meta["invalid_bytes_replaced"]:
+        print(f"{meta['invalid_bytes_replaced']:,} bytes were not UTF-8 and became U+FFFD")
     return folder
 
 
@@ -201,6 +205,8 @@ class Text:
                 try:
                     with open(path, "rb") as raw:
                         file = gzip.open(raw) if path.suffix == ".gz" else raw
+                        if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                            fail(f"{path}: this is UTF-16; save it as UTF-8")
                         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
                         for piece in documents(self.clean(line) for line in lines(text)):
                             bar.update(done + raw.tell() - bar.n)
@@ -335,6 +341,8 @@ def main(args):
     words = [arg for arg in args if not arg.startswith("-")]
     s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
     if len(words) == 1 and words[0] in RECIPES:
+        if len(args) > 1:
+            fail(f"{words[0]} is always made the same way: no settings, please")
         RECIPES[words[0]]()
     elif len(words) > 2 and words[0] == "text":
         if not re.fullmatch(r"[\w-]+", words[1]):

@@ -32,12 +32,10 @@ import torch.nn.functional as F
 import data
 from checkpoint import fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, reason, run_script
-from kernels import linear_cross_entropy
-from model import at_least_float32, find_device, load
+from kernels import at_least_float32, linear_cross_entropy
+from model import find_device, load
 
-BATCH_TOKENS = (
-    2048  # in a batch, padding included: logits of a few batches fit the cache of no CPU, so none is large
-)
+BATCH_TOKENS = 2048  # of a batch, padding included; their logits are the largest thing in memory
 
 
 @dataclass
@@ -68,7 +66,8 @@ def main(s):
     results = read_json(folder / "results.json")
     if any(results.get(key) != value for key, value in what.items()):
         results = what | {"benchmarks": {}}  # other results there are of something else
-    results["run"], results["parameters"] = trained.run, sum(p.numel() for p in model.parameters())
+    results["parameters"] = sum(p.numel() for p in model.parameters())
+    results["settings"] = {name: value for name, value in vars(trained).items() if name != "checkpoint"}
     results["training"] = [record for record in read_log(folder) if "val_loss" in record]
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
         results["perplexity"] = perplexity(model, trained)
@@ -108,8 +107,8 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
         for row, i in zip(padded, batch):
             row[: len(ids[i])] = torch.tensor(ids[i])
         tokens, targets = padded[:, :-1].clamp(min=0).to(device), padded[:, 1:].to(device)
-        logits = at_least_float32(model(tokens)[0]).flatten(0, 1)  # (B T, vocab)
-        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
+        (logits,) = at_least_float32(model(tokens)[0])  # (B, T, vocab)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
         for i, loss in zip(batch, losses.view_as(targets).sum(dim=1).tolist()):
             scores[i] = -loss
         each_batch()
@@ -139,7 +138,7 @@ def score_paradigms(model, tokenizer, paradigms, protocol, path, header):
     part = path.with_name(path.name + ".part")
     scores = read_part(part, header)
     part.write_text("".join(json.dumps(x) + "\n" for x in [header, scores]), encoding="utf-8")
-    for uid in progress(paradigms, unit="paradigm", desc=path.stem, initial=len(scores)):
+    for uid in progress(paradigms, unit="paradigm", desc=path.stem):
         if len(scores.get(uid, ())) != len(paradigms[uid]["pairs"]):
             scores[uid] = score_pairs(model, tokenizer, paradigms[uid]["pairs"], protocol)
             with open(part, "a", encoding="utf-8") as file:
@@ -184,19 +183,18 @@ def perplexity(model, trained):
 
 
 def read_pairs(task):
-    """A task -> {paradigm: {"term": phenomenon, "pairs": [(good, bad), ...]}}, one paradigm a file."""
+    """A task -> {paradigm: {"term": phenomenon, "pairs": [(good, bad), ...]}}, by UID or else by file."""
     paradigms = {}
     for name, text in read_texts(data.find_pairs(task)):
-        pairs, record = [], {}
         for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
             try:
                 record = json.loads(line)
-                pairs.append((record["sentence_good"] + "", record["sentence_bad"] + ""))  # + "": only text
+                pair = record["sentence_good"] + "", record["sentence_bad"] + ""  # + "": nothing but text
             except (ValueError, KeyError, TypeError) as error:
                 fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
-        if pairs:
             uid = record.get("UID", Path(name).name.split(".")[0])
-            paradigms[uid] = {"term": record.get("linguistics_term", ""), "pairs": pairs}
+            paradigm = paradigms.setdefault(uid, {"term": record.get("linguistics_term", ""), "pairs": []})
+            paradigm["pairs"].append(pair)
     return paradigms or fail(f"{data.find_pairs(task)}: no .jsonl files with pairs in it")
 
 
@@ -205,7 +203,7 @@ def read_texts(path):
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
-                for name in sorted(n for n in archive.namelist() if n.endswith(".jsonl")):
+                for name in sorted(x for x in archive.namelist() if re.search(r"(^|/)[^.][^/]*\.jsonl$", x)):
                     yield f"{path}:{name}", archive.read(name).decode("utf-8")
             return
         files = [path] if path.is_file() else sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])

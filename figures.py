@@ -105,6 +105,8 @@ def main(args):
             print(learning_curve(path))
         elif path.suffix == ".json" and path.exists():
             results = json.loads(path.read_text(encoding="utf-8"))
+            if "benchmarks" not in results:
+                fail(f"{path}: not a result file of evaluate.py")
             print(draw(results["training"], results["benchmarks"], path.with_suffix(".svg"), path.stem))
         else:
             fail(f"{path}: neither a run folder with a log.jsonl nor a result file")

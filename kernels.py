@@ -462,17 +462,18 @@ def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
         (torch.empty_like(x), torch.zeros_like(weight, dtype=wide)) if with_gradient else (None, None)
     )
     x_low, weight_low = x.to(dtype), weight.to(dtype)
+    # float16 would lose small p - onehot here, before the factor of a gradient scaler has come
+    x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
+    minus_one = loss.new_tensor(-1.0)
     for start in range(0, len(x), SLICE):
         rows = slice(start, start + SLICE)
         log_p = F.log_softmax(x_low[rows] @ weight_low.T, dim=-1, dtype=wide)  # (slice, V)
         loss -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
         if with_gradient:
-            dlogits = log_p.exp_().scatter_add_(
-                1, targets[rows], log_p.new_full((1, 1), -1.0).expand_as(targets[rows])
-            )
-            dlogits = dlogits.to(dtype)
-            dx[rows] = (dlogits @ weight_low) * real[rows]
-            dweight += dlogits.T @ (x_low[rows] * real[rows])
+            dlogits = log_p.exp_().scatter_add_(1, targets[rows], minus_one.expand_as(targets[rows]))
+            dlogits = dlogits.to(x_back.dtype)
+            dx[rows] = (dlogits @ weight_back) * real[rows]
+            dweight += dlogits.T @ (x_back[rows] * real[rows])
     return loss, dx, dweight
 
 

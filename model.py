@@ -10,6 +10,7 @@ Shapes:  B batch   T time   D model width   H heads   K, V key and value width o
 """
 
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from torch import nn
 
 import checkpoint
 from config import at_least, fail, one_of
-from kernels import gated_linear_attention, min_gru, min_lstm
+from kernels import at_least_float32, gated_linear_attention, min_gru, min_lstm
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Config:
     n_layer: int = 6  # blocks
     d_model: int = 256  # width of the stream
     n_head: int = 4  # heads of HGRN2 and attention
-    d_mlp: int = 704  # width inside the MLP
+    d_mlp: int = 704  # width inside the MLP, the same in all layers
     expand: int = 1  # state width of minGRU and minLSTM, in multiples of d_model
     context: int = 256  # tokens in a training sequence
     vocab_size: int = 16_000  # entries of the tokenizer, at most 65,536
@@ -127,6 +128,7 @@ def nth(pattern, layer):
 
 
 def make_norm(config, layer):
+    """The layer's norm; the one after the last layer is of the first one's kind."""
     return NORMS[nth(config.norm, layer)](config.d_model, config.norm_eps)
 
 
@@ -159,7 +161,7 @@ class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, in float32 at least (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def forward(self, x):
-        return super().forward(at_least_float32(x))
+        return super().forward(*at_least_float32(x))
 
 
 class LearnedPositions(nn.Module):
@@ -223,7 +225,10 @@ class HGRN2(nn.Module):
     def forward(self, x, state=None):
         floor = self.floors(self.layer)  # (D,)
         q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
-        f = floor + (1 - floor) * torch.sigmoid(at_least_float32(self.forget(x)))
+        (z,) = at_least_float32(self.forget(x))
+        f = floor + (1 - floor) * torch.sigmoid(
+            z
+        )  # not in bfloat16, where 1 - f is 0 or 1/256 and nothing between
         i = self.input(x)
         log_f = f.clamp_min(1e-37).log()  # log 0 would be right, but its gradient is 0 / 0
         q, log_f, i = (split_heads(z, self.n_head) for z in (q, log_f, i))  # (B, T, H, K or V)
@@ -355,11 +360,6 @@ def split_heads(x, n_head):
     return x.unflatten(-1, (n_head, -1))
 
 
-def at_least_float32(x):
-    """Gates are made in float32 or better: 1 - f loses everything in bfloat16 when f is near 1."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 # ----------------------------------------------------------------------------------------------------
 # Building and loading
 
@@ -395,8 +395,9 @@ def initialise(model, config):
 def find_device(name):
     """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        fail(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")
     kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
-    one_of("device", kind, found)
     if not found[kind]:
         fail(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
     return torch.device(kind if name == "auto" else name)
@@ -407,7 +408,7 @@ def load(path, device="cpu"):
     A run folder (its checkpoint.pt) or a checkpoint file in one -> (model ready to use, tokenizer, settings);
     settings.checkpoint is the file that was read. Ends with one line if there is none, or if it is damaged.
     """
-    saved, path = checkpoint.read(path, device)
+    saved, path = checkpoint.read(path)
     settings = SimpleNamespace(**saved["settings"], checkpoint=path)
     model = LanguageModel(Config(**{field.name: getattr(settings, field.name) for field in fields(Config)}))
     model.load_state_dict(saved["model"])

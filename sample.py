@@ -5,6 +5,7 @@ Text from a run, one token at a time, in memory that does not grow with its leng
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -36,8 +37,8 @@ class Settings:
 def main(s):
     model, tokenizer, _ = load(s.run, find_device(s.device))
     prompt = tokenizer.encode(s.prompt, add_special_tokens=False).ids
-    stream, line_start = DecodeStream(ids=[], skip_special_tokens=True), True
-    for token in [*prompt, *generate(model, [tokenizer.token_to_id(data.BOS), *prompt], s)]:
+    stream, line_start = DecodeStream(skip_special_tokens=True), True
+    for token in chain(prompt, generate(model, [tokenizer.token_to_id(data.BOS), *prompt], s)):
         if token == tokenizer.token_to_id(data.EOS):
             break
         text = stream.step(tokenizer, token) or ""  # None while the bytes of a letter are incomplete
@@ -62,7 +63,8 @@ def choose(logits, s, generator):
     """logits (B, vocab) -> one token each, (B, 1)."""
     if s.temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    p, tokens = (logits / s.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    logits = (logits - logits.max()) / s.temperature
+    p, tokens = logits.softmax(dim=-1).sort(dim=-1, descending=True)
     before = p.cumsum(dim=-1) - p  # the probability of all likelier tokens
     p[before >= s.top_p] = 0
     if s.top_k:

@@ -13,6 +13,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stall a busy laptop
 
+import importlib.util
 import json
 import math
 import sys
@@ -57,7 +58,7 @@ class Settings(Config):
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
-    eval_pairs: str = ""  # minimal pairs to score at each evaluation, such as toyland
+    eval_pairs: str = ""  # minimal pairs to score at each evaluation, in training's dtype, such as toyland
     best_by: str = "loss"  # what best.pt is best at: loss (on the validation text) or pairs (mean score)
     fresh: bool = False  # forget what out/RUN holds and start anew
 
@@ -106,6 +107,8 @@ def main(s, objective=NextToken):
     device, dtype = start(s)
     corpus = find_corpus(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
+    if not train.n:
+        fail(f"{corpus}: {len(train.tokens)} tokens are not enough for context = {s.context}; lower it")
     steps = s.max_steps or math.ceil(s.epochs * train.n / s.batch_size)
     torch.manual_seed(s.seed)
     model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
@@ -114,7 +117,7 @@ def main(s, objective=NextToken):
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     million = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
-    if run.evaluated < steps:
+    if run.step < steps or run.evaluated < run.step:
         loop(run, parallel(compiled(objective(model), s)), autocast, train, val)
     finish(run)
     return model
@@ -128,20 +131,21 @@ def loop(run, module, autocast, train, val):
             while True:
                 stop.check()
                 if run.evaluated < run.step and (run.step == 0 or run.due(s.eval_every)):
-                    bar.set_postfix_str(validate(run, autocast, val, stop))
+                    bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
                     if not s.save_every:
                         run.save()
                 if s.save_every and run.due(s.save_every):
                     run.save()
-                if run.step == run.steps:
+                if run.step >= run.steps:
                     break
                 take_step(run, module, autocast, train)
                 bar.update(size)
                 if run.step % s.log_every == 0:
-                    bar.set_postfix_str(run.log_step())
+                    bar.set_postfix_str(run.log_step(), refresh=False)
         except Stopped:
             run.save()
-            say(f"stopped at step {run.step:,} of {run.steps:,} and saved; the same command continues")
+            again = "without --fresh " if s.fresh else ""
+            say(f"stopped at step {run.step:,} of {run.steps:,} and saved; the same command {again}continues")
             sys.exit(130)
 
 
@@ -222,13 +226,13 @@ def finish(run):
 def start(s):
     """Join the other processes; choose device and number format."""
     device = find_device(s.device)
-    on_cuda = device.type == "cuda"
-    if World.size > 1:
-        device = torch.device("cuda", World.local_rank) if on_cuda else device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
-    if on_cuda:
+    if device.type == "cuda":
+        device = torch.device("cuda", World.local_rank if World.size > 1 else device.index or 0)
+        if device.index >= torch.cuda.device_count():
+            fail(f"{device}: there are {torch.cuda.device_count()} GPUs here, for {World.size} processes")
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+    if World.size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
@@ -269,8 +273,11 @@ def make_optimizer(model, s):
 
 def compiled(module, s):
     """torch.compile on CUDA, or where asked. The plain model is what gets saved, so no names change."""
-    on_cuda = next(module.parameters()).is_cuda
-    return torch.compile(module) if s.compile == "yes" or (s.compile == "auto" and on_cuda) else module
+    can = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
+    torch._dynamo.config.recompile_limit = max(
+        8, 2 * s.n_layer
+    )  # a version per layer, whose number is in the code
+    return torch.compile(module) if s.compile == "yes" or (s.compile == "auto" and can) else module
 
 
 def parallel(module):

@@ -31,16 +31,17 @@ def configure(defaults, args, word=None, default=None):
     if "--help" in args or "-h" in args:
         print_help(defaults)
         sys.exit(0)
+    flags = {}
+    for arg in args:
+        if arg.startswith("-"):
+            flags |= read_flag(arg, defaults)
     settings = {}
     words = [arg for arg in args if not arg.startswith("-")] or [default] * bool(default)
     if word and len(words) > 1:
         fail(f"{' '.join(words)}: one at a time, please")
     for arg in words:
         settings |= {word: arg} if word else {"run": Path(arg).stem} | read_file(arg, defaults)
-    for arg in args:
-        if arg.startswith("-"):
-            settings |= read_flag(arg, defaults)
-    settings = replace(defaults, **settings)
+    settings = replace(defaults, **settings | flags)
     settings.check()
     return settings
 

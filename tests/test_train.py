@@ -61,7 +61,7 @@ def test_accumulating_changes_nothing(workplace, tiny):
     [
         (dict(corpus="nothing"), "make it with: python data.py text nothing FILES..."),
         (dict(vocab_size=299), "data/tiny has 300 tokens; set vocab_size = 300 or more"),
-        (dict(context=4000), "tokens are not enough for one block of context = 4000"),
+        (dict(context=4000), "tokens are not enough for context = 4000"),
     ],
     ids=str,
 )
