@@ -212,6 +212,15 @@ def test_folders_archives_and_packed_files_are_the_same(pairs):
     assert folder["twice"]["pairs"][0] == (first["sentence_good"], first["sentence_bad"])
 
 
+def test_paradigms_are_told_apart_by_uid_and_hidden_files_are_left_out(pairs):
+    """One file may hold several paradigms; archives made on a Mac hold a hidden twin of each file."""
+    Path("mix.jsonl").write_text("".join(jsonl(paradigm) for paradigm in pairs.values()))
+    with zipfile.ZipFile("mac.zip", "w") as archive:
+        archive.write("mix.jsonl", "mix.jsonl")
+        archive.writestr("__MACOSX/._mix.jsonl", b"\x00\x05\x16\x07\xff")
+    assert evaluate.read_pairs("pairs") == evaluate.read_pairs("mix.jsonl") == evaluate.read_pairs("mac.zip")
+
+
 @pytest.mark.parametrize(
     "line", ["{", '{"sentence_good": "A."}', "[1]", '"text"', '{"sentence_good": null, "sentence_bad": "A."}']
 )

@@ -399,3 +399,11 @@ def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32():
     for ours, torchs, y in zip(run(kernels.linear_cross_entropy), run(reference_loss), exact):
         assert ours.dtype == torch.float32
         assert (ours - y).norm() <= max(1.2 * (torchs - y).norm(), 2e-3 * y.norm())
+
+
+def test_float16_keeps_the_gradient_of_unlikely_tokens():
+    """p = 2^-26 is 0 in float16: its gradient is taken in float32, before a scaler could have saved it."""
+    x, weight = torch.ones(1, 1), torch.tensor([[18.0], [0.0]]).requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        kernels.linear_cross_entropy(x, weight, torch.tensor([0])).backward()
+    torch.testing.assert_close(weight.grad[1, 0], torch.sigmoid(torch.tensor(-18.0)), rtol=1e-3, atol=0)

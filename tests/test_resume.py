@@ -106,6 +106,27 @@ def test_a_finished_run_says_so_and_stays(workplace, tiny, capsys):
     same(contents(), before)
 
 
+def test_fewer_steps_than_are_done_take_none(workplace, tiny, capsys, stop_at):
+    """Stopped at 23, asked for 21: done, and not training for ever after a step that will not come."""
+    stop_at(23)
+    with pytest.raises(SystemExit):
+        train.main(tiny(run="other"))
+    train.main(tiny(run="other", max_steps=21))
+    assert saved(run="other")["step"] == 23 and "done: 23 of 21 steps" in capsys.readouterr().out
+
+
+def test_a_corpus_made_anew_is_noticed_and_one_that_moved_is_not(workplace, tiny, refusal):
+    """What counts is the text and the tokenizer, not where the files lie."""
+    Path("elsewhere").mkdir()
+    moved = Path("text.txt").rename("elsewhere/text.txt")
+    data.prepare("tiny", [str(moved)], data.Settings(vocab_size=300, val_share=0.1))
+    train.main(tiny(max_steps=31))
+    assert saved()["step"] == 31
+    moved.write_text(moved.read_text() + "Another story.\n")
+    data.prepare("tiny", [str(moved)], data.Settings(vocab_size=300, val_share=0.1))
+    assert "another corpus of the name 'tiny'" in refusal(train.main, tiny(max_steps=32))
+
+
 @pytest.mark.parametrize(
     "change, listed",
     [

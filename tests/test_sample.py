@@ -89,6 +89,20 @@ def test_streamed_text_is_the_text_of_all_tokens(workplace, capsys, monkeypatch,
     assert written(capsys) == re.sub(r"(?m)^ ", "", tokenizer.decode(ids)) + "\n"
 
 
+def test_text_is_shown_while_it_is_written(workplace, capsys, monkeypatch):
+    """When the second token is made, the first is on the screen."""
+    ids, shown = load("out/tiny")[1].encode(" The cat sees", add_special_tokens=False).ids, []
+
+    def slowly(*rest):
+        for token in ids:
+            shown.append(capsys.readouterr().out)
+            yield token
+
+    monkeypatch.setattr(sample, "generate", slowly)
+    sample.main(settings())
+    assert shown[0] == "" and all(shown[1:])
+
+
 def test_the_text_ends_where_the_model_ends_it(workplace, capsys, monkeypatch):
     tokenizer = load("out/tiny")[1]
     ids = tokenizer.encode(" The end.", add_special_tokens=False).ids
