@@ -156,17 +156,18 @@ class Run:
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
         self.corpus = data_digest(corpus)
         self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
-        files = [self.folder / name for name in ("checkpoint.pt", "previous.pt")]
-        if not s.fresh and any(file.exists() for file in files):
-            self.resume()
+        last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
+        taken = self.resume() if not s.fresh and (last.exists() or previous.exists()) else None
         wait_for_all()  # no file changes before all processes have read it
         if World.rank == 0:
-            for file in files + [self.folder / "best.pt"] if s.fresh else []:
+            for file in (last, previous, best) if s.fresh else ():
                 file.unlink(missing_ok=True)
+            if taken == previous and last.exists():  # the next save would keep it in place of the good one
+                last.replace(self.folder / "damaged.pt")
             self.prepare_folder(corpus)
 
     def resume(self):
-        """Take up the last checkpoint, if it is of the same settings."""
+        """Take up the last checkpoint, if it is of the same settings. Returns its path."""
         saved, path = read(self.folder)
         then, now = saved["settings"], asdict(self.s)
         changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
@@ -174,16 +175,12 @@ class Run:
             listed = "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
             fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
         if saved.get("corpus") != self.corpus:
-            fail(
-                f"{path} was made from another corpus of the name {self.s.corpus!r}; start anew with --fresh"
-            )
-        if World.rank == 0 and path.name == "previous.pt" and path.with_name("checkpoint.pt").exists():
-            # else the next save would keep it as previous.pt, in place of the good one
-            path.with_name("checkpoint.pt").replace(path.with_name("damaged.pt"))
+            fail(f"{path} is of another corpus by the name {self.s.corpus!r}: start anew with --fresh")
         for name in ("model", "optimizer", "scaler"):
             if saved[name]:  # the scaler's is empty unless it was used
                 getattr(self, name).load_state_dict(saved[name])
         self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
+        return path
 
     def prepare_folder(self, corpus):
         """Settings and tokenizer beside the checkpoints, and a log that ends where the checkpoint does."""
@@ -250,16 +247,12 @@ class Run:
             # a float16 gradient may overflow: the scaler leaves out that step
             if not (loss.isfinite() and (norm.isfinite() or self.scaler.is_enabled())):
                 last = self.folder / "checkpoint.pt"
-                fail(
-                    f"step {step}: the loss is {loss.item()}, the gradient's norm {norm.item()}, at a learning "
-                    f"rate of {rate:.2g}. Lower learning_rate or grad_clip. "
-                    f"The last good checkpoint: {last if last.exists() else 'none yet'}"
-                )
+                what = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
+                known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
+                fail(f"step {step}: {what}, at learning rate {rate:.2g}. Lower it, or grad_clip; {known}")
         self.unchecked = []
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
-            fail(
-                f"step {self.step}: float16 overflows at every scale; use --dtype=float32 or lower learning_rate"
-            )
+            fail(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")
 
 
 def data_digest(corpus):

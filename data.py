@@ -168,9 +168,7 @@ def prepare(name, files, s):
     meta |= {"sources": {str(path): sha256(path) for path in files + val_files}}
     with replacing(folder / "meta.json") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
-    print(
-        f"{folder}: {train.words:,} words, {train.tokens:,} tokens, to train on; {val.words:,} to validate on"
-    )
+    print(f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate")
     if meta["invalid_bytes_replaced"]:
         print(f"{meta['invalid_bytes_replaced']:,} bytes were not UTF-8 and became U+FFFD")
     return folder
@@ -349,9 +347,7 @@ def main(args):
             fail(f"{words[1]!r} cannot name a corpus: use letters, digits, - and _")
         prepare(words[1], words[2:], s)
     else:
-        fail(
-            f"what to prepare? python data.py {' | '.join(RECIPES)} | text NAME FILES... (--help tells more)"
-        )
+        fail(f"what to prepare? python data.py {' | '.join(RECIPES)} | text NAME FILES... (see --help)")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-# torch.compile takes what is around a recurrence and leaves the recurrence itself: unrolled, its many small
-# steps would take minutes to compile and run no faster.
-outside_the_compiler = torch.compiler.disable
-
 
 def without_autocast(method):
     """A method of an autograd.Function whose matrix products keep the precision of their operands."""
@@ -117,7 +113,6 @@ class LinearScan(torch.autograd.Function):
 # Third place: the Triton form.
 
 
-@outside_the_compiler
 def linear_scan(a, b, h0=None):
     """a, b (B, T, D), h0 (B, D) -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type."""
     dtype = b.dtype
@@ -399,7 +394,6 @@ def at(t, *tensors):
 # Third place: the Triton form.
 
 
-@outside_the_compiler
 def gated_linear_attention(q, k, v, log_f, S0=None):
     """
     q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> o (B, T, H, V) in v's type, and the last S.
@@ -477,7 +471,6 @@ def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
     return loss, dx, dweight
 
 
-@outside_the_compiler
 def linear_cross_entropy(x, weight, targets):
     """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32."""
     with_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -486,3 +479,13 @@ def linear_cross_entropy(x, weight, targets):
         torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
     )
     return LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), dtype, with_gradient)
+
+
+def keep_out_of_the_compiler():
+    """
+    Call before torch.compile: it then takes what is around these three and leaves them as they are. Unrolled,
+    their many small steps would take minutes to compile and run no faster. (No decorator, since the compiler
+    takes a second to import.)
+    """
+    for function in (LinearScan, ChunkedAttention, LinearCrossEntropy):
+        function.apply = torch.compiler.disable(function.apply)

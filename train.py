@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from checkpoint import Run, Stop, Stopped, World, say, sum_over_processes, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
-from kernels import linear_cross_entropy
+from kernels import keep_out_of_the_compiler, linear_cross_entropy
 from model import Config, LanguageModel, find_device, read_tokenizer
 
 
@@ -274,10 +274,11 @@ def make_optimizer(model, s):
 def compiled(module, s):
     """torch.compile on CUDA, or where asked. The plain model is what gets saved, so no names change."""
     can = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
-    torch._dynamo.config.recompile_limit = max(
-        8, 2 * s.n_layer
-    )  # a version per layer, whose number is in the code
-    return torch.compile(module) if s.compile == "yes" or (s.compile == "auto" and can) else module
+    if s.compile == "no" or (s.compile == "auto" and not can):
+        return module
+    keep_out_of_the_compiler()
+    torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # HGRN2's code differs by the layer's number
+    return torch.compile(module)
 
 
 def parallel(module):

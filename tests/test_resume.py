@@ -124,7 +124,7 @@ def test_a_corpus_made_anew_is_noticed_and_one_that_moved_is_not(workplace, tiny
     assert saved()["step"] == 31
     moved.write_text(moved.read_text() + "Another story.\n")
     data.prepare("tiny", [str(moved)], data.Settings(vocab_size=300, val_share=0.1))
-    assert "another corpus of the name 'tiny'" in refusal(train.main, tiny(max_steps=32))
+    assert "another corpus by the name 'tiny'" in refusal(train.main, tiny(max_steps=32))
 
 
 @pytest.mark.parametrize(
