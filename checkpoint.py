@@ -249,7 +249,7 @@ class Run:
                 last = self.folder / "checkpoint.pt"
                 what = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
                 known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
-                fail(f"step {step}: {what}, at learning rate {rate:.2g}. Lower it, or grad_clip; {known}")
+                fail(f"step {step}: {what}, at a learning rate of {rate:.2g}. Lower it, or grad_clip; {known}")
         self.unchecked = []
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             fail(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")
