@@ -201,7 +201,7 @@ class CausalConv(nn.Module):
 
 class HGRN2(nn.Module):
     """
-    A gated linear RNN whose memory is a matrix (Qin et al. 2024, arXiv:2404.07904, equations 4 and 5).
+    A gated linear RNN whose memory is a matrix (Qin et al. 2024, arXiv:2404.07904).
 
         f_t = floor + (1 - floor) * sigmoid(W_f x_t)     what to keep      (K,)
         S_t = diag(f_t) S_{t-1} + (1 - f_t) i_t^T        the memory        (K, V)
@@ -266,7 +266,8 @@ class MinGRU(nn.Module):
         z_t = sigmoid(W_z x_t)                      how much is new     (E,)
         h_t = (1 - z_t) h_{t-1} + z_t g(W_h x_t)    the memory          (E,)
 
-    with g(x) = x + 0.5 for x >= 0, else sigmoid(x): the paper's appendix B. y_t = W_o h_t.
+    with g(x) = x + 0.5 for x >= 0, else sigmoid(x), which keeps h positive, as the paper's log space needs it. The
+    output is W_o h_t. Unlike the paper's code, the scan is in real space, which is more exact.
     """
 
     def __init__(self, config, layer):
@@ -288,7 +289,7 @@ class MinLSTM(nn.Module):
         f_t, i_t = sigmoid(W_f x_t), sigmoid(W_i x_t)              what to keep, what to add      (E,)
         h_t = (f_t h_{t-1} + i_t g(W_h x_t)) / (f_t + i_t)         the memory, an average         (E,)
 
-    with g as in minGRU. y_t = W_o h_t.
+    with g, output and scan as in minGRU.
     """
 
     def __init__(self, config, layer):
