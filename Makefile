@@ -3,7 +3,6 @@
 # make setup    the installs alone: .venv/ with all that train and test need
 
 PYTHON ?= python3
-export OMP_WAIT_POLICY ?= PASSIVE
 
 train: .venv/runtime
 	.venv/bin/python train.py config/toy.py

@@ -14,7 +14,7 @@ protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year; 20
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stall a busy laptop
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: by default, threads stall a busy laptop
 
 import gzip
 import json

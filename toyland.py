@@ -18,16 +18,15 @@ pairs, as many have the more frequent words in the good sentence as in the bad o
 import hashlib
 import json
 import math
-import os
 import random
 import re
-import sys
 from collections import Counter, namedtuple
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from config import fail
+from checkpoint import replacing
+from config import fail, run_script
 
 # -----------------------------------------------------------------------------
 # The words
@@ -760,17 +759,8 @@ def quotation(t):
 
 
 HAPPENINGS = 8 * [fact] + 6 * [opposite] + 3 * [deed] + 2 * [rest, question, emphasis] + [quotation]
-HAPPENINGS += [
-    quality,
-    mishap,
-    both_questions,
-    together,
-    one_after_other,
-    relative,
-    thought,
-    denial,
-    counting,
-]
+HAPPENINGS += [quality, mishap, both_questions, together, one_after_other, relative, thought, denial]
+HAPPENINGS += [counting]
 
 
 def attempt(t, make):
@@ -942,14 +932,8 @@ def write(folder, words=1_000_000, seed=0):
 
 
 def write_lines(path, lines):
-    """Under another name first, so that a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as file:
         file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def count_words(words):
@@ -1011,4 +995,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

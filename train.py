@@ -11,7 +11,7 @@ The same command again continues, to the bit, a run that was stopped: Ctrl-C and
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stall a busy laptop
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: by default, threads stall a busy laptop
 
 import importlib.util
 import json

@@ -13,7 +13,7 @@ context = 128
 tie_embeddings = True
 
 batch_size = 32  # 32 x 128 = 4k tokens a step
-max_steps = 1600  # 6.6M tokens, a third of the corpus
+max_steps = 2400  # 9.8M tokens, half of the corpus
 learning_rate = 4e-3
 warmup = 100
 
