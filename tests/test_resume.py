@@ -57,7 +57,7 @@ def uninterrupted(prepared):
 
 @pytest.mark.parametrize(
     "stops",
-    [[(step, False)] for step in random.Random(0).sample(range(1, 30), 3)]
+    [[(step, False)] for step in random.Random(0).sample(range(1, 30), 10)]
     + [[(8, True)], [(0, True)], [(5, False), (16, True), (23, False)]],
     ids=str,
 )
