@@ -1,6 +1,7 @@
-# make train    a language model from nothing: installs, makes the text, trains, evaluates
-# make test     what every change must pass
-# make setup    the installs alone: .venv/ with all that train and test need
+# make train      a language model from nothing: installs, makes the text, trains, evaluates
+# make test       what every change must pass
+# make test-long  every fault many times, into results/faults.json
+# make setup      the installs alone: .venv/ with all that train and test need
 
 PYTHON ?= python3
 
@@ -10,6 +11,9 @@ train: .venv/runtime
 
 test: .venv/development
 	.venv/bin/python -m pytest -q
+
+test-long: .venv/development
+	.venv/bin/python -m pytest -q --long
 
 setup: .venv/development
 
@@ -22,4 +26,4 @@ setup: .venv/development
 	.venv/bin/python -m pip install -q -r requirements-dev.txt
 	touch $@
 
-.PHONY: train test setup
+.PHONY: train test test-long setup

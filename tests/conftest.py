@@ -1,5 +1,9 @@
-"""What the tests share: a tiny corpus, a tiny run on it, and the ways in which a script can end."""
+"""
+What the tests share: a tiny corpus, a tiny run on it, the ways in which a script can end, and `--long`, which
+turns the samples of `make test` into the whole batteries of `make test-long` and writes results/faults.json.
+"""
 
+import json
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; scripts that tests start inherit it
@@ -29,6 +33,37 @@ TINY = dict(
     corpus="tiny", run="tiny", vocab_size=300, n_layer=2, d_model=16, n_head=2, d_mlp=24, context=16,
     batch_size=16, max_steps=30, learning_rate=1e-2, warmup=3, log_every=1, device="cpu", dtype="float32",
 )  # fmt: skip
+
+
+FIGURES = ROOT / "results" / "faults.json"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="whole batteries; writes results/faults.json")
+
+
+@pytest.fixture
+def times(request):
+    """times(3, 50) -> how often to try: 3 for a sample, 50 with --long."""
+    return lambda sample, whole: whole if request.config.getoption("--long") else sample
+
+
+@pytest.fixture
+def figure(request):
+    """
+    figure("kill -9 inside the save", good=15, of=15): hold good == of; with --long, also keep it for the README. A
+    `note` says what counts as good, in a few words; other numbers, such as seconds=1.2, are kept as they are.
+    """
+
+    def keep(name, good, of, note="", **numbers):
+        if request.config.getoption("--long"):
+            known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+            known[name] = {"good": good, "of": of, "note": note} | numbers
+            text = json.dumps(dict(sorted(known.items())), indent=1)
+            FIGURES.write_text(text + "\n", encoding="utf-8", newline="\n")
+        assert good == of, name
+
+    return keep
 
 
 def log(run="tiny"):
