@@ -9,6 +9,10 @@ A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bi
 becomes <s> line, newline, line, ... </s>. Prepared corpora are also looked for in the folder NANORNN_DATA.
 """
 
+from start import begin
+
+begin(__name__)  # before torch is loaded
+
 import glob
 import gzip
 import hashlib

@@ -12,9 +12,9 @@ The score of a sentence is the sum of log p(token | <s>, tokens before), not div
 protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year; 2025 scores the sentence alone.
 """
 
-import os
+from start import begin
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: by default, threads stall a busy laptop
+begin(__name__)  # before torch is loaded
 
 import gzip
 import json

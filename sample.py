@@ -4,6 +4,10 @@ Text from a run, one token at a time, in memory that does not grow with its leng
     python sample.py out/toy --prompt="Mia saw" --temperature=0.8 --seed=1
 """
 
+from start import begin
+
+begin(__name__)  # before torch is loaded
+
 from dataclasses import dataclass
 from itertools import chain
 

@@ -15,6 +15,10 @@ is", and the two sides of a comparison. Nor does it help to know which words are
 pairs, as many have the more frequent words in the good sentence as in the bad one.
 """
 
+from start import begin
+
+begin(__name__)  # before torch is loaded
+
 import hashlib
 import json
 import math

@@ -9,9 +9,9 @@ Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.jso
 The same command again continues, to the bit, a run that was stopped: Ctrl-C and SIGTERM save first.
 """
 
-import os
+from start import begin
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: by default, threads stall a busy laptop
+begin(__name__)  # before torch is loaded
 
 import importlib.util
 import json

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from start import answer, leave
+
 
 def configure(defaults, args, word=None, default=None):
     """
@@ -152,11 +154,13 @@ def fail(message):
 
 def run_script(main):
     """main(arguments); Ctrl-C and SIGTERM end it with one line, exit status 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        answer(signal.default_int_handler)  # an exception, so that files half-written are removed on the way
         main(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        sys.exit(130)
+        leave()
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        answer(leave)
