@@ -3,6 +3,7 @@ Corpora, from text files to the token files that training reads.
 
     python data.py toy                                 a small made-up English (toyland.py) for the default job
     python data.py text NAME FILES... [--val=FILES]    your own text, plain or .gz, of any size
+    python data.py shakespeare [FILE]                  tiny Shakespeare in single characters, fetched unless given
 
 A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
 (byte-level BPE) and meta.json (counts, hashes of the sources). In the text an empty line ends a document; each
@@ -20,14 +21,16 @@ import io
 import json
 import os
 import re
+import urllib.request
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import toyland
 from checkpoint import replacing
@@ -58,11 +61,11 @@ class Settings:
 
 
 def find(name, needed=True):
-    """The folder of a prepared corpus. The toy corpus is made on the spot; others must be there, if needed."""
+    """The folder of a prepared corpus. Toyland's is made on the spot; others, if needed, fetched or else missed."""
     for folder in data_folders():
         if (folder / name / "meta.json").exists():
             return folder / name
-    if name in RECIPES:
+    if name == "toy" or (needed and name in RECIPES):
         return RECIPES[name]()
     if needed:
         fail(f"corpus = {name!r}: there is no data/{name}; make it with: python data.py text {name} FILES...")
@@ -74,6 +77,18 @@ PAIRS = {  # sets of minimal pairs -> where they lie in a data folder
     "blimp_filtered": "babylm_eval/blimp_filtered.zip",
     "blimp_fast": "babylm_eval/blimp_fast.zip",
 }
+
+
+def check_name(corpus):
+    """Refuse what cannot name a folder under data/."""
+    if not re.fullmatch(r"[\w-]+", corpus):
+        fail(f"corpus = {corpus!r} cannot name a folder under data/: use letters, digits, - and _")
+
+
+def start_of(tokenizer):
+    """The token that a text begins after: <s>, or a line break among single characters, which have no <s>."""
+    bos = tokenizer.token_to_id(BOS)
+    return tokenizer.token_to_id("\n") if bos is None else bos
 
 
 def find_pairs(task):
@@ -165,17 +180,22 @@ def prepare(name, files, s):
             fail(f"{folder}: no text to train on; are the files empty?")
         if not val.words:
             fail(f"{folder}: too little text to keep some for validation; name more with --val=FILES")
+    replaced = text.replaced + val_text.replaced
+    describe(folder, tokenizer, train, val, {str(path): sha256(path) for path in files + val_files}, replaced)
+    if replaced:
+        print(f"{replaced:,} bytes were not UTF-8 and became U+FFFD")
+    return folder
+
+
+def describe(folder, tokenizer, train, val, sources, replaced=0):
+    """Finish a corpus: write tokenizer.json, then meta.json, with the SHA-256 of each source."""
     with replacing(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True))
     meta = {"vocab_size": tokenizer.get_vocab_size(), "train": train.counts(), "val": val.counts()}
-    meta |= {"invalid_bytes_replaced": text.replaced + val_text.replaced}
-    meta |= {"sources": {str(path): sha256(path) for path in files + val_files}}
+    meta |= {"invalid_bytes_replaced": replaced, "sources": sources}
     with replacing(folder / "meta.json") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
     print(f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate")
-    if meta["invalid_bytes_replaced"]:
-        print(f"{meta['invalid_bytes_replaced']:,} bytes were not UTF-8 and became U+FFFD")
-    return folder
 
 
 def expand(patterns):
@@ -330,28 +350,83 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ----------------------------------------------------------------------------------------------------
+# Corpora with a name
+
+
 def make_toy():
     """Toyland's text, tests and tokens: data/toyland and data/toy."""
     toyland.write("data/toyland")
     return prepare("toy", ["data/toyland/train.txt"], Settings(vocab_size=1024, val="data/toyland/val.txt"))
 
 
-RECIPES = {"toy": make_toy}  # corpora that can be made or fetched by name
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+BYTES, SHA256 = 1_115_394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # of that file
+
+
+def make_shakespeare(file=None):
+    """
+    data/shakespeare: a token per character, 90 % to train on and the end to validate, as nanoGPT cuts it. The 65
+    entries are its characters alone, and the text is one stream, so that losses compare with the papers': there is
+    no <s>, a text begins as after a line break. A character that Shakespeare does not use is read as a space.
+    """
+    text = read_shakespeare(file).decode("ascii")
+    characters = {character: i for i, character in enumerate(sorted(set(text)))}
+    tokenizer = Tokenizer(models.WordLevel(characters, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    folder, cut, splits = Path("data/shakespeare"), len(text) * 9 // 10, []
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name, part in ("train.bin", text[:cut]), ("val.bin", text[cut:]):
+        with replacing(folder / name, "wb") as file:
+            splits.append(Split(file))
+            splits[-1].add([characters[character] for character in part])
+            splits[-1].words, splits[-1].documents = len(part.split()), 1
+    describe(folder, tokenizer, *splits, {"tinyshakespeare.txt": SHA256})
+    return folder
+
+
+def read_shakespeare(path=None):
+    """The bytes of tiny Shakespeare, to the letter: of a file, plain or .gz, of a data folder, or of the web."""
+    names = "tinyshakespeare.txt", "tinyshakespeare.txt.gz"
+    found = [folder / name for folder in data_folders() for name in names if (folder / name).is_file()]
+    path = Path(path) if path is not None else found[0] if found else None
+    by_hand = f"fetch {URL} by hand and put it at data/{names[0]}"
+    try:
+        if path:
+            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+                text = file.read(BYTES + 1)
+        else:
+            print(f"fetching {URL}")
+            with urllib.request.urlopen(URL, timeout=30) as answer:
+                text = answer.read(BYTES + 1)
+    except (OSError, EOFError, zlib.error, HTTPException) as error:
+        fail(f"{path or URL}: cannot be read ({reason(error)}); {by_hand}")
+    if hashlib.sha256(text).hexdigest() != SHA256:
+        fail(f"{path or URL}: not tiny Shakespeare, {BYTES:,} bytes of SHA-256 {SHA256[:12]}...; {by_hand}")
+    if not path:
+        with replacing(Path("data") / names[0], "wb") as file:
+            file.write(text)
+    return text
+
+
+RECIPES = {"toy": make_toy, "shakespeare": make_shakespeare}  # corpora that can be made or fetched by name
 
 
 def main(args):
     words = [arg for arg in args if not arg.startswith("-")]
     s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
-    if len(words) == 1 and words[0] in RECIPES:
-        if len(args) > 1:
-            fail(f"{words[0]} is always made the same way: no settings, please")
-        RECIPES[words[0]]()
-    elif len(words) > 2 and words[0] == "text":
-        if not re.fullmatch(r"[\w-]+", words[1]):
-            fail(f"{words[1]!r} cannot name a corpus: use letters, digits, - and _")
-        prepare(words[1], words[2:], s)
-    else:
-        fail(f"what to prepare? python data.py {' | '.join(RECIPES)} | text NAME FILES... (see --help)")
+    match words:
+        case [name] | ["shakespeare" as name, _] if name in RECIPES:
+            if len(args) > len(words):
+                fail(f"{name} is always made the same way: no settings, please")
+            RECIPES[name](*words[1:])
+        case ["text", name, _, *_]:
+            check_name(name)
+            prepare(name, words[2:], s)
+        case _:
+            recipes = "toy | shakespeare [FILE] | text NAME FILES..."
+            fail(f"what to prepare? python data.py {recipes} (see --help)")
 
 
 if __name__ == "__main__":

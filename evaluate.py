@@ -41,7 +41,7 @@ BATCH_TOKENS = 2048  # of a batch, padding included; their logits are the larges
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: toyland or blimp
+    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: as the corpus asks
     protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "float32"  # float32, bfloat16 or float64
@@ -60,8 +60,8 @@ def main(s):
     model, tokenizer, trained = load(s.run, device)
     model = model.double() if s.dtype == "float64" else model
     folder = trained.checkpoint.parent
-    tasks = (s.tasks or ("toyland" if trained.corpus == "toy" else "blimp")).split(",")
-    tasks = {task: read_pairs(task) for task in tasks}
+    tasks = s.tasks or {"toy": "toyland", "shakespeare": ""}.get(trained.corpus, "blimp")
+    tasks = {task: read_pairs(task) for task in tasks.split(",") if task}
     what = {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(trained.checkpoint)}
     results = read_json(folder / "results.json")
     if any(results.get(key) != value for key, value in what.items()):
@@ -95,7 +95,7 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
     Sentences -> their log-probabilities (natural logarithm), each read after <s>. A batch holds similar lengths,
     padded on the right, where padding cannot reach what a causal model says of the tokens before it.
     """
-    space, bos = " " if protocol == "2024" else "", tokenizer.token_to_id(data.BOS)
+    space, bos = " " if protocol == "2024" else "", data.start_of(tokenizer)
     texts = [space + x.encode("utf-8", "replace").decode("utf-8") for x in sentences]  # no lone surrogates
     ids = [[bos, *x.ids] for x in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

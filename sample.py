@@ -42,7 +42,7 @@ def main(s):
     model, tokenizer, _ = load(s.run, find_device(s.device))
     prompt = tokenizer.encode(s.prompt, add_special_tokens=False).ids
     stream, line_start = DecodeStream(skip_special_tokens=True), True
-    for token in chain(prompt, generate(model, [tokenizer.token_to_id(data.BOS), *prompt], s)):
+    for token in chain(prompt, generate(model, [data.start_of(tokenizer), *prompt], s)):
         if token == tokenizer.token_to_id(data.EOS):
             break
         text = stream.step(tokenizer, token) or ""  # None while the bytes of a letter are incomplete

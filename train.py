@@ -69,6 +69,7 @@ class Settings(Config):
         at_least(0, self, "learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip")
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
+        data.check_name(self.corpus)
         find_device(self.device)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
