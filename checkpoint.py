@@ -10,13 +10,13 @@ archive's comment, and are loaded with weights_only=True, so nothing in them is 
 
 import hashlib
 import json
+import math
 import os
-import pickle
 import signal
 import struct
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,8 +55,8 @@ def read(path):
         try:
             if not problem:
                 return torch.load(candidate, map_location="cpu", weights_only=True), candidate
-        except pickle.UnpicklingError:
-            problem = "it holds more than numbers and text, and nothing in a file is executed"
+        except Exception as error:  # whatever PyTorch says to a stranger's file with a right digest
+            problem = f"more than numbers and text, and nothing in a file is executed: {type(error).__name__}"
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
     fail(f"{path}: no {'intact ' if found else ''}checkpoint here; make one: python train.py config/toy.py")
 
@@ -125,8 +125,27 @@ def replacing(path, mode="w", previous=None):
         size = unfinished.stat().st_size if unfinished.exists() else 0
         unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            fail(f"{path}: not written after {size:,} bytes ({reason(error)}); what was there is kept")
+            not_written(path, size, error)
         raise
+
+
+def append(path, record):
+    """Add a line of JSON to a file; if that fails, the file stays as it was, and the script ends likewise."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)
+        not_written(path, size, error)
+
+
+def not_written(path, size, error):
+    fail(
+        f"{path}: not written after {size:,} bytes ({reason(error)}); what was there is kept: "
+        "once there is room, the same command continues"
+    )
 
 
 def sync_folder(folder):
@@ -157,10 +176,11 @@ class Run:
         self.corpus = data_digest(corpus)
         self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
         last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
-        taken = self.resume() if not s.fresh and (last.exists() or previous.exists()) else None
+        fresh = s.fresh and not World.restarted
+        taken = self.resume() if not fresh and (last.exists() or previous.exists()) else None
         wait_for_all()  # no file changes before all processes have read it
         if World.rank == 0:
-            for file in (last, previous, best) if s.fresh else ():
+            for file in [last, previous, best] * fresh + [*self.folder.glob("*.unfinished")]:
                 file.unlink(missing_ok=True)
             if taken == previous and last.exists():  # the next save would keep it in place of the good one
                 last.replace(self.folder / "damaged.pt")
@@ -202,6 +222,7 @@ class Run:
     def save(self):
         """Write checkpoint.pt; the one before stays as previous.pt."""
         self.check_finite()
+        self.check_weights()
         if World.rank == 0:
             save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
         wait_for_all()  # torchrun kills the one that saves soon after another has left
@@ -216,8 +237,7 @@ class Run:
         """One line in log.jsonl: only what the next run with the same settings would log too, so no times."""
         if World.rank == 0:
             record = {"step": self.step, "epoch": self.step * self.s.batch_size / self.blocks} | record
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(record) + "\n")
+            append(self.folder / "log.jsonl", record)
 
     def log_step(self):
         """Log the last update. Returns a line to show."""
@@ -229,6 +249,9 @@ class Run:
 
     def log_evaluation(self, record):
         """Log {"val_loss": ..., "pairs": {...}}; keep the weights if they are the best. Returns a line to show."""
+        self.check_weights()
+        if not math.isfinite(record["val_loss"]):
+            self.refuse(self.step, f"the validation loss is {record['val_loss']}")
         pairs = record.get("pairs", {})
         score = -record["val_loss"]
         if self.s.best_by == "pairs":
@@ -246,13 +269,23 @@ class Run:
         for step, rate, loss, norm in self.unchecked:
             # a float16 gradient may overflow: the scaler leaves out that step
             if not (loss.isfinite() and (norm.isfinite() or self.scaler.is_enabled())):
-                last = self.folder / "checkpoint.pt"
-                what = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
-                known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
-                fail(f"step {step}: {what}, at a learning rate of {rate:.2g}. Lower it, or grad_clip; {known}")
+                self.refuse(step, f"the loss is {loss.item()}, the gradient's norm {norm.item()}", rate)
         self.unchecked = []
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             fail(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")
+
+    def check_weights(self):
+        """The same for the weights, of which a step need not use all."""
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                self.refuse(self.step, f"{name} holds what is not a number")
+
+    def refuse(self, step, what, rate=None):
+        """End the script, with nothing saved."""
+        last = self.folder / "checkpoint.pt"
+        rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
+        known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
+        fail(f"step {step}: {what}, at a learning rate of {rate:.2g}. Lower it, or grad_clip; {known}")
 
 
 def data_digest(corpus):
@@ -263,13 +296,15 @@ def data_digest(corpus):
 
 
 def read_log(folder):
-    """The records of a run's log.jsonl; a line cut short by a kill is left out."""
+    """The records of a run's log.jsonl, up to a line that is none, as one cut short by a kill."""
     path, records = Path(folder) / "log.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
+        records.append(record)
     return records
 
 
@@ -283,6 +318,7 @@ class World:
     rank = int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # after one of them was killed
 
 
 def sum_over_processes(*numbers):
@@ -315,6 +351,7 @@ class Stop:
     def __enter__(self):
         self.asked = None  # when
         numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        numbers -= {number for number in numbers if signal.getsignal(number) == signal.SIG_IGN}  # nohup
         self.before = {number: signal.signal(number, self.ask) for number in numbers}
         return self
 

@@ -12,7 +12,7 @@ def begin(name):
 
 
 def answer(handler):
-    """Let Ctrl-C and SIGTERM call the handler, unless they are ignored, as they are in the background of a shell."""
+    """Let Ctrl-C and SIGTERM call the handler, unless they are ignored, as in the background of a shell."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
