@@ -25,7 +25,7 @@ import urllib.request
 import zlib
 from dataclasses import dataclass
 from http.client import HTTPException
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from config import at_least, configure, fail, one_of, progress, reason, run_scri
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 LONGEST = 1 << 16  # characters; a longer line is encoded in parts
-BATCH = 1 << 14  # lines encoded at once
+BATCH = 1 << 20  # characters encoded at once
 
 
 @dataclass
@@ -69,6 +69,19 @@ def find(name, needed=True):
         return RECIPES[name]()
     if needed:
         fail(f"corpus = {name!r}: there is no data/{name}; make it with: python data.py text {name} FILES...")
+
+
+def read_meta(folder):
+    """A corpus's meta.json, if its token files are as long as that says and hold none but the tokenizer's tokens."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        for split in ("train", "val"):
+            tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
+            if len(tokens) != meta[split]["tokens"] or tokens.max() >= meta["vocab_size"]:
+                raise ValueError(f"{split}.bin is not the text that was counted")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        fail(f"{folder}: this corpus is damaged ({reason(error)}); prepare it again")
+    return meta
 
 
 PAIRS = {  # sets of minimal pairs -> where they lie in a data folder
@@ -167,7 +180,6 @@ def prepare(name, files, s):
     files, val_files = expand(files), expand(s.val.split(",")) if s.val else []
     files = [path for path in files if path not in val_files]
     tokenizer = train_tokenizer(Text(files, "learning the tokenizer"), s.vocab_size)
-    (folder / "meta.json").unlink(missing_ok=True)  # written last: a folder without it is not finished
     with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
         train, val = Split(train), Split(val)
         held_out = 0 if val_files else s.val_share
@@ -180,6 +192,7 @@ def prepare(name, files, s):
             fail(f"{folder}: no text to train on; are the files empty?")
         if not val.words:
             fail(f"{folder}: too little text to keep some for validation; name more with --val=FILES")
+        (folder / "meta.json").unlink(missing_ok=True)  # written last: a folder without it is not finished
     replaced = text.replaced + val_text.replaced
     describe(folder, tokenizer, train, val, {str(path): sha256(path) for path in files + val_files}, replaced)
     if replaced:
@@ -315,8 +328,8 @@ def encode(pieces, tokenizer, split_of):
         add_prefix_space=False
     )  # documents() has put the space
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    pieces, document = iter(pieces), 0
-    while batch := list(islice(pieces, BATCH)):
+    document = 0
+    for batch in batches(pieces):
         encodings = tokenizer.encode_batch_fast([text for text, _, _ in batch], add_special_tokens=False)
         for (text, first, last), encoding in zip(batch, encodings):
             split = split_of(document)
@@ -324,6 +337,19 @@ def encode(pieces, tokenizer, split_of):
             split.words += len(text.split()) - (not text[0].isspace())  # no space: a very long word goes on
             split.documents += last
             document += last
+
+
+def batches(pieces):
+    """Lists of pieces with about BATCH characters in all."""
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def chosen(document, share):

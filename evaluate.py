@@ -21,7 +21,6 @@ import json
 import math
 import re
 import zipfile
-import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +29,13 @@ import torch
 import torch.nn.functional as F
 
 import data
-from checkpoint import fingerprint, read_log, replacing
+from checkpoint import append, fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, reason, run_script
 from kernels import at_least_float32, linear_cross_entropy
 from model import find_device, load
 
 BATCH_TOKENS = 2048  # of a batch, padding included; their logits are the largest thing in memory
+LARGEST = 1 << 28  # bytes of minimal pairs, unpacked: ten times BLiMP; an archive may promise to be endless
 
 
 @dataclass
@@ -137,12 +137,12 @@ def score_paradigms(model, tokenizer, paradigms, protocol, path, header):
     """
     part = path.with_name(path.name + ".part")
     scores = read_part(part, header)
-    part.write_text("".join(json.dumps(x) + "\n" for x in [header, scores]), encoding="utf-8")
+    with replacing(part) as file:
+        file.writelines(json.dumps(x) + "\n" for x in [header, scores])
     for uid in progress(paradigms, unit="paradigm", desc=path.stem):
         if len(scores.get(uid, ())) != len(paradigms[uid]["pairs"]):
             scores[uid] = score_pairs(model, tokenizer, paradigms[uid]["pairs"], protocol)
-            with open(part, "a", encoding="utf-8") as file:
-                file.write(json.dumps({uid: scores[uid]}) + "\n")
+            append(part, {uid: scores[uid]})
     with replacing(path) as file:
         for uid in paradigms:
             for i, (good, bad) in enumerate(scores[uid]):
@@ -153,22 +153,26 @@ def score_paradigms(model, tokenizer, paradigms, protocol, path, header):
 
 def read_part(part, header):
     """The scores that an evaluation stopped in the middle has left, if it was of the same model and pairs."""
-    lines = part.read_text(encoding="utf-8").splitlines() if part.exists() else []
+    lines = part.read_text(encoding="utf-8", errors="replace").splitlines() if part.exists() else []
     scores = {}
     try:
         if lines and json.loads(lines[0]) == header:
             for line in lines[1:]:
                 scores |= json.loads(line)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         pass  # the last line was cut short: that paradigm is scored again
     return scores
 
 
 def perplexity(model, trained):
-    """exp of the mean loss per token on the corpus's validation text, block by block; None if that is not here."""
-    corpus = data.find(trained.corpus, needed=False)
-    if not corpus:
+    """
+    exp of the mean loss per token on the corpus's validation text, block by block; None if that is not here, or
+    made anew with other tokens.
+    """
+    corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
+    if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
         return None
+    data.read_meta(corpus)
     total, count, device = 0.0, 0, model.embed.weight.device
     val = data.Blocks(corpus / "val.bin", trained.context)
     for tokens, targets in progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity"):
@@ -190,28 +194,39 @@ def read_pairs(task):
             try:
                 record = json.loads(line)
                 pair = record["sentence_good"] + "", record["sentence_bad"] + ""  # + "": nothing but text
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
-            uid = record.get("UID", Path(name).name.split(".")[0])
-            paradigm = paradigms.setdefault(uid, {"term": record.get("linguistics_term", ""), "pairs": []})
+            uid = str(record.get("UID", Path(name).name.split(".")[0]))
+            paradigm = paradigms.setdefault(uid, {"term": str(record.get("linguistics_term", "")), "pairs": []})
             paradigm["pairs"].append(pair)
     return paradigms or fail(f"{data.find_pairs(task)}: no .jsonl files with pairs in it")
 
 
 def read_texts(path):
     """(name, text) of each .jsonl or .jsonl.gz in a folder, each .jsonl in a .zip, or one file; sorted by name."""
+    room = LARGEST
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                for name in sorted(x for x in archive.namelist() if re.search(r"(^|/)[^.][^/]*\.jsonl$", x)):
-                    yield f"{path}:{name}", archive.read(name).decode("utf-8")
-            return
-        files = [path] if path.is_file() else sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
-        for file in files:
-            raw = file.read_bytes()
-            yield str(file), (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zipfile.BadZipFile) as error:
+        for name, file in open_each(path):
+            raw = file.read(room + 1)
+            room -= len(raw)
+            if room < 0:
+                fail(f"{path}: more than {LARGEST >> 20} MB of pairs once unpacked; split it up")
+            yield name, raw.decode("utf-8")
+    except Exception as error:  # a broken archive can raise many
         fail(f"{path}: cannot be read ({reason(error)}); fetch it again")
+
+
+def open_each(path):
+    """(name, open file) of the same. Nothing is unpacked to disk, so names in a .zip lead nowhere."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(x for x in archive.namelist() if re.search(r"(^|/)[^.][^/]*\.jsonl$", x)):
+                with archive.open(name) as file:
+                    yield f"{path}:{name}", file
+        return
+    for name in [path] if path.is_file() else sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]):
+        with gzip.open(name) if name.suffix == ".gz" else open(name, "rb") as file:
+            yield str(name), file
 
 
 def summary(paradigms, scores):
@@ -255,7 +270,7 @@ def print_table(name, result, protocol):
 def read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

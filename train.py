@@ -14,7 +14,6 @@ from start import begin
 begin(__name__)  # before torch is loaded
 
 import importlib.util
-import json
 import math
 import sys
 from contextlib import nullcontext
@@ -253,7 +252,7 @@ def find_corpus(s):
             data.find_pairs(task)
     wait_for_all()
     corpus = data.find(s.corpus)
-    entries = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
+    entries = data.read_meta(corpus)["vocab_size"]
     if entries > s.vocab_size:
         fail(
             f"vocab_size = {s.vocab_size}: {corpus} has {entries} tokens; set vocab_size = {entries} or more"
