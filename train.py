@@ -25,10 +25,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from checkpoint import Run, Stop, Stopped, World, say, sum_over_processes, wait_for_all
+from checkpoint import Run, Stop, Stopped, World, say, sum_over_processes, take_back, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from kernels import keep_out_of_the_compiler, linear_cross_entropy
-from model import Config, LanguageModel, find_device, read_tokenizer
+from model import Config, LanguageModel, Linear, find_device, read_tokenizer
 
 
 @dataclass
@@ -76,6 +76,8 @@ class Settings(Config):
         data.check_tasks("eval_pairs", self.eval_pairs)
         if self.best_by == "pairs" and not self.eval_pairs:
             fail("best_by = 'pairs', but eval_pairs names none: set eval_pairs = 'toyland', say")
+        if self.min_lr > self.learning_rate:
+            fail(f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}, the highest one")
         if not self.max_steps and not self.epochs:
             fail("max_steps = 0 and epochs = 0: nothing to do; set one of them")
         parts = self.accumulate * World.size
@@ -85,7 +87,7 @@ class Settings(Config):
             fail(f"beta1 = {self.beta1}, beta2 = {self.beta2}: must be below 1")
         if self.seed >= 2**32:
             fail(f"seed = {self.seed}: must be below 2^32")
-        if not self.run.strip(". ") or set(self.run) & set('/\\:*?"<>|'):
+        if not self.run.strip(". ") or set(self.run) & set('/\\:*?"<>|') or not self.run.isprintable():
             fail(f"run = {self.run!r} cannot name a folder")
 
 
@@ -213,7 +215,11 @@ def finish(run):
     if World.rank == 0:
         from figures import learning_curve  # not above: matplotlib takes a second to load
 
-        say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {learning_curve(run.folder)}")
+        try:
+            curve = learning_curve(run.folder)
+        except OSError as error:
+            take_back(run.folder / "learning_curve.svg", 0, error)
+        say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {curve}")
         say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
     if World.size > 1:
         dist.destroy_process_group()
@@ -261,8 +267,8 @@ def find_corpus(s):
 
 
 def make_optimizer(model, s):
-    """Adam or AdamW. Matrices decay; norms, biases, floors and UndecayedLinear (not quite nn.Linear) do not."""
-    matrices = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
+    """Adam or AdamW. Matrices decay; norms, biases, floors and UndecayedLinear do not."""
+    matrices = {id(m.weight) for m in model.modules() if type(m) in (Linear, nn.Embedding)}
     decayed, others = [], []
     for parameter in model.parameters():
         (decayed if id(parameter) in matrices else others).append(parameter)

@@ -63,6 +63,44 @@ def assert_same(fast, loop, inputs, dtype=torch.float32):
         assert error.norm() <= TOLERANCE[dtype] * max(y.norm().item(), 1e-30), f"number {i}, as a whole"
 
 
+# ----------------------------------------------------------------------------------------------------
+# The linear layer
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [(1,), (3, 5), (16,), (4, 100), (2, 3, 50)], ids=str)
+@pytest.mark.parametrize("D, E", [(16, 48), (48, 16), (1, 1), (33, 7)])
+def test_linear_is_torchs(rows, D, E, dtype):
+    """Also where PyTorch's own is not asked: values, and the gradients of input, weight and bias."""
+    inputs = [torch.randn(shape) for shape in ((*rows, D), (E, D), (E,))]
+    assert_same(kernels.linear, F.linear, inputs, dtype)
+    assert_same(kernels.linear, F.linear, inputs[:2], dtype)
+
+
+def test_linear_takes_inputs_as_they_lie_and_leaves_them_alone():
+    x, weight = torch.randn(40, 5, 16).transpose(0, 1), torch.randn(16, 48).T
+    before = x.clone(), weight.clone()
+    assert_same(kernels.linear, F.linear, [x, weight])
+    assert x.equal(before[0]) and weight.equal(before[1])
+
+
+def test_a_linear_layer_under_autocast_is_torchs_to_the_bit():
+    x, weight = torch.randn(64, 16), torch.randn(48, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, torchs = (
+            values_and_gradients(f, [x, weight], torch.float32) for f in (kernels.linear, F.linear)
+        )
+    assert ours[0].dtype == torch.bfloat16 and all(map(torch.equal, ours, torchs))
+
+
+def test_a_frozen_weight_or_input_gets_no_gradient():
+    for frozen in (0, 1):
+        tensors = [torch.randn(64, 16), torch.randn(48, 16)]
+        tensors[1 - frozen].requires_grad_()
+        kernels.linear(*tensors).sum().backward()
+        assert tensors[frozen].grad is None and tensors[1 - frozen].grad is not None
+
+
 # ---------------------------------------------------------------------------------------------------
 # linear scan
 
