@@ -111,19 +111,25 @@ def replacing(path, mode="w", previous=None):
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        file = open(unfinished, mode, **text)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         if previous and path.exists():
             path.replace(previous)
         unfinished.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        size = unfinished.stat().st_size if unfinished.exists() else 0
-        unfinished.unlink(missing_ok=True)
+        size = 0
+        if file:
+            with suppress(OSError):
+                file.close()  # what its buffer holds does not fit either
+            size = unfinished.stat().st_size
+            unfinished.unlink()
         if isinstance(error, OSError):
             not_written(path, size, error)
         raise
@@ -136,16 +142,20 @@ def append(path, record):
         with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        with suppress(OSError):
-            os.truncate(path, size)
-        not_written(path, size, error)
+        take_back(path, size, error)
+
+
+def take_back(path, size, error):
+    """What was written beyond so many bytes; and end."""
+    with suppress(OSError):
+        os.truncate(path, size)
+    not_written(path, size, error)
 
 
 def not_written(path, size, error):
-    fail(
-        f"{path}: not written after {size:,} bytes ({reason(error)}); what was there is kept: "
-        "once there is room, the same command continues"
-    )
+    """End the script."""
+    kept = "what was there is kept: once there is room, the same command continues"
+    fail(f"{path}: not written after {size:,} bytes ({reason(error)}); {kept}")
 
 
 def sync_folder(folder):
@@ -244,7 +254,8 @@ class Run:
         _, rate, loss, norm = self.unchecked[-1]
         self.check_finite()
         (loss,) = sum_over_processes(loss.item() / World.size)
-        self.log({"loss": loss, "grad_norm": norm.item(), "learning_rate": rate})
+        norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 left out
+        self.log({"loss": loss, "grad_norm": norm, "learning_rate": rate})
         return f"loss {loss:.3f}, lr {rate:.1e}"
 
     def log_evaluation(self, record):

@@ -33,7 +33,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import toyland
-from checkpoint import replacing
+from checkpoint import not_written, replacing
 from config import at_least, configure, fail, one_of, progress, reason, run_script
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
@@ -75,11 +75,12 @@ def read_meta(folder):
     """A corpus's meta.json, if its token files are as long as that says and hold none but the tokenizer's tokens."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
         for split in ("train", "val"):
             tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
             if len(tokens) != meta[split]["tokens"] or tokens.max() >= meta["vocab_size"]:
                 raise ValueError(f"{split}.bin is not the text that was counted")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except Exception as error:  # a broken tokenizer raises no other
         fail(f"{folder}: this corpus is damaged ({reason(error)}); prepare it again")
     return meta
 
@@ -109,7 +110,7 @@ def find_pairs(task):
     if Path(task).exists():
         return Path(task)
     for folder in data_folders():
-        if (folder / PAIRS[task]).exists():
+        if (folder / PAIRS[task]).exists() and (task != "toyland" or (folder / "toyland/train.txt").exists()):
             return folder / PAIRS[task]
     if task == "toyland":
         toyland.write("data/toyland")
@@ -313,7 +314,10 @@ class Split:
         self.file, self.words, self.documents, self.tokens = file, 0, 0, 0
 
     def add(self, ids):
-        self.file.write(np.array(ids, dtype="<u2").tobytes())
+        try:
+            self.file.write(np.array(ids, dtype="<u2").tobytes())
+        except OSError as error:  # said here, since two files are open
+            not_written(Path(self.file.name).with_suffix(""), 2 * self.tokens, error)
         self.tokens += len(ids)
 
     def counts(self):

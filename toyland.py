@@ -922,7 +922,6 @@ def bear_relations():
 def write(folder, words=1_000_000, seed=0):
     """train.txt, val.txt (a fortieth as long), and the tests in blimp/, ewok/ and bear/."""
     folder = Path(folder)
-    write_lines(folder / "train.txt", (f"{text}\n" for text in stories(seed, words)))
     write_lines(folder / "val.txt", (f"{text}\n" for text in stories(seed + 1, words // 40)))
     for uid, pairs in minimal_pairs().items():
         write_lines(folder / "blimp" / f"{uid}.jsonl", map(json.dumps, pairs))
@@ -933,6 +932,7 @@ def write(folder, words=1_000_000, seed=0):
     for relation in records:
         write_lines(folder / "bear" / f"{relation}.jsonl", map(json.dumps, records[relation]))
     write_lines(folder / "bear" / "metadata_relations.json", [json.dumps(metadata, indent=2)])
+    write_lines(folder / "train.txt", (f"{text}\n" for text in stories(seed, words)))  # last: now all is there
 
 
 def write_lines(path, lines):
@@ -990,7 +990,7 @@ def main(args):
             check()
         case [flag] if re.fullmatch(r"--print(=\d+)?", flag):
             show(int(flag.partition("=")[2] or 200))
-        case [folder] if not folder.startswith("-"):
+        case [folder] if folder and not folder.startswith("-"):
             write(folder)
         case ["--help" | "-h"]:
             print(__doc__.strip())
