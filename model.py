@@ -22,7 +22,7 @@ from torch import nn
 
 import checkpoint
 from config import at_least, fail, one_of
-from kernels import at_least_float32, gated_linear_attention, linear, min_gru, min_lstm
+from kernels import at_least_float32, gated_linear_attention, linear, min_gru, min_lstm, rms_norm
 
 
 @dataclass
@@ -168,7 +168,7 @@ class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, in float32 at least (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def forward(self, x):
-        return super().forward(*at_least_float32(x))
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LearnedPositions(nn.Module):

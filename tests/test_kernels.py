@@ -101,6 +101,24 @@ def test_a_frozen_weight_or_input_gets_no_gradient():
         assert tensors[frozen].grad is None and tensors[1 - frozen].grad is not None
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 5, 16), (100, 33)], ids=str)
+@pytest.mark.parametrize("eps", [1e-6, 1.0])
+def test_the_norm_is_torchs(shape, eps, dtype):
+    inputs = [torch.randn(shape), torch.rand(shape[-1])]
+    ours, torchs = lambda x, w: kernels.rms_norm(x, w, eps), lambda x, w: F.rms_norm(x, w.shape, w, eps)
+    assert_same(ours, torchs, inputs, dtype)
+
+
+def test_the_norm_of_nothing_and_of_large_numbers():
+    """Of zeros 0, and no division by it; of bfloat16, float32."""
+    x = torch.tensor([[0.0, 0.0], [3e18, -3e18]], requires_grad=True)
+    y = kernels.rms_norm(x, torch.ones(2), 1e-6)
+    y.sum().backward()
+    assert torch.allclose(y, torch.tensor([[0.0, 0.0], [1.0, -1.0]])) and x.grad.isfinite().all()
+    assert kernels.rms_norm(torch.ones(3, 2).bfloat16(), torch.ones(2), 1e-6).dtype == torch.float32
+
+
 # ---------------------------------------------------------------------------------------------------
 # linear scan
 
