@@ -1,13 +1,15 @@
 """
 The recurrences, fast, and what else every model here spends its time on.
 
-Five chapters: the linear layer, the norm, two recurrences, the loss. Each goes from slow to fast: first what a
-student would write, which is the specification; then the same in a few large PyTorch operations, its gradient
-by hand; last the public function that chooses. The tests hold the fast forms to the slow ones, values and
-gradients, for every gate from 0 to 1.
+Six chapters: the linear layer, the norm, gates, two recurrences, the loss. Each goes from slow to fast: first
+what a student would write, which is the specification; then the same in a few large PyTorch operations, its
+gradient by hand; last the public function that chooses. The tests hold the fast forms to the slow ones, values
+and gradients, for every gate from 0 to 1.
 
     linear                    y_t = W x_t + b                                   every model's layers
     rms_norm                  y_t = x_t / sqrt(mean(x_t^2) + eps) * weight      before each mixer and MLP
+    gated_unit                y_t = silu(gate_t) * up_t                         the MLP
+    log_forget_gate           log(floor + (1 - floor) sigmoid(z_t))             HGRN2
     linear_scan               h_t = a_t h_{t-1} + b_t                           minGRU, minLSTM, Aaren
     gated_linear_attention    S_t = diag(f_t) S_{t-1} + k_t v_t^T               HGRN2, mLSTM
     linear_cross_entropy      -log softmax(W x_t)[target_t], a slice at a time  every model's last layer
@@ -127,6 +129,63 @@ def rms_norm(x, weight, eps):
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return RMSNormalise.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+# ---------------------------------------------------------------------------------------------------
+# gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
+
+# For the gradient of a chain of elementwise functions PyTorch keeps what is between them. These two keep their
+# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
+
+
+class GatedUnit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+
+
+def gated_unit(gate, up):
+    """silu(gate) * up, all of one shape."""
+    return GatedUnit.apply(gate, up)
+
+
+class LogForgetGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, floor):
+        ctx.save_for_backward(z, floor)
+        _, f = forget_gate(z, floor)
+        return f.clamp_(min=1e-37).log_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dlog_f):
+        z, floor = ctx.saved_tensors
+        s, f = forget_gate(z, floor)
+        df = dlog_f / f.clamp_(min=1e-37)
+        dfloor = (df * (1 - s)).flatten(0, -2).sum(0)
+        return torch.ops.aten.sigmoid_backward(df, s).mul_(1 - floor).to(z.dtype), dfloor
+
+
+def forget_gate(z, floor):
+    """-> s = sigmoid(z), and floor + (1 - floor) s, both in the type of floor."""
+    s = torch.sigmoid(z.to(floor.dtype))
+    return s, (s * (1 - floor)).add_(floor)
+
+
+def log_forget_gate(z, floor):
+    """
+    log(floor + (1 - floor) sigmoid(z)): z (..., D), floor (D,), at least 0 and below 1 -> (..., D), in float32 at
+    least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between. At least log 1e-37, so that it is a number.
+    """
+    floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
+    return LogForgetGate.apply(z, floor)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,15 @@ from torch import nn
 
 import checkpoint
 from config import at_least, fail, one_of
-from kernels import at_least_float32, gated_linear_attention, linear, min_gru, min_lstm, rms_norm
+from kernels import (
+    gated_linear_attention,
+    gated_unit,
+    linear,
+    log_forget_gate,
+    min_gru,
+    min_lstm,
+    rms_norm,
+)
 
 
 @dataclass
@@ -142,7 +150,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(config.d_mlp, config.d_model, bias=False)
 
     def forward(self, x):
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(gated_unit(self.gate(x), self.up(x)))
 
 
 class GELU(nn.Module):
@@ -233,12 +241,8 @@ class HGRN2(nn.Module):
     def forward(self, x, state=None):
         floor = self.floors(self.layer)  # (D,)
         q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
-        (z,) = at_least_float32(self.forget(x))
-        f = floor + (1 - floor) * torch.sigmoid(
-            z
-        )  # not in bfloat16, where 1 - f is 0 or 1/256 and nothing between
+        log_f = log_forget_gate(self.forget(x), floor)
         i = self.input(x)
-        log_f = f.clamp_min(1e-37).log()  # log 0 would be right, but its gradient is 0 / 0
         q, log_f, i = (split_heads(z, self.n_head) for z in (q, log_f, i))  # (B, T, H, K or V)
         o, S = gated_linear_attention(q, None, i, log_f, state)  # (B, T, H, V), (B, H, K, V)
         return self.output(self.norm(o.flatten(2))), S

@@ -119,6 +119,24 @@ def test_the_norm_of_nothing_and_of_large_numbers():
     assert kernels.rms_norm(torch.ones(3, 2).bfloat16(), torch.ones(2), 1e-6).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gates_are_their_formulas(dtype):
+    """Values and gradients, for every floor from 0 on, also where sigmoids are 0 or 1."""
+    z, up, floor = 8 * torch.randn(4, 30, 16), torch.randn(4, 30, 16), torch.rand(16) * 0.99
+    floor[:4] = 0
+    assert_same(kernels.gated_unit, lambda x, y: F.silu(x) * y, (z, up), dtype)
+    formula = lambda z, floor: (floor + (1 - floor) * z.sigmoid()).log()  # noqa: E731
+    assert_same(kernels.log_forget_gate, formula, (z, floor), dtype)
+
+
+def test_a_forget_gate_of_zero_is_a_number_and_learns_nothing():
+    z, floor = torch.tensor([[-200.0, 0.0, 200.0]], requires_grad=True), torch.zeros(3, requires_grad=True)
+    log_f = kernels.log_forget_gate(z, floor)
+    log_f.sum().backward()
+    assert torch.allclose(log_f, torch.tensor([[1e-37, 0.5, 1.0]]).log())
+    assert torch.allclose(z.grad, torch.tensor([[0.0, 0.5, 0.0]])) and floor.grad.isfinite().all()
+
+
 # ---------------------------------------------------------------------------------------------------
 # linear scan
 
