@@ -61,7 +61,7 @@ class Settings:
 
 
 def find(name, needed=True):
-    """The folder of a prepared corpus. Toyland's is made on the spot; others, if needed, fetched or else missed."""
+    """A corpus's folder. Toyland's is made on the spot; another is fetched or must be there, if it is needed."""
     for folder in data_folders():
         if (folder / name / "meta.json").exists():
             return folder / name
@@ -72,7 +72,7 @@ def find(name, needed=True):
 
 
 def read_meta(folder):
-    """A corpus's meta.json, if its token files are as long as that says and hold none but the tokenizer's tokens."""
+    """A corpus's meta.json, if its token files are as long as that says and hold only the tokenizer's tokens."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -121,8 +121,8 @@ def find_pairs(task):
 def check_tasks(name, tasks):
     """Refuse names, with commas between, that are neither sets of pairs nor files."""
     for task in tasks.split(",") if tasks else []:
-        if not Path(task).exists():
-            one_of(name, task, PAIRS)
+        if not task or not os.path.exists(task):
+            one_of(name, task, [*PAIRS, "a file that is there"])
 
 
 def data_folders():
@@ -178,8 +178,11 @@ class Blocks:
 def prepare(name, files, s):
     """Text files -> data/NAME, its folder. Memory stays flat whatever their size."""
     folder = Path("data") / name
-    files, val_files = expand(files), expand(s.val.split(",")) if s.val else []
-    files = [path for path in files if path not in val_files]
+    files, val_files = expand(files), expand(s.val.split(",")) if s.val else {}
+    files = [path for place, path in files.items() if place not in val_files]
+    val_files = list(val_files.values())
+    if not files:
+        fail(f"val = {s.val!r}: these are all the files there are; leave some to train on")
     tokenizer = train_tokenizer(Text(files, "learning the tokenizer"), s.vocab_size)
     with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
         train, val = Split(train), Split(val)
@@ -213,14 +216,13 @@ def describe(folder, tokenizer, train, val, sources, replaced=0):
 
 
 def expand(patterns):
-    """["a.txt", "dev/*.gz"] -> the files meant, each once, in order; a name that leads nowhere ends the script."""
-    files = []
+    """["a.txt", "dev/*.gz"] -> {the place of a file: its name}, each once, in order; all must be there."""
+    files = {}
     for pattern in patterns:
-        found = sorted(glob.glob(pattern)) or [pattern]
-        files += [Path(path) for path in found if Path(path) not in files]
-    for path in files:
-        if not path.is_file():
-            fail(f"{path}: there is no such text file")
+        for path in sorted(glob.glob(pattern)) or [pattern]:
+            if not os.path.isfile(path):
+                fail(f"{path or repr(path)}: there is no such text file")
+            files.setdefault(os.path.realpath(path), Path(path))
     return files
 
 
@@ -242,12 +244,12 @@ class Text:
                     with open(path, "rb") as raw:
                         file = gzip.open(raw) if path.suffix == ".gz" else raw
                         if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                            fail(f"{path}: this is UTF-16; save it as UTF-8")
+                            raise UnicodeError("this is UTF-16; save it as UTF-8")
                         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
                         for piece in documents(self.clean(line) for line in lines(text)):
                             bar.update(done + raw.tell() - bar.n)
                             yield piece
-                except (OSError, EOFError, zlib.error) as error:
+                except (OSError, EOFError, zlib.error, UnicodeError) as error:
                     bar.close()
                     fail(f"{path}: cannot be read ({reason(error)})")
                 done += path.stat().st_size

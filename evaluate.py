@@ -19,6 +19,7 @@ begin(__name__)  # before torch is loaded
 import gzip
 import json
 import math
+import os
 import re
 import zipfile
 from collections import defaultdict
@@ -52,6 +53,8 @@ class Settings:
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         find_device(self.device)
         data.check_tasks("tasks", self.tasks)
+        if os.path.isdir(self.results):
+            fail(f"results = {self.results!r} is a folder: name a file in it")
 
 
 def main(s):

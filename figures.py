@@ -104,10 +104,12 @@ def main(args):
         if path.is_dir() and read_log(path):
             print(learning_curve(path))
         elif path.suffix == ".json" and path.exists():
-            results = json.loads(path.read_text(encoding="utf-8"))
-            if "benchmarks" not in results:
+            try:
+                results = json.loads(path.read_text(encoding="utf-8"))
+                log, benchmarks = results["training"], results["benchmarks"]
+            except (ValueError, KeyError, TypeError):
                 fail(f"{path}: not a result file of evaluate.py")
-            print(draw(results["training"], results["benchmarks"], path.with_suffix(".svg"), path.stem))
+            print(draw(log, benchmarks, path.with_suffix(".svg"), path.stem))
         else:
             fail(f"{path}: neither a run folder with a log.jsonl nor a result file")
 

@@ -34,6 +34,8 @@ class Settings:
         at_least(1, self, "tokens")
         at_least(0, self, "temperature", "top_k", "seed")
         find_device(self.device)
+        if self.seed >= 2**32:
+            fail(f"seed = {self.seed}: must be below 2^32")
         if not 0 < self.top_p <= 1:
             fail(f"top_p = {self.top_p}: must be above 0 and at most 1")
 
@@ -65,7 +67,7 @@ def generate(model, tokens, s):
 
 def choose(logits, s, generator):
     """logits (B, vocab) -> one token each, (B, 1)."""
-    if s.temperature == 0:
+    if s.temperature < 1e-6:  # as good as 0, and float32 can divide by no number much smaller
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.max()) / s.temperature
     p, tokens = logits.softmax(dim=-1).sort(dim=-1, descending=True)

@@ -67,22 +67,22 @@ def read_flag(arg, defaults):
 
 def read_file(path, defaults):
     """Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it."""
-    path = Path(path) / "settings.json" if Path(path).is_dir() else Path(path)
+    path = Path(path) / "settings.json" if os.path.isdir(path) else Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         fail(f"{path}: cannot read these settings ({reason(error)}); nanoRNN's own are in config/")
     try:
         if path.suffix == ".json":
             return {name: typed(name, value, defaults, path) for name, value in json.loads(text).items()}
         lines = ast.parse(text).body
-    except (SyntaxError, ValueError, AttributeError) as error:
-        fail(f"{path}:{getattr(error, 'lineno', 1)}: expected lines `name = literal` ({error.args[0]})")
+    except (SyntaxError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        fail(f"{path}:{getattr(error, 'lineno', 0) or 1}: expected lines `name = literal` ({error.args[0]})")
     settings = {}
     for line in lines:
         try:
             name, value = line.targets[0].id, ast.literal_eval(line.value)
-        except (AttributeError, ValueError, TypeError):
+        except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
             fail(f"{path}:{line.lineno}: expected `name = literal`; settings files are read, not executed")
         settings[name] = typed(name, value, defaults, f"{path}:{line.lineno}")
     return settings
@@ -136,6 +136,8 @@ def print_help(defaults):
 
 def reason(error):
     """What went wrong, without the path that an OSError repeats."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start:,} is not UTF-8"
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
@@ -143,7 +145,8 @@ def progress(iterable=None, **options):
     """A tqdm bar; in a log file a line every half minute instead."""
     quiet = int(os.environ.get("RANK", 0)) > 0  # one bar for all the processes that torchrun starts
     patience = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(iterable, disable=quiet, mininterval=patience, unit_scale=True, dynamic_ncols=True, **options)
+    options |= {"delay": patience, "mininterval": patience}
+    return tqdm(iterable, disable=quiet, unit_scale=True, dynamic_ncols=True, **options)
 
 
 def fail(message):
@@ -154,6 +157,7 @@ def fail(message):
 
 def run_script(main):
     """main(arguments); Ctrl-C and SIGTERM end it with one line, exit status 130."""
+    sys.stdout.reconfigure(errors="replace")  # on a screen or in a file that knows few letters
     try:
         answer(signal.default_int_handler)  # an exception, so that files half-written are removed on the way
         main(sys.argv[1:])
@@ -162,5 +166,7 @@ def run_script(main):
         leave()
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a name too long, a file where a folder should be
+        fail(f"{error.filename or 'a file'}: {reason(error)}")
     finally:
         answer(leave)

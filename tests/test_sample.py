@@ -141,5 +141,5 @@ def test_a_model_that_has_learned_positions_says_how_many(workplace, tiny, refus
 
     train.main(tiny(run="gpt", mixer="attention", position="learned", max_steps=1))
     said = refusal(sample.main, settings(run="out/gpt", tokens=17))
-    assert said == "17 tokens: this model has learned 16 positions and no more\n"
+    assert said == "17 tokens: this model has learned 16 positions; shorten the text or write less\n"
     sample.main(settings(run="out/gpt", tokens=16))
