@@ -51,7 +51,7 @@ class Settings:
     def check(self):
         one_of("protocol", self.protocol, ("2024", "2025"))
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
-        find_device(self.device)
+        find_device(self.device, self.dtype)
         data.check_tasks("tasks", self.tasks)
         if os.path.isdir(self.results):
             fail(f"results = {self.results!r} is a folder: name a file in it")

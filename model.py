@@ -405,7 +405,7 @@ def initialise(model, config):
                 nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
 
 
-def find_device(name):
+def find_device(name, dtype="float32"):
     """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
@@ -413,6 +413,8 @@ def find_device(name):
     kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
     if not found[kind]:
         fail(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
+    if kind == "mps" and dtype == "float64":
+        fail("dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'")
     return torch.device(kind if name == "auto" else name)
 
 

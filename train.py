@@ -69,7 +69,7 @@ class Settings(Config):
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
         data.check_name(self.corpus)
-        find_device(self.device)
+        find_device(self.device, self.dtype)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
         one_of("best_by", self.best_by, ("loss", "pairs"))
@@ -238,7 +238,8 @@ def start(s):
             fail(f"{device}: there are {torch.cuda.device_count()} GPUs here, for {World.size} processes")
         torch.cuda.set_device(device)
     if World.size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
