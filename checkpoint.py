@@ -218,9 +218,8 @@ class Run:
             file.write(json.dumps(asdict(self.s) | {"fresh": False}, indent=1) + "\n")
         with replacing(self.folder / "tokenizer.json") as file:
             file.write((corpus / "tokenizer.json").read_text(encoding="utf-8"))
-        known = read_log(self.folder) if self.step else []
         with replacing(self.folder / "log.jsonl") as file:
-            for record in known:
+            for record in read_log(self.folder):
                 if record["step"] <= (self.evaluated if "val_loss" in record else self.step):
                     file.write(json.dumps(record) + "\n")
 
