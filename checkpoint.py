@@ -186,7 +186,7 @@ class Run:
         self.corpus = data_digest(corpus)
         self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
         last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
-        fresh = s.fresh and not World.restarted
+        fresh = s.fresh and not World.restarts
         taken = self.resume() if not fresh and (last.exists() or previous.exists()) else None
         wait_for_all()  # no file changes before all processes have read it
         if World.rank == 0:
@@ -328,7 +328,14 @@ class World:
     rank = int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # after one of them was killed
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # by torchrun, after one was killed
+
+
+def join(backend):
+    """Meet the other processes, in a room of this restart's own: the last one's addresses lead nowhere."""
+    store, rank, size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {World.restarts}", store)  # github.com/pytorch/pytorch/issues/135712
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def sum_over_processes(*numbers):

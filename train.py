@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from checkpoint import Run, Stop, Stopped, World, say, sum_over_processes, take_back, wait_for_all
+from checkpoint import Run, Stop, Stopped, World, join, say, sum_over_processes, take_back, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from kernels import keep_out_of_the_compiler, linear_cross_entropy
 from model import Config, LanguageModel, Linear, find_device, read_tokenizer
@@ -239,7 +239,7 @@ def start(s):
         torch.cuda.set_device(device)
     if World.size > 1:
         nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        join("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
