@@ -124,11 +124,11 @@ def replacing(path, mode="w", previous=None):
         unfinished.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        size = 0
         if file:
-            with suppress(OSError):
-                file.close()  # what its buffer holds does not fit either
-            size = unfinished.stat().st_size
+            with suppress(OSError):  # what its buffer holds does not fit either
+                file.close()
+        size = unfinished.stat().st_size if unfinished.exists() else 0
+        with suppress(OSError):  # on a disk that is read-only by now
             unfinished.unlink()
         if isinstance(error, OSError):
             not_written(path, size, error)
