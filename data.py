@@ -38,6 +38,7 @@ from config import at_least, configure, fail, one_of, progress, reason, run_scri
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 LONGEST = 1 << 16  # characters; a longer line is encoded in parts
+LETTERS = re.compile(r"\w{1000,}")  # no word: nothing to learn from, and much to remember
 BATCH = 1 << 20  # characters encoded at once
 
 
@@ -287,7 +288,7 @@ def documents(lines):
             text, first = None, ends
         if not ends:
             text = " " + line if line_begins and line[0] != " " else line
-        line_begins = line is None or line.endswith("\n")
+        line_begins = ends or line.endswith("\n")  # of a long line, all that is empty is before its beginning
 
 
 def train_tokenizer(pieces, vocab_size):
@@ -302,7 +303,8 @@ def train_tokenizer(pieces, vocab_size):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for text, first, last in pieces), trainer)
+    words = (LETTERS.sub("", text) for text, first, last in pieces)
+    tokenizer.train_from_iterator(words, trainer)
     bos = (BOS, tokenizer.token_to_id(BOS))
     template = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS} $B", special_tokens=[bos])
     tokenizer.post_processor = template
@@ -330,17 +332,17 @@ def encode(pieces, tokenizer, split_of):
     """Write <s> text </s> for each document to split_of(its number)."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True  # a "</s>" in the text is text
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
-        add_prefix_space=False
-    )  # documents() has put the space
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # documents() has put the space
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    document = 0
+    document, before = 0, " "
     for batch in batches(pieces):
         encodings = tokenizer.encode_batch_fast([text for text, _, _ in batch], add_special_tokens=False)
         for (text, first, last), encoding in zip(batch, encodings):
             split = split_of(document)
             split.add([bos] * first + encoding.ids + [eos] * last)
-            split.words += len(text.split()) - (not text[0].isspace())  # no space: a very long word goes on
+            goes_on = before.strip() and text[:1].strip()  # a word that is longer than a piece
+            split.words += len(text.split()) - bool(goes_on)
+            before = text[-1:]
             split.documents += last
             document += last
 

@@ -157,7 +157,8 @@ def fail(message):
 
 def run_script(main):
     """main(arguments); Ctrl-C and SIGTERM end it with one line, exit status 130."""
-    sys.stdout.reconfigure(errors="replace")  # on a screen or in a file that knows few letters
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="replace")  # where a screen or file knows few letters
     try:
         answer(signal.default_int_handler)  # an exception, so that files half-written are removed on the way
         main(sys.argv[1:])
