@@ -27,22 +27,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import data
 from checkpoint import append, fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, reason, run_script
-from kernels import at_least_float32, linear_cross_entropy
+from kernels import linear_cross_entropy, token_losses
 from model import find_device, load
 
-BATCH_TOKENS = 2048  # of a batch, padding included; their logits are the largest thing in memory
+BATCH_TOKENS = {
+    "cpu": 512,
+    "mps": 4096,
+    "cuda": 16_384,
+}  # of a batch, padding included: a CPU works in its caches
 LARGEST = 1 << 28  # bytes of minimal pairs, unpacked: ten times BLiMP; an archive may promise to be endless
 
 
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: as the corpus asks
+    tasks: str = (
+        ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: as the corpus asks
+    )
     protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "float32"  # float32, bfloat16 or float64
@@ -104,15 +109,16 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024", each_batch=lam
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     scores, device = [0.0] * len(ids), model.embed.weight.device
     while order:
-        size = max(1, BATCH_TOKENS // len(ids[order[-1]]))
+        size = max(1, BATCH_TOKENS[device.type] // len(ids[order[-1]]))
         batch, order = order[-size:], order[:-size]
         padded = torch.full((len(batch), len(ids[batch[-1]])), -1)
         for row, i in zip(padded, batch):
             row[: len(ids[i])] = torch.tensor(ids[i])
         tokens, targets = padded[:, :-1].clamp(min=0).to(device), padded[:, 1:].to(device)
-        (logits,) = at_least_float32(model(tokens)[0])  # (B, T, vocab)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-        for i, loss in zip(batch, losses.view_as(targets).sum(dim=1).tolist()):
+        x, real = model.features(tokens)[0], targets >= 0  # (B, T, D), (B, T)
+        losses = torch.zeros(targets.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=device)
+        losses[real] = token_losses(x[real], model.head.weight, targets[real])
+        for i, loss in zip(batch, losses.sum(dim=1).tolist()):
             scores[i] = -loss
         each_batch()
     return scores
@@ -200,7 +206,9 @@ def read_pairs(task):
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 fail(f"{name}:{number}: not a pair in BLiMP's format ({error}); is the file complete?")
             uid = str(record.get("UID", Path(name).name.split(".")[0]))
-            paradigm = paradigms.setdefault(uid, {"term": str(record.get("linguistics_term", "")), "pairs": []})
+            paradigm = paradigms.setdefault(
+                uid, {"term": str(record.get("linguistics_term", "")), "pairs": []}
+            )
             paradigm["pairs"].append(pair)
     return paradigms or fail(f"{data.find_pairs(task)}: no .jsonl files with pairs in it")
 

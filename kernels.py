@@ -335,8 +335,8 @@ ROWS_FOR_LOOP = 4  # up to here the loop is faster
 
 
 def chunk_length(T):
-    """The longest chunk that pads T rows by an eighth at most, or else a leaf."""
-    return next((C for C in (CHUNK, CHUNK // 2) if -T % C <= T // 8), LEAF)
+    """The longest chunk that pads T rows by an eighth at most, or by no more than a leaf does."""
+    return next(C for C in (CHUNK, CHUNK // 2, LEAF) if -T % C <= max(T // 8, -T % LEAF))
 
 
 def to_chunks(x, C):
@@ -411,19 +411,24 @@ def carry(S, across, added, reverse=False):
 
 
 def attend(q, k, v, log_f, S, out):
-    """One segment, shapes as in the loop -> the S after it; o is written to out (B, T, H, V)."""
+    """One segment, shapes as in the loop, S None at the start -> the S after it; o goes to out (B, T, H, V)."""
     q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f)
     A = torch.bmm(leaves(q * since_first), leaves(k / since_first).mT).tril_()  # (leaves, 8, 8)
     o = torch.bmm(A, leaves(v)).view_as(v)
     for size in doublings(since_start, to_end):
         lower, upper = halves(q * since_start, size)[1], halves(k * to_end, size)[0]
         halves(o, size)[1].add_(torch.bmm(torch.bmm(lower, upper.mT), halves(v, size)[0]))
-    S = S.flatten(0, 1)
-    across = since_start[:, -1].view(-1, len(S), f.shape[-1], 1)
-    Ss = carry(S, across, ((k * to_end).mT, v))
-    o += torch.bmm(q * since_start, Ss[:-1].flatten(0, 1))
+    B, _, H, V = out.shape
+    added = (k * to_end).mT, v
+    if S is None and len(q) == B * H:  # one chunk, and nothing before it
+        S = torch.bmm(*added)
+    else:
+        S = q.new_zeros(B * H, q.shape[-1], V) if S is None else S.flatten(0, 1)
+        Ss = carry(S, since_start[:, -1].view(-1, B * H, f.shape[-1], 1), added)
+        o += torch.bmm(q * since_start, Ss[:-1].flatten(0, 1))
+        S = Ss[-1].clone()
     from_chunks(o, out)
-    return Ss[-1].view(len(out), -1, *S.shape[1:])
+    return S.unflatten(0, (B, H))
 
 
 # Backwards, each sum is transposed. The gradient of the gates needs no sum of its own: log f_t is in every
@@ -513,18 +518,20 @@ class ChunkedAttention(torch.autograd.Function):
         for t in segments(q, v):
             Ss.append(attend(*at(t, q, k, v, log_f), Ss[-1], o[:, t]))
         ctx.save_for_backward(q, k, v, log_f, *Ss[:-1])
-        return o, Ss[-1].clone()
+        return o, Ss[-1]
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx, do, dS):
         *inputs, grads = *ctx.saved_tensors[:4], []
+        S0 = ctx.saved_tensors[4]
         for x in inputs:
             grads.append(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format))
         for t, S in reversed(list(zip(segments(inputs[0], inputs[2]), ctx.saved_tensors[4:]))):
+            S = torch.zeros_like(dS) if S is None else S
             dS = attend_backward(*at(t, *inputs), S, do[:, t], dS, at(t, *grads))
-        return *grads, dS
+        return *grads, None if S0 is None else dS
 
 
 def segments(q, v):
@@ -549,8 +556,8 @@ def gated_linear_attention(q, k, v, log_f, S0=None):
     """
     dtype = v.dtype
     q, k, v, log_f, S0 = at_least_float32(q, k, v, log_f, S0)
-    S0 = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if S0 is None else S0
     if q.shape[1] <= ROWS_FOR_LOOP and not torch.is_grad_enabled():
+        S0 = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if S0 is None else S0
         k = -torch.expm1(log_f).expand_as(q) if k is None else k
         with torch.autocast(q.device.type, enabled=False):
             o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
@@ -627,6 +634,14 @@ def linear_cross_entropy(x, weight, targets):
         torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
     )
     return LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), dtype, with_gradient)
+
+
+@torch.no_grad()
+def token_losses(x, weight, targets):
+    """x (N, D), weight (V, D), targets (N,) -> -log p(target) of each (N,), in float32 at least. For evaluation."""
+    slices = zip(x.split(SLICE), targets.split(SLICE))
+    logits = ((at_least_float32(linear(x, weight))[0], targets) for x, targets in slices)
+    return torch.cat([F.cross_entropy(*pair, reduction="none") for pair in logits])
 
 
 def keep_out_of_the_compiler():

@@ -63,8 +63,8 @@ def assert_same(fast, loop, inputs, dtype=torch.float32):
         assert error.norm() <= TOLERANCE[dtype] * max(y.norm().item(), 1e-30), f"number {i}, as a whole"
 
 
-# ----------------------------------------------------------------------------------------------------
-# The linear layer
+# ---------------------------------------------------------------------------------------------------
+# linear layer, norm, gates
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -315,6 +315,17 @@ def test_reading_in_two_parts_changes_nothing(cut, kind):
         assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+@pytest.mark.parametrize("T", [1, 5, 12, 18, 32, 33, 100])
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_state_is_a_state_of_zeros(T, grad):
+    q, k, v, log_f, S0 = attention_inputs(2, T, 3, 16, 8)
+    with torch.set_grad_enabled(grad):
+        for nothing, zeros in zip(
+            *(kernels.gated_linear_attention(q, k, v, log_f, S) for S in (None, 0 * S0))
+        ):
+            torch.testing.assert_close(nothing, zeros, rtol=1e-6, atol=1e-6)
+
+
 def test_token_by_token_is_all_at_once():
     """Generation, without gradients, takes the loop: it must tell the same story."""
     q, _, v, log_f, _ = attention_inputs(2, 40, 2, 16, 24)
@@ -446,6 +457,13 @@ def test_the_loss_takes_a_factor_and_repeats_itself():
     ]
     assert all(torch.equal(x, y) for x, y in zip(runs[0], runs[1]))
     assert all(torch.equal(x, 4 * y) for x, y in zip(runs[0], runs[2]))
+
+
+def test_token_losses_are_what_the_mean_is_of():
+    x, weight, targets = torch.randn(600, 16), torch.randn(50, 16), torch.randint(50, (600,))
+    losses = kernels.token_losses(x, weight, targets)
+    torch.testing.assert_close(losses, F.cross_entropy(x @ weight.T, targets, reduction="none"))
+    torch.testing.assert_close(losses.mean(), kernels.linear_cross_entropy(x, weight, targets))
 
 
 def test_only_what_needs_a_gradient_gets_one():
