@@ -126,7 +126,7 @@ class RMSNormalise(torch.autograd.Function):
 def rms_norm(x, weight, eps):
     """x (..., D), weight (D,) -> x / sqrt(mean(x^2) + eps) * weight, in float32 at least."""
     x, weight = at_least_float32(x, weight)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return RMSNormalise.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
 
@@ -638,7 +638,7 @@ def linear_cross_entropy(x, weight, targets):
 
 @torch.no_grad()
 def token_losses(x, weight, targets):
-    """x (N, D), weight (V, D), targets (N,) -> -log p(target) of each (N,), in float32 at least. For evaluation."""
+    """x (N, D), weight (V, D), targets (N,) -> -log p(target) of each (N,), in float32 at least: to evaluate."""
     slices = zip(x.split(SLICE), targets.split(SLICE))
     logits = ((at_least_float32(linear(x, weight))[0], targets) for x, targets in slices)
     return torch.cat([F.cross_entropy(*pair, reduction="none") for pair in logits])

@@ -347,11 +347,10 @@ class Attention(nn.Module):
             q, k = rotate(q, start), rotate(k, start)
         if state is not None:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
-        if start == 0:
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, K)
-        else:
-            causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(start)
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=causal)
+        T, causal = q.shape[2], None
+        if 0 < start and 1 < T:  # several tokens that go on: none may see those after it
+            causal = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, is_causal=start == 0)  # (B, H, T, K)
         return self.output(o.transpose(1, 2).flatten(2)), (k, v)
 
 
