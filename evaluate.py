@@ -45,9 +45,7 @@ LARGEST = 1 << 28  # bytes of minimal pairs, unpacked: ten times BLiMP; an archi
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    tasks: str = (
-        ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: as the corpus asks
-    )
+    tasks: str = ""  # toyland, blimp, blimp_filtered, blimp_fast, a file: with commas; none: by the corpus
     protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "float32"  # float32, bfloat16 or float64
