@@ -38,7 +38,7 @@ from config import at_least, configure, fail, one_of, progress, reason, run_scri
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 LONGEST = 1 << 16  # characters; a longer line is encoded in parts
-LETTERS = re.compile(r"\w{1000,}")  # no word: nothing to learn from, and much to remember
+ENDLESS = re.compile(r"(\S{1000})\S+")  # no word: little to learn from, and much to remember
 BATCH = 1 << 20  # characters encoded at once
 
 
@@ -303,7 +303,7 @@ def train_tokenizer(pieces, vocab_size):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    words = (LETTERS.sub("", text) for text, first, last in pieces)
+    words = (ENDLESS.sub(r"\1", text) for text, first, last in pieces)
     tokenizer.train_from_iterator(words, trainer)
     bos = (BOS, tokenizer.token_to_id(BOS))
     template = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS} $B", special_tokens=[bos])
@@ -332,7 +332,9 @@ def encode(pieces, tokenizer, split_of):
     """Write <s> text </s> for each document to split_of(its number)."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True  # a "</s>" in the text is text
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # documents() has put the space
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )  # documents() has put the space
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     document, before = 0, " "
     for batch in batches(pieces):

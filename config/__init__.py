@@ -151,7 +151,9 @@ def progress(iterable=None, **options):
 
 def fail(message):
     """End the script: the message on stderr, exit status 2."""
-    tqdm.write(message, file=sys.stderr)  # on a line of its own, also beside a progress bar
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # or it would be drawn again, below the message
+    print(message, file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,11 +1,20 @@
 """Settings: the last word wins, nothing is executed, and every mistake is one line that says what to do."""
 
+import gzip
+import os
 import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
 import data
 import evaluate
@@ -190,3 +199,289 @@ def test_a_mistake_ends_the_script_with_status_2_and_no_traceback(name, script, 
     assert (result.returncode, result.stdout) == (2, "")
     assert re.fullmatch(r"--no_such_setting: there is no setting 'no_such_setting'; .*\n", result.stderr)
     assert sorted(workplace.rglob("*")) == before
+
+
+# ----------------------------------------------------------------------------------------------------
+# The battery: whole commands that cannot work -> words of the one line that they end with
+
+WRONG = """
+train.py tiny.py --n_layers=3                   -> --n_layers: there is no setting 'n_layers'; did you mean
+train.py tiny.py --zzz                          -> --zzz: there is no setting 'zzz'; --help lists all
+train.py tiny.py --                             -> --help lists all
+train.py tiny.py --=3                           -> --help lists all
+train.py tiny.py --n_layer 3                    -> --n_layer has no value: write --n_layer=6
+train.py tiny.py -n_layer 3                     -> write --n_layer=6
+train.py -n_layer=x tiny.py                     -> n_layer = 'x' is not of type int, like 6
+train.py tiny.py --n_layer=                     -> n_layer = '' is not of type int
+train.py tiny.py --n_layer=1e3                  -> n_layer = 1000.0 is not of type int
+train.py tiny.py --seed=1e-3                    -> seed = 0.001 is not of type int
+train.py tiny.py --batch_size=16.0              -> batch_size = 16.0 is not of type int
+train.py tiny.py --n_layer=None                 -> n_layer = None is not of type int
+train.py tiny.py --n_layer=True                 -> n_layer = True is not of type int
+train.py tiny.py --n_layer=[3]                  -> n_layer = [3] is not of type int
+train.py tiny.py --n_layer=3 --n_layer=x        -> n_layer = 'x' is not of type int
+train.py tiny.py --d_model=32 --d_model=15      -> n_head = 2 does not divide d_model = 15
+train.py tiny.py --fresh=yes                    -> fresh = 'yes' is not of type bool, like False
+train.py tiny.py --fresh=1                      -> fresh = 1 is not of type bool
+train.py tiny.py --learning_rate=fast           -> learning_rate = 'fast' is not of type float, like 0.001
+train.py tiny.py --learning_rate=nan            -> learning_rate = 'nan' is not of type float
+train.py tiny.py --learning_rate=1e999          -> learning_rate = inf: must be a number, at least 0
+train.py tiny.py --learning_rate=-1e-3          -> learning_rate = -0.001: must be a number, at least 0
+train.py tiny.py --min_lr=1                     -> min_lr = 1.0 is above learning_rate = 0.01
+train.py tiny.py --n_layer=-1                   -> n_layer = -1: must be a number, at least 1
+train.py tiny.py --n_head=3                     -> n_head = 3 does not divide d_model = 16
+train.py tiny.py --mixer=attention --position=rope --n_head=16 -> needs an even d_model / n_head
+train.py tiny.py --mixer=hgrm2                  -> mixer = 'hgrm2': did you mean 'hgrn2'?
+train.py tiny.py "--mixer=hgrn2 hgrn2 atention" -> mixer = 'atention': did you mean 'attention'?
+train.py tiny.py "--mixer= "                    -> mixer = '': possible: hgrn2, mingru, minlstm, attention
+train.py tiny.py "--mlp=gelu nope"              -> mlp = 'nope': did you mean 'none'? Possible
+train.py tiny.py --norm=batchnorm               -> norm = 'batchnorm': possible: rmsnorm, layernorm
+train.py tiny.py --position=sin                 -> position = 'sin': possible: none, rope, learned
+train.py tiny.py --conv=-1                      -> conv = -1: must be a number, at least 0
+train.py tiny.py --dropout=1                    -> dropout = 1.0: must be below 1
+train.py tiny.py --beta2=1                      -> must be below 1
+train.py tiny.py --vocab_size=65537             -> at most 65536
+train.py tiny.py --vocab_size=299               -> set vocab_size = 300 or more
+train.py tiny.py --context=100000               -> tokens are not enough for context = 100000; lower it
+train.py tiny.py --accumulate=7                 -> batch_size = 16 is not a multiple of accumulate x processes = 7
+train.py tiny.py --epochs=0 --max_steps=0       -> max_steps = 0 and epochs = 0: nothing to do; set one of them
+train.py tiny.py --epochs=1.5                   -> epochs = 1.5 is not of type int
+train.py tiny.py --log_every=0                  -> log_every = 0: must be a number, at least 1
+train.py tiny.py --eval_every=-1                -> eval_every = -1: must be a number, at least 0
+train.py tiny.py --seed=4294967296              -> must be below 2^32
+train.py tiny.py --schedule=cos                 -> schedule = 'cos': did you mean 'cosine'?
+train.py tiny.py --optimizer=sgd                -> optimizer = 'sgd': possible: adamw, adam
+train.py tiny.py --dtype=fp16                   -> dtype = 'fp16': possible: auto, float32, bfloat16
+train.py tiny.py --compile=True                 -> compile = 'True': possible: auto, yes, no
+train.py tiny.py --device=gpu                   -> device = 'gpu': can be auto, cuda, cuda:1 and so on, mps or cpu
+train.py tiny.py --best_by=pairs                -> best_by = 'pairs', but eval_pairs names none
+train.py tiny.py --eval_pairs=toyladn           -> eval_pairs = 'toyladn': did you mean 'toyland'?
+train.py tiny.py --eval_pairs=missing.jsonl     -> eval_pairs = 'missing.jsonl': possible: toyland, blimp
+train.py tiny.py --eval_pairs=toyland,          -> eval_pairs = '': possible: toyland, blimp
+train.py tiny.py --eval_pairs=blimp             -> blimp: put its pairs at data/blimp/blimp.zip
+train.py tiny.py --corpus=nosuch                -> make it with: python data.py text nosuch FILES...
+train.py tiny.py --corpus=                      -> corpus = '' cannot name a folder under data/
+train.py tiny.py --corpus=../data/tiny          -> corpus = '../data/tiny' cannot name a folder under data/
+train.py tiny.py --corpus=tiny/../tiny          -> use letters, digits, - and _
+train.py tiny.py --run=                         -> run = '' cannot name a folder
+train.py tiny.py --run=..                       -> run = '..' cannot name a folder
+train.py tiny.py --run=/tmp/x                   -> cannot name a folder
+train.py tiny.py "--run=a:b = c"                -> run = 'a:b = c' cannot name a folder
+train.py tiny.py --n_layer=3                    -> made with other settings (n_layer 2 then, 3 now): set them back
+train.py tiny.py stray                          -> stray: cannot read these settings (No such file or directory)
+train.py "no such/a=b.py"                       -> no such/a=b.py: cannot read these settings
+train.py ""                                     -> cannot read these settings
+train.py folder                                 -> folder/settings.json: cannot read these settings
+train.py LONG_NAME                              -> cannot read these settings (File name too long)
+train.py binary.py                              -> binary.py: cannot read these settings (byte 128 is not UTF-8)
+train.py utf16.py                               -> utf16.py: cannot read these settings (byte 0 is not UTF-8)
+train.py latin1.py                              -> latin1.py: cannot read these settings (byte 2 is not UTF-8)
+train.py nul.py                                 -> nul.py:1: expected lines `name = literal`
+train.py deep.py                                -> deep.py:1: expected
+train.py minus.py                               -> minus.py:1: expected
+train.py deep.json                              -> deep.json:1: expected lines `name = literal`
+train.py list.json                              -> list.json:1: expected lines `name = literal`
+train.py cut.json                               -> cut.json:1: expected lines `name = literal`
+train.py text.txt                               -> text.txt:1: expected lines `name = literal` (invalid syntax)
+train.py sample_settings.py                     -> sample_settings.py:2: there is no setting 'temperature'
+train.py two_at_once.py                         -> two_at_once.py:1: expected `name = literal`
+train.py wrong_type.py                          -> wrong_type.py:1: n_layer = '3' is not of type int, like 6
+data.py                                         -> what to prepare? python data.py toy | shakespeare [FILE] | text
+data.py text mine                               -> what to prepare?
+data.py txet mine text.txt                      -> what to prepare?
+data.py toy text.txt                            -> what to prepare?
+data.py toy --vocab_size=300                    -> toy is always made the same way: no settings, please
+data.py shakespeare --val_share=0.2             -> shakespeare is always made the same way
+data.py shakespeare text.txt                    -> text.txt: not tiny Shakespeare, 1,115,394 bytes of SHA-256
+data.py shakespeare missing.txt                 -> by hand and put it at data/tinyshakespeare.txt
+data.py shakespeare folder                      -> folder: cannot be read (Is a directory)
+data.py shakespeare cut.gz                      -> cut.gz: cannot be read (Compressed file ended
+data.py text ../mine text.txt                   -> corpus = '../mine' cannot name a folder under data/
+data.py text a/b text.txt                       -> use letters, digits, - and _
+data.py text "" text.txt                        -> corpus = '' cannot name a folder
+data.py text mine missing.txt                   -> missing.txt: there is no such text file
+data.py text mine "*.nothing"                   -> *.nothing: there is no such text file
+data.py text mine folder                        -> folder: there is no such text file
+data.py text mine ""                            -> '': there is no such text file
+data.py text mine LONG_NAME                     -> there is no such text file
+data.py text mine text.txt --val=missing.txt    -> missing.txt: there is no such text file
+data.py text mine text.txt --val=./text.txt     -> val = './text.txt': these are all the files there are
+data.py text mine text.txt --val text.txt       -> --val has no value: write --val=
+data.py text mine text.txt --vocab=300          -> there is no setting 'vocab'; did you mean 'vocab_size'?
+data.py text mine text.txt --vocab_size=259     -> vocab_size = 259: must be a number, at least 260
+data.py text mine text.txt --vocab_size=70000   -> at most 65536
+data.py text mine text.txt --val_share=0        -> the share of documents to validate on, above 0 and below 1
+data.py text mine text.txt --val_share=10       -> the share of documents to validate on, above 0 and below 1
+data.py text mine cut.gz                        -> cut.gz: cannot be read (Compressed file ended
+data.py text mine not.gz                        -> not.gz: cannot be read (Not a gzipped file
+data.py text mine utf16.txt                     -> utf16.txt: cannot be read (this is UTF-16; save it as UTF-8)
+data.py text mine empty.txt                     -> data/mine: no text to train on; are the files empty?
+data.py text mine line.txt --val_share=1e-9     -> too little text to keep some for validation; name more
+evaluate.py out/none                            -> out/none: no checkpoint here; make one: python train.py
+evaluate.py ""                                  -> no checkpoint here
+evaluate.py out/tiny out/tiny                   -> out/tiny out/tiny: one at a time, please
+evaluate.py LONG_NAME                           -> File name too long
+evaluate.py out/tiny --task=toyland             -> there is no setting 'task'; did you mean 'tasks'?
+evaluate.py out/tiny --tasks=blmp               -> tasks = 'blmp': did you mean 'blimp'?
+evaluate.py out/tiny --tasks=missing.jsonl      -> tasks = 'missing.jsonl': possible: toyland, blimp
+evaluate.py out/tiny --tasks=,                  -> tasks = '': possible: toyland
+evaluate.py out/tiny                            -> blimp: put its pairs at data/blimp/blimp.zip, or set
+evaluate.py out/tiny --tasks=folder             -> folder: no .jsonl files with pairs in it
+evaluate.py out/tiny --tasks=text.txt           -> text.txt:1: not a pair in BLiMP's format
+evaluate.py out/tiny --tasks=half.jsonl         -> half.jsonl:1: not a pair in BLiMP's format ('sentence_bad')
+evaluate.py out/tiny --tasks=latin1.jsonl       -> latin1.jsonl: cannot be read (byte 19 is not UTF-8)
+evaluate.py out/tiny --tasks=pairs.jsonl,cut.gz -> cut.gz: cannot be read
+evaluate.py out/tiny --tasks=none.zip           -> none.zip: cannot be read (File is not a zip file)
+evaluate.py out/tiny --tasks=pairs.jsonl --results=folder -> results = 'folder' is a folder: name a file in it
+evaluate.py out/tiny --protocol=2023            -> ossible: 2024, 2025
+evaluate.py out/tiny --protocol 2025            -> --protocol has no value: write --protocol=2024
+evaluate.py out/tiny --dtype=float16            -> ossible: float32, bfloat16, float64
+evaluate.py out/tiny --device=cuda:x            -> device = 'cuda:x': can be
+sample.py out/none                              -> no checkpoint here
+sample.py out/tiny The cat                      -> out/tiny The cat: one at a time, please
+sample.py out/tiny --prompt "The cat"           -> --prompt has no value: write --prompt=
+sample.py out/tiny --promt=x                    -> did you mean 'prompt'?
+sample.py out/tiny --tokens=0                   -> tokens = 0: must be a number, at least 1
+sample.py out/tiny --tokens=1e3                 -> tokens = 1000.0 is not of type int
+sample.py out/tiny --temperature=-1             -> temperature = -1.0: must be a number, at least 0
+sample.py out/tiny --temperature=1e999          -> temperature = inf: must be a number
+sample.py out/tiny --top_k=-1                   -> top_k = -1: must be a number, at least 0
+sample.py out/tiny --top_p=0                    -> top_p = 0.0: must be above 0 and at most 1
+sample.py out/tiny --seed=99999999999999999999  -> must be below 2^32
+figures.py                                      -> of what? python figures.py out/toy
+figures.py out/none                             -> out/none: neither a run folder with a log.jsonl nor
+figures.py folder                               -> folder: neither a run folder
+figures.py text.txt                             -> text.txt: neither a run folder
+figures.py --dpi=300                            -> neither a run folder
+figures.py list.json                            -> list.json: not a result file of evaluate.py
+figures.py cut.json                             -> cut.json: not a result file of evaluate.py
+figures.py utf16.json                           -> utf16.json: not a result file of evaluate.py
+toyland.py                                      -> toyland.py takes a folder, --print=200 or --check, not nothing
+toyland.py ""                                   -> toyland.py takes a folder
+toyland.py a b                                  -> toyland.py takes a folder
+toyland.py --print=x                            -> toyland.py takes a folder
+toyland.py text.txt                             -> text.txt
+"""
+WRONG = [line.rpartition(" -> ") for line in WRONG.strip().splitlines()]
+
+ODD_FILES = {
+    "sample_settings.py": b"\xef\xbb\xbfseed = 1\ntemperature = 0.5\n",  # a byte order mark does no harm
+    "two_at_once.py": b"n_layer, d_model = 3, 4\n",
+    "wrong_type.py": b"n_layer = '3'\n",
+    "utf16.py": "n_layer = 3\n".encode("utf-16"),
+    "latin1.py": b"# \xe9\nn_layer = 3\n",
+    "binary.py": bytes(range(256)),
+    "nul.py": b"n_layer = 3\0\n",
+    "deep.py": b"n_layer = " + b"(" * 5000 + b"3" + b")" * 5000,
+    "minus.py": b"n_layer = " + b"-" * 3000 + b"3",
+    "deep.json": b"[" * 100_000,
+    "list.json": b"[3]",
+    "cut.json": b'{"n_layer": ',
+    "utf16.json": '{"benchmarks": {}, "training": []}'.encode("utf-16"),
+    "pairs.jsonl": b'{"sentence_good": "The cat sees the dog.", "sentence_bad": "The cat see the dog."}\n',
+    "half.jsonl": b'{"sentence_good": "The cat sees the dog."}\n',
+    "latin1.jsonl": b'{"sentence_good": "\xe9", "sentence_bad": "x"}\n',
+    "none.zip": b"PK, no more",
+    "cut.gz": gzip.compress(b"some words\n" * 1000)[:-20],
+    "not.gz": b"some words\n",
+    "utf16.txt": "some words\n".encode("utf-16"),
+    "empty.txt": b"",
+    "line.txt": b"a single line\n",
+}
+
+
+@pytest.fixture(scope="module")
+def odd_place(prepared, tmp_path_factory):
+    """A prepared folder with files in it that no script can use."""
+    folder = tmp_path_factory.mktemp("odd") / "place"
+    shutil.copytree(prepared, folder)
+    (folder / "folder").mkdir()
+    for name, content in ODD_FILES.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def end_of(odd_place, monkeypatch, capsys):
+    """end_of("train.py --n_layer 3") -> status, stdout, stderr of the script, run in this process."""
+    monkeypatch.chdir(odd_place)
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+
+    def run(command):
+        script, *args = shlex.split(command.replace("LONG_NAME", "x" * 5000))
+        monkeypatch.setattr(sys, "argv", [script, *args])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def files(folder):
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def shortcomings(wrong, ends, folder):
+    """Which of the commands do not end as they should: status 2, one line that helps, nothing written."""
+    for command, _, words in wrong:
+        before = files(folder)
+        status, out, err = ends(command)
+        if (status, out, err.count("\n")) != (2, "", 1) or words not in err or files(folder) != before:
+            yield command, status, out[:500], err[:500]
+
+
+def test_a_command_that_cannot_work_ends_with_one_line_and_nothing_written(end_of, odd_place, figure):
+    failed = list(shortcomings(WRONG, end_of, odd_place))
+    assert not failed
+    figure(
+        "wrong settings, files and words",
+        len(WRONG) - len(failed),
+        len(WRONG),
+        "one line that helps, status 2",
+    )
+
+
+def test_so_it_does_as_a_process_of_its_own(odd_place, figure, times):
+    def run(command):
+        script, *args = shlex.split(command.replace("LONG_NAME", "x" * 5000))
+        environment = {name: value for name, value in os.environ.items() if name != "NANORNN_DATA"}
+        command = [sys.executable, str(ROOT / script), *args]
+        ended = subprocess.run(command, cwd=odd_place, env=environment, capture_output=True, text=True)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    wrong = times(WRONG[80::60], WRONG)
+    failed = list(shortcomings(wrong, run, odd_place))
+    assert not failed
+    figure(
+        "wrong settings, each in a process of its own", len(wrong) - len(failed), len(wrong), "no traceback"
+    )
+
+
+def test_the_folder_of_the_battery_is_sound(end_of):
+    """The same files and words work where nothing is wrong with them."""
+    status, out, err = end_of("evaluate.py out/tiny --tasks=pairs.jsonl --results=results.json")
+    assert status == 0 and "mean of 1 paradigms" in out and err == ""
+    assert end_of("figures.py results.json") == (0, "results.svg\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", ["sample.py out/gpt --tokens=17", "evaluate.py out/gpt --tasks=pairs.jsonl"]
+)
+def test_text_longer_than_the_learned_positions_is_one_line(command, end_of):
+    settings = TINY | dict(run="gpt", mixer="attention", position="learned", context=8, max_steps=1)
+    if not Path("out/gpt").exists():
+        train.main(train.Settings(**settings))
+    status, _, err = end_of(command)
+    assert status == 2
+    assert re.search(
+        r"\d+ tokens: this model has learned 8 positions; shorten the text or write less\n\Z", err
+    )

@@ -1,4 +1,4 @@
-"""Nothing is relied on that only some systems or devices have: a look at the source, and at what is asked of each."""
+"""Nothing is relied on that only some systems or devices have: the source is looked at, and what is asked of each."""
 
 import ast
 import re
