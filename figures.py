@@ -3,6 +3,7 @@ Every picture, from the files that runs and evaluations write.
 
     python figures.py out/toy                     the learning curve of a run, as train.py draws it at its end
     python figures.py results/toy.json            the same from a result file, for the README
+    python figures.py results/bench_cpu.json      speed and memory, as bench.py measured them
 """
 
 import json
@@ -97,6 +98,60 @@ def draw_knowledge(axis, result, task):
     axis.set(title=f"{task}: per cent right of {pairs:,} pairs, mean {result['score']:.1f}", xlim=(0, 100))
 
 
+BENCHMARKS = {  # in bench.py's results -> (what to draw over what, its name)
+    "train_float32": [
+        ("T", "tokens_per_second", "training, float32: tokens/s"),
+        ("T", "peak_bytes", "its memory: MB"),
+    ],
+    "train_bfloat16": [("T", "tokens_per_second", "training, bfloat16: tokens/s")],
+    "generate_float32": [("position", "tokens_per_second", "writing: tokens/s")],
+    "score_float32": [("model", "pairs_per_second", "scoring: minimal pairs/s")],
+}
+AXES = {"T": "tokens in a sequence", "position": "tokens before it", "model": ""}
+COLORS = {"HGRN2": "#d7301f", "minGRU": "#fc8d59", "minLSTM": "#fdbb84", "our Llama": "#8856a7"}
+COLORS |= {"transformers Llama": "#045a8d", "transformers GPT-2": "#74a9cf", "torch LSTM": "#238b45"}
+COLORS |= {"torch GRU": "#99d8c9"}
+
+
+def draw_bench(results, path):
+    """bench.py's results -> a picture at `path`: a panel a figure, a line a model, peers dashed."""
+    panels = [(key, *panel) for key in BENCHMARKS if key in results for panel in BENCHMARKS[key]]
+    rows = -(-len(panels) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False, layout="constrained")
+    for axis, (key, over, what, title) in zip(axes.flat, panels):
+        draw_panel(axis, results[key]["rows"], over, what)
+        axis.set(title=title, xlabel=AXES[over])
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def draw_panel(axis, rows, over, what):
+    """Lines over a number, or bars where the rows are models."""
+    unit = 1e6 if what.endswith("bytes") else 1
+    rows = [row for row in rows if row.get(what) is not None]
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    for name in names:
+        values = [row[what] / unit for row in rows if row["model"] == name]
+        color = next((COLORS[known] for known in COLORS if known in name), "gray")
+        if over == "model":
+            axis.barh(name, values, color=color)
+            continue
+        peer = name.split()[0] in ("transformers", "torch")
+        places = [row[over] for row in rows if row["model"] == name]
+        axis.plot(places, values, label=name, color=color, ls="--" if peer else "-", marker="o", ms=3)
+    if over == "model":
+        axis.invert_yaxis()
+    else:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(places, [f"{place:,}" for place in places])
+        axis.set_yscale("log")
+        axis.grid(alpha=0.25, which="both")
+
+
 def main(args):
     if not args:
         fail("of what? python figures.py out/toy, or python figures.py results/toy.json")
@@ -106,9 +161,12 @@ def main(args):
         elif path.suffix == ".json" and path.exists():
             try:
                 results = json.loads(path.read_text(encoding="utf-8"))
+                if set(results) & set(BENCHMARKS):
+                    print(draw_bench(results, path.with_suffix(".svg")))
+                    continue
                 log, benchmarks = results["training"], results["benchmarks"]
             except (ValueError, KeyError, TypeError):
-                fail(f"{path}: not a result file of evaluate.py")
+                fail(f"{path}: not a result file of evaluate.py or bench.py")
             print(draw(log, benchmarks, path.with_suffix(".svg"), path.stem))
         else:
             fail(f"{path}: neither a run folder with a log.jsonl nor a result file")

@@ -416,7 +416,8 @@ def attend(q, k, v, log_f, S, out):
     A = torch.bmm(leaves(q * since_first), leaves(k / since_first).mT).tril_()  # (leaves, 8, 8)
     o = torch.bmm(A, leaves(v)).view_as(v)
     for size in doublings(since_start, to_end):
-        lower, upper = halves(q * since_start, size)[1], halves(k * to_end, size)[0]
+        lower = halves(q, size)[1] * halves(since_start, size)[1]
+        upper = halves(k, size)[0] * halves(to_end, size)[0]
         halves(o, size)[1].add_(torch.bmm(torch.bmm(lower, upper.mT), halves(v, size)[0]))
     B, _, H, V = out.shape
     added = (k * to_end).mT, v

@@ -1,0 +1,74 @@
+"""The benchmark: it measures what it says, among equals, and a peer that is not here is a row that says so."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import bench
+
+SMALL = dict(
+    n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=300, repeats=1, device="cpu",
+    shapes="2x16 1x32", positions="3 20", pairs_each=2, results="bench.json", models="HGRN2,transformers Llama",
+)  # fmt: skip
+
+
+def measure(what, **settings):
+    return bench.main(bench.Settings(what=what, **SMALL | settings))
+
+
+def test_training_is_a_row_for_each_model_and_shape(workplace):
+    rows = measure("train", shapes="2x16")
+    assert [row["model"] for row in rows] == ["HGRN2", "transformers Llama"]
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(32 / row["seconds"]) and row["peak_bytes"] >= 0
+
+
+def test_generation_is_a_row_for_each_model_and_position(workplace):
+    rows = measure("generate")
+    assert [(row["model"], row["position"]) for row in rows] == [
+        (model, position) for position in (3, 20) for model in ("HGRN2", "transformers Llama")
+    ]
+
+
+def test_scoring_names_the_peer_that_is_not_here(workplace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    rows = measure("score", pairs="toyland", models="HGRN2")
+    assert rows[0]["pairs_per_second"] > 0 and rows[-1] == {"model": "lm-eval", "pairs": rows[0]["pairs"]}
+
+
+def test_without_transformers_its_rows_have_no_figures(workplace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    ours, theirs = measure("generate", positions="3")
+    assert ours["seconds"] > 0 and theirs == {"model": "transformers Llama", "position": 3}
+
+
+def test_results_of_another_benchmark_stay(workplace):
+    measure("generate", positions="3", models="HGRN2")
+    measure("generate", positions="3", models="HGRN2", dtype="bfloat16")
+    with open("bench.json", encoding="utf-8") as file:
+        results = json.load(file)
+    assert set(results) == {"generate_float32", "generate_bfloat16"}
+    assert results["generate_float32"]["threads"] == torch.get_num_threads()
+
+
+def test_all_models_learn_the_same_task_with_about_as_many_parameters():
+    """Else a figure would compare unequals."""
+    s = bench.Settings(vocab_size=4096)
+    pytest.importorskip("transformers")
+    sizes = {name: sum(p.numel() for p in bench.make(s, name).parameters()) for name in bench.MODELS}
+    learned = {name: size - s.d_model * 8192 * ("GPT-2" in name) for name, size in sizes.items()}  # positions
+    assert max(learned.values()) < 1.1 * min(learned.values()), sizes
+    tokens = torch.randint(4096, (2, 8))
+    losses = {name: bench.make(s, name)(tokens, tokens).item() for name in bench.MODELS}
+    assert all(7 < loss < 10 for loss in losses.values()), losses
+
+
+@pytest.mark.parametrize(
+    "wrong, remedy",
+    [(dict(what="trian"), "did you mean 'train'"), (dict(models="HGRN"), "did you mean 'HGRN2'"),
+     (dict(shapes="8*256"), "whole numbers"), (dict(shapes="8x0"), "whole numbers")],
+)  # fmt: skip
+def test_wrong_settings_are_one_line(wrong, remedy, refusal):
+    assert remedy in refusal(bench.Settings(**dict(what="train") | wrong).check)
