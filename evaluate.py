@@ -220,7 +220,7 @@ def read_texts(path):
             room -= len(raw)
             if room < 0:
                 fail(f"{path}: more than {LARGEST >> 20} MB of pairs once unpacked; split it up")
-            yield name, raw.decode("utf-8")
+            yield name, raw.decode("utf-8-sig")
     except Exception as error:  # a broken archive can raise many
         fail(f"{path}: cannot be read ({reason(error)}); fetch it again")
 
