@@ -1,8 +1,17 @@
 """From text to token files: the format to the letter, every word counted, and no text that breaks it."""
 
+import base64
 import gzip
+import hashlib
+import http.server
 import json
+import os
+import random
 import re
+import subprocess
+import sys
+import threading
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +19,13 @@ import pytest
 import torch
 
 import data
+import evaluate
+import sample
+import train
+from config import configure
 from model import read_tokenizer
+
+ROOT = Path(data.__file__).parent
 
 BOS, EOS = 1, 2
 AWKWARD = {
@@ -168,6 +183,346 @@ def test_of_a_single_document_the_end_is_held_out(prepare):
     assert start + end == spaced(text).strip("\n")
     assert meta["train"]["words"] + meta["val"]["words"] == len(text.split())
     assert 0.09 < len(val) / (len(train) + len(val)) < 0.11
+
+
+# ----------------------------------------------------------------------------------------------------
+# Text torture: whatever bytes come, the counts are right or a line says why not
+
+TORTURE = {
+    "bytes of no alphabet": b"caf\xe9 ok\xff \xc0\xaf \xed\xa0\x80 \xf5\x80\x80\x80 cut \xf0\x9f\x99\n",
+    "a byte order mark, CRLF": b"\xef\xbb\xbfone two\r\nthree\r\n\r\nfour\r\n",
+    "lone carriage returns": b"one two\rthree\r\rfour\r",
+    "NUL and control characters": b"a\0b \x1a\x1b[31m c\x7f\x0b\x0c\n \x1c\x1d\n\nd\n",
+    "marks of the tokenizer as words": b"a </s> b<s> c <pad>\n</s>\n<s>\n\n<s></s>\n",
+    "joined, combining, invisible": "e\u0301 a\u200bb \ufeff 🙂👩‍👩‍👧 \u202e שלום \u2028 \x85 \u00a0\n".encode(),
+    "spaces of other scripts in a long line": (("語" * 999 + "\u3000") * 100 + "\n").encode(),
+    "no line break at the end": b"one two\nthree",
+    "empty lines by the ten thousand": b"one\n" + b"\n" * 50_000 + b" \t\n" * 50_000 + b"two\n",
+    "a long line of spaces": b"one\n" + b" " * 200_000 + b"\ntwo\n",
+    "a document of many lines": b"some words of it\n" * 30_000,
+    "a word as long as a piece": b"x" * data.LONGEST + b"\n\nnext\n",
+    "a word longer than a piece": b"one\n" + b"y" * (2 * data.LONGEST + 1) + b" z\n",
+    "a word that ends with its piece": b"a " + b"x" * (data.LONGEST - 2) + b" b\n",
+}
+FRAGMENTS = [
+    "one",
+    "two words",
+    " ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\r",
+    "\0",
+    "</s>",
+    "<s>",
+    "é",
+    "e\u0301",
+    "日本",
+    "🙂",
+]
+FRAGMENTS += [
+    "\ufeff",
+    "\u200b",
+    "\u2028",
+    "\x85",
+    "\u00a0",
+    "\x1c",
+    b"\xff",
+    b"\xe2\x82",
+    b"\xf0\x9f",
+    b"\xed\xa0\x80",
+    b"\xc3",
+]
+
+
+def at_random(seed):
+    r = random.Random(seed)
+    chosen = [r.choice(FRAGMENTS) for _ in range(r.randint(1, 80))]
+    return b"start " + b"".join(x if isinstance(x, bytes) else x.encode() for x in chosen) + b"\nend\n"
+
+
+def counted(raw):
+    """Bytes -> documents, number of bytes that are not UTF-8: the rules of data.py, the slow way."""
+    raw, text, replaced = raw.removeprefix(b"\xef\xbb\xbf"), "", 0
+    while raw:
+        try:
+            text, raw = text + raw.decode(), b""
+        except UnicodeDecodeError as error:
+            wrong = error.end - error.start
+            text, raw = text + raw[: error.start].decode() + "\ufffd" * wrong, raw[error.end :]
+            replaced += wrong
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [
+        "\n".join(group) for full, group in groupby(lines, lambda line: bool(line.strip())) if full
+    ], replaced
+
+
+def test_text_torture_is_counted_and_comes_back(prepare, figure, times):
+    """Documents, words and replaced bytes are those of the rules, and decoding gives back every letter."""
+    texts = TORTURE | {f"random, {seed}": at_random(seed) for seed in range(times(20, 300))}
+    failed = []
+    for name, raw in texts.items():
+        meta, tokenizer, train, _ = prepare(raw)
+        expected, replaced = counted(raw)
+        words = sum(len(document.split()) for document in expected)
+        unchanged = documents(train, tokenizer) == [spaced(document) for document in expected]
+        counts = {"words": words, "documents": len(expected), "tokens": len(train)}
+        if not unchanged or meta["train"] != counts or meta["invalid_bytes_replaced"] != replaced:
+            failed.append(name)
+    assert not failed
+    figure("text torture", len(texts) - len(failed), len(texts), "counts and every letter as they should be")
+
+
+MEASURED = (
+    "import resource, sys, data; data.main(sys.argv[1:]); usage = resource.getrusage(resource.RUSAGE_SELF)"
+)
+MEASURED += "; print(usage.ru_maxrss / (1e6 if sys.platform == 'darwin' else 1e3))"
+
+
+def test_a_line_of_100_MB_fits_into_memory(prepare, figure, times):
+    """One line without a space, or with spaces only, takes less than 1.5 GB; 5 MB in a sample."""
+    pytest.importorskip("resource")
+    size, peaks = times(5, 100) * 10**6, []
+    noise = base64.b64encode(random.Random(0).randbytes(size * 3 // 4))
+    letters = bytes.maketrans(b"+/=0123456789", b"abcdefghijklm")
+    lines = {"noise": noise, "letters": noise.translate(letters), "words": noise.translate(letters, b"aeiou")}
+    lines["words"] = re.sub(rb"(.{6})", rb"\1 ", lines["words"].lower())
+    for name in times(["letters"], lines):
+        Path("long.txt").write_bytes(lines[name] + b"\n")
+        command = [
+            sys.executable,
+            "-c",
+            MEASURED,
+            "text",
+            name,
+            "long.txt",
+            "--val=val.txt",
+            "--vocab_size=1000",
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        peaks.append(float(ended.stdout.split()[-1]))
+        meta = json.loads(Path("data", name, "meta.json").read_text())
+        assert meta["train"]["words"] == len(lines[name].split()) and meta["train"]["documents"] == 1
+    small = sum(peak < 1500 for peak in peaks)
+    figure("a line of 100 MB", small, len(peaks), "below 1.5 GB", peak_megabytes=round(max(peaks)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "unreadable", "utf-16", "utf-16-be", "fifo of nothing"])
+def test_what_is_no_text_is_one_clear_line(prepare, refusal, kind):
+    path = Path("a.txt")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "unreadable":
+        path.write_text("some words\n")
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+    elif kind.startswith("utf-16"):
+        path.write_bytes("\ufeffsome words\n".encode(kind if "-be" in kind else "utf-16-le"))
+    else:
+        pytest.importorskip("posix").mkfifo(path)
+    said = refusal(prepare, [str(path)])
+    assert re.fullmatch(r"a\.txt: (there is no such text file|cannot be read \(.*\))\n", said)
+    assert not Path("data/mine/meta.json").exists()
+
+
+def test_a_validation_file_is_not_trained_on_by_whatever_name(prepare):
+    """Given by another path or a link, a file is the same file."""
+    Path("a.txt").write_text("one two\n"), Path("link.txt").symlink_to("a.txt")
+    meta, *_ = prepare(["a.txt", "link.txt", str(Path("val.txt").resolve())])
+    assert meta["train"]["words"] == 2 and set(meta["sources"]) == {"a.txt", "val.txt"}
+
+
+def test_a_corpus_is_kept_when_its_successor_cannot_be_made(prepare, refusal):
+    meta, *_ = prepare("one two\n\nthree\n")
+    before = {path.name: path.read_bytes() for path in Path("data/mine").iterdir()}
+    Path("cut.gz").write_bytes(gzip.compress(b"some words\n" * 1000)[:-20])
+    refusal(prepare, ["a.txt", "cut.gz"])
+    assert {path.name: path.read_bytes() for path in Path("data/mine").iterdir()} == before
+
+
+SENTENCES = [
+    "\ud800 alone",
+    "a\0b",
+    "</s>",
+    "<s> <pad>",
+    "",
+    " ",
+    "\ufeff",
+    "e\u0301\u200b🙂👩‍👩‍👧",
+    "\n",
+    "x" * 3000,
+    "\\",
+    "ﷺ",
+]
+
+
+@pytest.mark.parametrize("protocol", ["2024", "2025"])
+def test_torture_of_minimal_pairs(workplace, figure, capsys, protocol):
+    """Each odd sentence has a score, whatever file brings it: with a byte order mark, CRLF, no last line break."""
+    pairs = [{"sentence_good": x, "sentence_bad": "The cat sees."} for x in SENTENCES]
+    text = "\r\n".join(json.dumps(pair) for pair in pairs)
+    Path("odd.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    evaluate.main(evaluate.Settings(run="out/tiny", tasks="odd.jsonl", protocol=protocol, device="cpu"))
+    scores = [json.loads(line) for line in Path("out/tiny/pairs_odd.jsonl").read_text().splitlines()]
+    good = sum(-1e6 < score["good"] <= 0 for score in scores)
+    figure(f"torture of minimal pairs, protocol {protocol}", good, len(SENTENCES), "a finite score")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Shakespeare, a token per character
+
+PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n" * 40
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """A short play that counts as Shakespeare's here, as bytes; nothing but the current folder has data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+    monkeypatch.setattr(data, "BYTES", len(PLAY))
+    monkeypatch.setattr(data, "SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
+    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/input.txt")  # where nobody answers
+    return PLAY.encode()
+
+
+def read_play():
+    """(text of train.bin, text of val.bin, number of characters known) of data/shakespeare."""
+    tokenizer = read_tokenizer("data/shakespeare")
+    parts = [np.fromfile(f"data/shakespeare/{split}.bin", dtype="<u2").tolist() for split in ("train", "val")]
+    return *map(tokenizer.decode, parts), tokenizer.get_vocab_size()
+
+
+def test_shakespeare_has_the_papers_counts(tmp_path, monkeypatch, real_data):
+    """65 characters, 1,003,854 to train on and 111,540 to validate: every one as it was."""
+    monkeypatch.chdir(tmp_path)
+    file = real_data("tinyshakespeare.txt.gz")
+    data.main(["shakespeare", str(file)])
+    train, val, size = read_play()
+    assert (len(train), len(val), size) == (1_003_854, 111_540, 65)
+    assert (train + val).encode() == gzip.decompress(file.read_bytes())
+    meta = json.loads(Path("data/shakespeare/meta.json").read_text())
+    assert meta["vocab_size"] == 65 and meta["train"]["tokens"] == 1_003_854
+
+
+@pytest.mark.parametrize(
+    "place", ["given", "given.gz", "data/tinyshakespeare.txt", "data/tinyshakespeare.txt.gz", "far"]
+)
+def test_shakespeare_is_found_where_it_is(play, monkeypatch, place):
+    path = Path("far/tinyshakespeare.txt" if place == "far" else place)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(play) if path.suffix == ".gz" else play)
+    if place == "far":
+        monkeypatch.setenv("NANORNN_DATA", "far")
+    data.main(["shakespeare"] + [place] * place.startswith("given"))
+    assert "".join(read_play()[:2]) == PLAY
+    assert data.find("shakespeare") == Path("data/shakespeare")
+
+
+class Library(http.server.BaseHTTPRequestHandler):
+    """Sends what `answer` holds: (status, promised length, bytes)."""
+
+    answer = None
+
+    def do_GET(self):
+        status, length, content = self.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def library(play, monkeypatch):
+    """library(status, bytes, promised) makes data.URL answer so."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Library)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(data, "URL", f"http://127.0.0.1:{server.server_port}/input.txt")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def answers(status, content, promised=None):
+        Library.answer = status, promised or len(content), content
+
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_shakespeare_is_fetched_once(library, play, capsys):
+    library(200, play)
+    assert data.find("shakespeare") == Path("data/shakespeare")
+    assert Path("data/tinyshakespeare.txt").read_bytes() == play and "".join(read_play()[:2]) == PLAY
+    library(404, b"gone")
+    data.main(["shakespeare"])
+    assert f"fetching {data.URL}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "status, content, promised",
+    [
+        (404, b"not found", None),
+        (200, PLAY.encode()[:-1], None),
+        (200, PLAY.encode()[:1000], len(PLAY)),
+        (200, PLAY.encode() + b"x", None),
+        (200, PLAY.encode().replace(b"F", b"f"), None),
+        (200, PLAY.replace("\n", "\r\n").encode(), None),
+        (200, b"", None),
+    ],
+    ids=["missing", "a byte short", "broken off", "a byte more", "altered", "of Windows", "empty"],
+)
+def test_a_bad_download_is_one_line_and_leaves_nothing(library, refusal, status, content, promised):
+    library(status, content, promised)
+    said = refusal(data.find, "shakespeare")
+    assert said.count("\n") == 1 and said.startswith(data.URL + ": ")
+    assert said.endswith(f"fetch {data.URL} by hand and put it at data/tinyshakespeare.txt\n")
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+
+
+def test_without_a_network_the_line_says_what_to_fetch_and_where_to_put_it(play, refusal):
+    said = refusal(data.main, ["shakespeare"])
+    assert said.count("\n") == 1 and "Connection refused" in said
+    assert said.endswith(
+        "fetch http://127.0.0.1:9/input.txt by hand and put it at data/tinyshakespeare.txt\n"
+    )
+    assert not [path for path in Path().rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("mixer", ["mingru", "attention"])
+def test_a_run_of_characters_trains_evaluates_and_keeps_its_line_breaks(play, mixer, capsys):
+    """From the text alone, by the settings of config/, in miniature; evaluated on its perplexity alone."""
+    Path("data").mkdir()
+    Path("data/tinyshakespeare.txt").write_bytes(play)
+    config = {"mingru": "mingru", "attention": "gpt"}[mixer]
+    small = (
+        "n_layer=1 d_model=16 n_head=2 d_mlp=32 context=64 batch_size=16 max_steps=60 warmup=5 dropout=0.0"
+    )
+    flags = [f"--{flag}" for flag in small.split()] + [
+        "--learning_rate=2e-2",
+        "--device=cpu",
+        "--dtype=float32",
+    ]
+    s = configure(train.Settings(), [str(ROOT / f"config/{config}_shakespeare.py"), *flags, "--run=play"])
+    train.main(s)
+    results = evaluate.main(evaluate.Settings(run="out/play", device="cpu"))
+    assert results["benchmarks"] == {} and results["perplexity"] < 20
+    capsys.readouterr()
+    sample.main(sample.Settings(run="out/play", prompt="All:\nSp", tokens=50, temperature=0.0, device="cpu"))
+    said = capsys.readouterr().out
+    assert said.startswith("All:\nSp") and len(said) == len("All:\nSp") + 50 + len("\n")
+
+
+def test_a_character_that_shakespeare_does_not_use_is_read_as_a_space(play):
+    Path("play.txt").write_bytes(play)
+    tokenizer = read_tokenizer(data.make_shakespeare("play.txt"))
+    ids = tokenizer.encode("An é, a </s>:\n\n 🙂", add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == "An  , a   s :\n\n  "
+    assert tokenizer.decode([data.start_of(tokenizer)]) == "\n"
 
 
 @pytest.fixture

@@ -199,8 +199,28 @@ def test_min_rnns_are_the_papers_sequential_listing(name, step):
 # The papers' models
 
 
-@pytest.mark.parametrize("name, count", [("hgrn2_10m", 366_846_976), ("llama_10m", 401_912_832)])
+# Of the models of Shakespeare, by hand, with D = 384, E = 2 D = 768, an MLP of 4 D = 1,536 and 65 characters:
+#     convolution 4 D + D = 1,920, a projection D to E (D + 1) E = 295,680, back (E + 1) D = 295,296,
+#     MLP (D + 1) 4 D + (4 D + 1) D = 1,181,568, an RMSNorm D = 384
+MINGRU_LAYER = 1_920 + 2 * 295_680 + 295_296 + 1_181_568 + 2 * 384  # = 2,070,912
+MINLSTM_LAYER = MINGRU_LAYER + 295_680  # one more gate
+#     attention's four projections 4 (D + 1) D = 591,360, a LayerNorm 2 D = 768
+GPT_LAYER = 591_360 + 1_181_568 + 2 * 768  # = 1,774,464
+SIZES = {
+    "hgrn2_10m": 366_846_976,
+    "hgrn2_100m": 366_846_976,
+    "hgrn2_1b": 990_529_536,
+    "llama_10m": 401_912_832,
+    "mingru_shakespeare": 3 * MINGRU_LAYER + 2 * 65 * 384 + 384,  # = 6,263,040: layers, two tables, last norm
+    "minlstm_shakespeare": 3 * MINLSTM_LAYER + 2 * 65 * 384 + 384,  # = 7,150,080
+    "gpt_shakespeare": 3 * GPT_LAYER + 65 * 384 + 256 * 384 + 768,  # = 5,447,424: one table, 256 positions
+}
+
+
+@pytest.mark.parametrize("name, count", SIZES.items())
 def test_the_papers_models_have_the_papers_sizes(name, count):
+    """To the last parameter, and as the first lines of the settings file say."""
+    assert f"{count:,} parameters" in (ROOT / f"config/{name}.py").read_text(encoding="utf-8")
     with torch.device("meta"):
         model = LanguageModel(configure(train.Settings(), [str(ROOT / f"config/{name}.py")]))
     assert sum(parameter.numel() for parameter in model.parameters()) == count

@@ -1,4 +1,4 @@
-"""Nothing is relied on that only some systems or devices have: the source is looked at, and what is asked of each."""
+"""Nothing is relied on that only some systems have: a look at the source, and at what is asked of each device."""
 
 import ast
 import re
