@@ -17,6 +17,7 @@ LACKING = (
     "SIGALRM SIGHUP SIGKILL SIGQUIT SIGUSR1 SIGUSR2 fork geteuid getuid kill killpg mkfifo sched_getaffinity"
 )
 LACKING += " setsid statvfs startfile O_DIRECTORY O_BINARY"
+MODULES = ("os", "signal")
 ADDED = {  # lines that a bad edit could bring, and whether the look at the source finds them
     "open(path)": True,
     "open(path, encoding='utf-8')": False,
@@ -47,7 +48,11 @@ def troubles(tree):
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         yield from ((node.lineno, f"import {name}") for name in names if name in NOT_EVERYWHERE.split())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in LACKING.split():
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in LACKING.split()
+            and ast.unparse(node.value) in MODULES
+        ):
             yield node.lineno, f"{node.attr}, not asked for through getattr"
         if isinstance(node, ast.Constant) and re.match(r"/(tmp|dev|proc|etc|usr|bin)\b", str(node.value)):
             yield node.lineno, f"{node.value}, a path of Linux"
