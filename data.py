@@ -220,7 +220,8 @@ def expand(patterns):
     """["a.txt", "dev/*.gz"] -> {the place of a file: its name}, each once, in order; all must be there."""
     files = {}
     for pattern in patterns:
-        for path in sorted(glob.glob(pattern)) or [pattern]:
+        found = [] if os.path.isfile(pattern) else sorted(glob.glob(pattern))  # "[1].txt" may be a name
+        for path in found or [pattern]:
             if not os.path.isfile(path):
                 fail(f"{path or repr(path)}: there is no such text file")
             files.setdefault(os.path.realpath(path), Path(path))

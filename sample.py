@@ -42,7 +42,8 @@ class Settings:
 
 def main(s):
     model, tokenizer, _ = load(s.run, find_device(s.device))
-    prompt = tokenizer.encode(s.prompt, add_special_tokens=False).ids
+    prompt = s.prompt.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
+    prompt = tokenizer.encode(prompt, add_special_tokens=False).ids
     stream, line_start = DecodeStream(skip_special_tokens=True), True
     for token in chain(prompt, generate(model, [data.start_of(tokenizer), *prompt], s)):
         if token == tokenizer.token_to_id(data.EOS):

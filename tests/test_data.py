@@ -336,6 +336,11 @@ def test_a_validation_file_is_not_trained_on_by_whatever_name(prepare):
     assert meta["train"]["words"] == 2 and set(meta["sources"]) == {"a.txt", "val.txt"}
 
 
+def test_a_file_may_have_the_name_of_a_pattern(prepare):
+    Path("[1].txt").write_text("one two\n"), Path("1.txt").write_text("other\n")
+    assert set(prepare(["[1].txt"])[0]["sources"]) == {"[1].txt", "val.txt"}
+
+
 def test_a_corpus_is_kept_when_its_successor_cannot_be_made(prepare, refusal):
     meta, *_ = prepare("one two\n\nthree\n")
     before = {path.name: path.read_bytes() for path in Path("data/mine").iterdir()}

@@ -89,6 +89,16 @@ def test_streamed_text_is_the_text_of_all_tokens(workplace, capsys, monkeypatch,
     assert written(capsys) == re.sub(r"(?m)^ ", "", tokenizer.decode(ids)) + "\n"
 
 
+def test_a_prompt_of_bytes_that_are_no_text_is_no_traceback(workplace, capsys):
+    """Such bytes reach Python as lone surrogates."""
+    assert written(capsys, prompt="The cat\udcff", tokens=1).startswith("The cat?")
+
+
+def test_the_smallest_temperature_is_greedy(model):
+    greedy = list(sample.generate(model, [1], settings(temperature=0.0)))
+    assert greedy == list(sample.generate(model, [1], settings(temperature=1e-320)))
+
+
 def test_text_is_shown_while_it_is_written(workplace, capsys, monkeypatch):
     """When the second token is made, the first is on the screen."""
     ids, shown = load("out/tiny")[1].encode(" The cat sees", add_special_tokens=False).ids, []
