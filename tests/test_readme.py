@@ -39,6 +39,19 @@ def rows():
     yield f"{blimp['score']:.1f} ± {blimp['interval']:.1f} %"
 
 
+def table_of_faults():
+    """What `make test-long` found, a row a fault."""
+    yield "| fault | held | what counts |"
+    yield "|---|--:|---|"
+    for name, x in results("faults").items():
+        yield f"| {name} | {x['good']} of {x['of']} | {x['note']} |"
+
+
+def test_the_table_of_faults_is_that_of_the_result_file():
+    table = "\n".join(table_of_faults())
+    assert f"\n\n{table}\n\n" in README, f"README.md, Tests, should hold\n{table}"
+
+
 def test_numbers_are_those_of_the_result_files():
     for row in rows():
         assert row in README
