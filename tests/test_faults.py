@@ -642,8 +642,8 @@ hooks = []
 
 BUSY = dict(run="busy", max_steps=1_000_000)
 MOMENTS = {  # when -> the command, what to wait for, and for how many seconds at most the signal then waits
-    "start-up": (["train.py", "tiny.py", "--run=busy"], lambda: True, 2),
-    "making data": (["train.py", "toy.py", "--max_steps=1"], lambda: Path("data/toyland").exists(), 5),
+    "start-up": (["train.py", "tiny.py", *flags(BUSY)], lambda: True, 2),
+    "making data": (["train.py", "toy.py", *flags(BUSY)], lambda: Path("data/toyland").exists(), 5),
     "training": (["train.py", "tiny.py", *flags(BUSY)], lambda: lines_of("busy") > 3, 1),
     "validation": (
         ["train.py", "tiny.py", *flags(BUSY | dict(eval_every=1, eval_pairs="many.jsonl"))],
@@ -661,7 +661,7 @@ MOMENTS = {  # when -> the command, what to wait for, and for how many seconds a
         2,
     ),
     "sample.py": (["sample.py", "out/tiny", "--tokens=1000000", "--temperature=0"], lambda: True, 4),
-    "data.py": (["data.py", "text", "big", "big.txt", "--vocab_size=2000"], lambda: True, 6),
+    "data.py": (["data.py", "text", "big", "big.txt", "--vocab_size=2000"], lambda: True, 4),
 }
 
 
@@ -680,12 +680,12 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
     r, count, good, slowest = random.Random(0), times(when in ("start-up", "training", "data.py"), 6), 0, 0
     if not count:
         pytest.skip("with --long")
+    shutil.copy(ROOT / "config" / "toy.py", "toy.py")
+    write_pairs("many.jsonl", 120_000, paradigms=120)  # none of the jobs ends by itself
+    Path("big.txt").write_text("".join(stories(400, seed) for seed in range(150)))
     for number in range(count):
-        shutil.rmtree("out/busy", ignore_errors=True)
-        shutil.rmtree("data/toyland", ignore_errors=True)
-        shutil.copy(ROOT / "config" / "toy.py", "toy.py")
-        write_pairs("many.jsonl", 60_000, paradigms=60)
-        Path("big.txt").write_text("".join(stories(400, seed) for seed in range(60)))
+        for made in ("out/busy", "data/toyland", "data/toy"):
+            shutil.rmtree(made, ignore_errors=True)
         process = launch(*command)
         assert wait_until(lambda: catches_signals(process), process) and wait_until(ready, process)
         time.sleep(r.random() * delay)
