@@ -647,8 +647,8 @@ MOMENTS = {  # when -> the command, what to wait for, and for how many seconds a
     "training": (["train.py", "tiny.py", *flags(BUSY)], lambda: lines_of("busy") > 3, 1),
     "validation": (
         ["train.py", "tiny.py", *flags(BUSY | dict(eval_every=1, eval_pairs="many.jsonl"))],
-        lambda: lines_of("busy") > 1,
-        2,
+        lambda: Path("out/busy/log.jsonl").exists(),
+        3,
     ),
     "saving": (
         ["train.py", "tiny.py", *flags(HEAVY | dict(save_every=1) | BUSY)],
