@@ -101,7 +101,7 @@ def draw_knowledge(axis, result, task):
 BENCHMARKS = {  # in bench.py's results -> (what to draw over what, its name)
     "train_float32": [
         ("T", "tokens_per_second", "training, float32: tokens/s"),
-        ("T", "peak_bytes", "its memory: MB"),
+        ("T", "peak_bytes", "memory of the step: MB"),
     ],
     "train_bfloat16": [("T", "tokens_per_second", "training, bfloat16: tokens/s")],
     "generate_float32": [("position", "tokens_per_second", "writing: tokens/s")],
@@ -138,7 +138,7 @@ def draw_panel(axis, rows, over, what):
         values = [row[what] / unit for row in rows if row["model"] == name]
         color = next((COLORS[known] for known in COLORS if known in name), "gray")
         if over == "model":
-            axis.barh(name, values, color=color)
+            axis.barh(name.replace(", transformers Llama", ""), values, color=color)
             continue
         peer = name.split()[0] in ("transformers", "torch")
         places = [row[over] for row in rows if row["model"] == name]
@@ -148,8 +148,9 @@ def draw_panel(axis, rows, over, what):
     else:
         axis.set_xscale("log", base=2)
         axis.set_xticks(places, [f"{place:,}" for place in places])
-        axis.set_yscale("log")
-        axis.grid(alpha=0.25, which="both")
+        axis.set_ylim(0)
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.grid(alpha=0.25)
 
 
 def main(args):

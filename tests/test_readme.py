@@ -47,6 +47,52 @@ def table_of_faults():
         yield f"| {name} | {x['good']} of {x['of']} | {x['note']} |"
 
 
+SPEED_OF = ["HGRN2", "minGRU", "our Llama", "transformers Llama"]
+
+
+def table_of_speed():
+    """What bench.py found: each figure, and how many times transformers' Llama's it is."""
+    bench = results("bench_cpu")
+
+    def row(title, benchmark, what, unit=1, last="transformers Llama", **where):
+        rows = [x for x in bench[benchmark]["rows"] if all(x[key] == where[key] for key in where)]
+        found = {x["model"]: x[what] / unit for x in rows}
+        theirs = max(found[name] for name in found if last in name)
+        each = [f"{found[name]:,.0f} ({found[name] / theirs:.2f})" for name in SPEED_OF[:-1]]
+        return f"| {title} | {' | '.join(each)} | {theirs:,.0f} |"
+
+    yield "| | HGRN2 | minGRU | our Llama | transformers' Llama |"
+    yield "|---|--:|--:|--:|--:|"
+    for B, T in ((8, 256), (2, 1024), (1, 4096)):
+        title = f"training on {B} x {T:,} tokens: tokens/s"
+        yield row(title, "train_float32", "tokens_per_second", B=B, T=T)
+        if T in (256, 4096):
+            yield row(f"{title}, bfloat16", "train_bfloat16", "tokens_per_second", B=B, T=T)
+    yield row("memory of a step of 1 x 2,048: MB", "train_float32", "peak_bytes", 1e6, B=1, T=2048)
+    yield row("writing, after 16 tokens: tokens/s", "generate_float32", "tokens_per_second", position=16)
+    yield row("writing, after 4,096 tokens: tokens/s", "generate_float32", "tokens_per_second", position=4096)
+    yield row("BLiMP, pairs/s; theirs by lm-eval", "score_float32", "pairs_per_second", last="lm-eval")
+
+
+def sentences_on_speed():
+    """How fast products are here, what share of that a step reaches, and how soon the first one is done."""
+    bench = results("bench_cpu")
+    train = bench["train_float32"]
+    yield f"{train['flops'] / 1e9:.0f} in place of {train['flops_of_torch'] / 1e9:.0f} GFLOP/s"
+    step = next(x for x in train["rows"] if (x["model"], x["B"], x["T"]) == ("HGRN2", 8, 256))
+    flops = 6 * step["parameters"] * step["B"] * step["T"]
+    yield f"{flops / 1e9:.0f} GFLOP, {flops / train['flops']:.2f} s at that rate"
+    yield f"HGRN2's takes {step['seconds']:.2f} s"
+    yield f"first step is done {bench['start_float32']['rows'][0]['seconds_to_first_step']:.1f} s after"
+
+
+def test_the_section_on_speed_is_that_of_the_result_file():
+    table = "\n".join(table_of_speed())
+    assert f"\n\n{table}\n\n" in README, f"README.md, Speed, should hold\n{table}"
+    for sentence in sentences_on_speed():
+        assert sentence in README.replace("\n", " ").replace("  ", " "), sentence
+
+
 def test_the_table_of_faults_is_that_of_the_result_file():
     table = "\n".join(table_of_faults())
     assert f"\n\n{table}\n\n" in README, f"README.md, Tests, should hold\n{table}"
