@@ -431,7 +431,11 @@ def load(path, device="cpu"):
 
 def read_tokenizer(folder):
     """The tokenizer of a run or corpus; a "</s>" in a text is text to it."""
-    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    path = Path(folder) / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        fail(f"{path}: cannot be read ({error}); the corpus has the same file, data/NAME/tokenizer.json")
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -383,7 +383,6 @@ def test_the_strange_files_would_do_harm(workplace):
     assert not checkpoint.damage("signed.pt")
 
 
-@pytest.mark.xfail(reason="model.py: read_tokenizer lets the library's exception pass")
 def test_a_strange_tokenizer_in_a_run_is_one_line(workplace, refusal):
     Path("out/tiny/tokenizer.json").write_bytes(pickle.dumps(Malice()))
     said = refusal(sample.main, sample.Settings(run="out/tiny", device="cpu"))
