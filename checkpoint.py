@@ -142,14 +142,9 @@ def append(path, record):
         with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        take_back(path, size, error)
-
-
-def take_back(path, size, error):
-    """What was written beyond so many bytes; and end."""
-    with suppress(OSError):
-        os.truncate(path, size)
-    not_written(path, size, error)
+        with suppress(OSError):
+            os.truncate(path, size)
+        not_written(path, size, error)
 
 
 def not_written(path, size, error):

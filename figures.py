@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from checkpoint import read_log
+from checkpoint import read_log, replacing
 from config import fail, run_script
 
 matplotlib.rcParams |= {
@@ -48,7 +48,14 @@ def draw(log, benchmarks, path, title):
         draw_learning(axis, [record for record in log if task in record.get("pairs", {})], task)
     for axis, task in zip(axes[0, 1 + len(learned) :], known):
         draw_knowledge(axis, benchmarks[task], task)
-    figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+    return keep(figure, path)
+
+
+def keep(figure, path):
+    """Write the picture to `path`, whole or not at all, and forget it. Returns the path."""
+    kind = Path(path).suffix[1:]
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
     return path
 
@@ -124,9 +131,7 @@ def draw_bench(results, path):
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-    return path
+    return keep(figure, path)
 
 
 def draw_panel(axis, rows, over, what):

@@ -932,7 +932,9 @@ def write(folder, words=1_000_000, seed=0):
     for relation in records:
         write_lines(folder / "bear" / f"{relation}.jsonl", map(json.dumps, records[relation]))
     write_lines(folder / "bear" / "metadata_relations.json", [json.dumps(metadata, indent=2)])
-    write_lines(folder / "train.txt", (f"{text}\n" for text in stories(seed, words)))  # last: now all is there
+    write_lines(
+        folder / "train.txt", (f"{text}\n" for text in stories(seed, words))
+    )  # last: now all is there
 
 
 def write_lines(path, lines):

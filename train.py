@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from checkpoint import Run, Stop, Stopped, World, join, say, sum_over_processes, take_back, wait_for_all
+from checkpoint import Run, Stop, Stopped, World, join, say, sum_over_processes, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from kernels import keep_out_of_the_compiler, linear_cross_entropy
 from model import Config, LanguageModel, Linear, find_device, read_tokenizer
@@ -215,11 +215,7 @@ def finish(run):
     if World.rank == 0:
         from figures import learning_curve  # not above: matplotlib takes a second to load
 
-        try:
-            curve = learning_curve(run.folder)
-        except OSError as error:
-            take_back(run.folder / "learning_curve.svg", 0, error)
-        say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {curve}")
+        say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {learning_curve(run.folder)}")
         say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
     if World.size > 1:
         dist.destroy_process_group()
