@@ -7,9 +7,9 @@ Speed and memory: our models beside what one would otherwise run, on this machin
     python bench.py start       from `python train.py` to the first step
 
 All models have the same width, depth and tokens, about the same number of parameters, and take turns in one
-process, so that whatever else the machine does meets all of them; figures are medians. The peers are installed
-by `pip install transformers lm_eval`; one that is not here is a row that says so. Writes results/bench_cpu.json
-(or _cuda, _mps); `python figures.py results/bench_cpu.json` draws it.
+process, so that whatever else the machine does meets all of them; figures are medians. The peers come with
+`pip install transformers "lm_eval[hf]"`; one that is not here is a row that says so. Writes
+results/bench_cpu.json (or _cuda, _mps); `python figures.py results/bench_cpu.json` draws it.
 """
 
 from start import begin
@@ -35,7 +35,7 @@ from torch import nn
 import data
 from checkpoint import replacing
 from config import at_least, configure, fail, one_of, progress, run_script
-from evaluate import read_pairs, score_pairs
+from evaluate import read_json, read_pairs, score_pairs
 from kernels import linear
 from model import Config, LanguageModel, find_device
 from train import NextToken
@@ -68,6 +68,10 @@ class Settings:
         at_least(0, self, "threads")
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
         find_device(self.device)
+        sizes = dict(d_model=self.d_model, n_head=self.n_head, vocab_size=self.vocab_size)
+        Config(**sizes, position="rope").check()
+        if os.path.isdir(self.results):
+            fail(f"results = {self.results!r} is a folder: name a file in it")
         for name in self.models.split(",") if self.models else ():
             one_of("models", name, MODELS)
         numbers = self.shapes.replace("x", " ").split() + self.positions.split()
@@ -183,14 +187,14 @@ def autocast(s):
 def take_turns(tasks, repeats, bar=None):
     """{name: function} -> {name: median seconds}, each called once in turn, after two rounds to warm up."""
     seconds = {name: [] for name in tasks}
-    for round in range(-2, repeats):
+    for turn in range(-2, repeats):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            began = time.perf_counter()
             task()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if round >= 0:
-                seconds[name].append(time.perf_counter() - start)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - began)
             if bar is not None:
                 bar.update()
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -350,6 +354,8 @@ def start(s):
             while run.poll() is None and not (log.exists() and '"loss"' in log.read_text(encoding="utf-8")):
                 time.sleep(0.01)
             seconds.append(time.perf_counter() - began)
+            if run.poll() is not None:
+                fail(f"{' '.join(command)}: ended before its first step; run it to see why")
             run.kill()
             run.wait()
     return [{"model": "train.py config/toy.py", "seconds_to_first_step": statistics.median(seconds)}]
@@ -401,7 +407,7 @@ def main(s):
     products = products_per_second(s)
     rows = BENCHMARKS[s.what](s)
     path = Path(s.results or f"results/bench_{find_device(s.device).type}.json")
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = read_json(path)
     results[f"{s.what}_{s.dtype}"] = machine(s) | products | {"rows": rows}
     with replacing(path) as file:
         file.write(json.dumps(results, indent=1) + "\n")

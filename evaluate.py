@@ -34,11 +34,8 @@ from config import configure, fail, one_of, progress, reason, run_script
 from kernels import linear_cross_entropy, token_losses
 from model import find_device, load
 
-BATCH_TOKENS = {
-    "cpu": 512,
-    "mps": 4096,
-    "cuda": 16_384,
-}  # of a batch, padding included: a CPU works in its caches
+# Tokens of a batch, padding included: a CPU works in its caches
+BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}
 LARGEST = 1 << 28  # bytes of minimal pairs, unpacked: ten times BLiMP; an archive may promise to be endless
 
 

@@ -88,9 +88,10 @@ class Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = product(dy, weight.T) if ctx.needs_input_grad[0] else None
         x, dy = x.flatten(0, -2), dy.flatten(0, -2)
-        # of the two transposed factors oneDNN copies the first: the narrower one
-        dweight = product(x.T, dy.T).T if x.shape[1] < dy.shape[1] else product(dy.T, x.T)
-        return dx, dweight if ctx.needs_input_grad[1] else None, dy.sum(0) if ctx.has_bias else None
+        dweight = None
+        if ctx.needs_input_grad[1]:  # of the two transposed factors oneDNN copies the first: the narrower one
+            dweight = product(x.T, dy.T).T if x.shape[1] < dy.shape[1] else product(dy.T, x.T)
+        return dx, dweight, dy.sum(0) if ctx.has_bias else None
 
 
 def linear(x, weight, bias=None):

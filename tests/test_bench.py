@@ -44,6 +44,12 @@ def test_without_transformers_its_rows_have_no_figures(workplace, monkeypatch):
     assert ours["seconds"] > 0 and theirs == {"model": "transformers Llama", "position": 3}
 
 
+def test_a_run_that_ends_before_its_first_step_is_not_a_time(workplace, monkeypatch, refusal):
+    monkeypatch.setattr(bench.data, "find", lambda name: workplace / "data" / "tiny")
+    monkeypatch.setattr(bench, "__file__", str(workplace / "bench.py"))  # there is no train.py beside it
+    assert "ended before its first step" in refusal(bench.start, bench.Settings(what="start", **SMALL))
+
+
 def test_results_of_another_benchmark_stay(workplace):
     measure("generate", positions="3", models="HGRN2")
     measure("generate", positions="3", models="HGRN2", dtype="bfloat16")
@@ -68,7 +74,8 @@ def test_all_models_learn_the_same_task_with_about_as_many_parameters():
 @pytest.mark.parametrize(
     "wrong, remedy",
     [(dict(what="trian"), "did you mean 'train'"), (dict(models="HGRN"), "did you mean 'HGRN2'"),
-     (dict(shapes="8*256"), "whole numbers"), (dict(shapes="8x0"), "whole numbers")],
+     (dict(shapes="8*256"), "whole numbers"), (dict(shapes="8x0"), "whole numbers"),
+     (dict(n_head=3), "does not divide"), (dict(results="."), "is a folder")],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(wrong, remedy, refusal):
     assert remedy in refusal(bench.Settings(**dict(what="train") | wrong).check)

@@ -265,7 +265,7 @@ train.py tiny.py --corpus=../data/tiny          -> corpus = '../data/tiny' canno
 train.py tiny.py --corpus=tiny/../tiny          -> use letters, digits, - and _
 train.py tiny.py --run=                         -> run = '' cannot name a folder
 train.py tiny.py --run=..                       -> run = '..' cannot name a folder
-train.py tiny.py --run=/tmp/x                   -> cannot name a folder
+train.py tiny.py --run=/elsewhere/x             -> cannot name a folder
 train.py tiny.py "--run=a:b = c"                -> run = 'a:b = c' cannot name a folder
 train.py tiny.py --n_layer=3                    -> made with other settings (n_layer 2 then, 3 now): set them back
 train.py tiny.py stray                          -> stray: cannot read these settings (No such file or directory)

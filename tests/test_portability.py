@@ -36,8 +36,8 @@ ADDED = {  # lines that a bad edit could bring, and whether the look at the sour
     "os.kill(1, signal.SIGKILL)": True,
     "getattr(signal, 'SIGHUP', None)": False,
     "open('/dev/null', 'rb')": True,
-    "'/tmp/x'": True,
-    "x = 1 / 2  # /tmp": False,
+    "'/usr/x'": True,
+    "x = 1 / 2  # /usr": False,
 }
 
 
