@@ -36,7 +36,7 @@ import data
 from checkpoint import replacing
 from config import at_least, configure, fail, one_of, progress, run_script
 from evaluate import read_json, read_pairs, score_pairs
-from kernels import linear
+from layers import linear
 from model import Config, LanguageModel, find_device
 from train import NextToken
 

@@ -31,7 +31,7 @@ import torch
 import data
 from checkpoint import append, fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, reason, run_script
-from kernels import linear_cross_entropy, token_losses
+from layers import linear_cross_entropy, token_losses
 from model import find_device, load
 
 # Tokens of a batch, padding included: a CPU works in its caches

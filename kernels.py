@@ -1,192 +1,66 @@
 """
-The recurrences, fast, and what else every model here spends its time on.
+The recurrences, fast.
 
-Six chapters: the linear layer, the norm, gates, two recurrences, the loss. Each goes from slow to fast: first
-what a student would write, which is the specification; then the same in a few large PyTorch operations, its
-gradient by hand; last the public function that chooses. The tests hold the fast forms to the slow ones, values
-and gradients, for every gate from 0 to 1.
+Each goes from slow to fast: first what a student would write, which is the specification; then the same in a few
+large PyTorch operations, its gradient by hand; last the public function, which takes the Triton form of
+triton_kernels.py where there is a GPU. The tests hold the fast forms to the slow one, values and gradients, for
+every gate from 0 to 1.
 
-    linear                    y_t = W x_t + b                                   every model's layers
-    rms_norm                  y_t = x_t / sqrt(mean(x_t^2) + eps) * weight      before each mixer and MLP
-    gated_unit                y_t = silu(gate_t) * up_t                         the MLP
-    log_forget_gate           log(floor + (1 - floor) sigmoid(z_t))             HGRN2
-    linear_scan               h_t = a_t h_{t-1} + b_t                           minGRU, minLSTM, Aaren
-    gated_linear_attention    S_t = diag(f_t) S_{t-1} + k_t v_t^T               HGRN2, mLSTM
-    linear_cross_entropy      -log softmax(W x_t)[target_t], a slice at a time  every model's last layer
+    linear_scan               h_t = a_t h_{t-1} + b_t                            minGRU, minLSTM, Aaren
+    gated_linear_attention    S_t = diag(f_t) S_{t-1} + k_t v_t^T                HGRN2, mLSTM
+    selective_scan            h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t           Mamba
 
-Recurrences are computed in float32 at least, also under autocast: a product of many gates does not survive
-bfloat16.
+All are computed in float32 at least, also under autocast: a product of many gates does not survive bfloat16.
+Forward and backward are one operator each to PyTorch (torch.library), whose insides torch.compile leaves alone.
 
-Shapes:  B batch   T time   D width   H heads   K, V key and value width of a head   C chunk length   n chunks
+Shapes:  B batch   T time   D, E width   H heads   K, V key and value width of a head   N states of a channel
+         C chunk length   n chunks
 """
 
 import functools
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
+from torch import Tensor
+
+from layers import at_least_float32
+
+try:
+    import triton_kernels  # Linux with Triton
+except ImportError:
+    triton_kernels = None
 
 
-def without_autocast(method):
-    """A method of an autograd.Function whose matrix products keep the precision of their operands."""
-
-    @functools.wraps(method)
-    def run(ctx, x, *rest):
-        with torch.autocast(x.device.type, enabled=False):
-            return method(ctx, x, *rest)
-
-    return run
+def runs_triton(x):
+    """Whether the Triton form is taken for x: on an NVIDIA GPU, or interpreted on a CPU; not in float64."""
+    on = x.is_cuda or (x.device.type == "cpu" and triton_kernels and triton_kernels.INTERPRETED)
+    return triton_kernels is not None and on and x.dtype != torch.float64
 
 
-def at_least_float32(*tensors):
-    """The tensors in the widest of their types, and in float32 at least."""
-    wide = functools.reduce(torch.promote_types, (x.dtype for x in tensors if x is not None), torch.float32)
-    return [None if x is None else x.to(wide) for x in tensors]
+def check(**tensors):
+    """check(a=(a, "BTD"), h0=(h0, "BD")): a letter is one length, at least 1, in all that are not None."""
+    sizes = {}
+    given = {name: (x, letters) for name, (x, letters) in tensors.items() if x is not None}
+    for name, (x, letters) in given.items():
+        first = next(iter(given.values()))[0]
+        shape = tuple(x.shape)
+        if len(shape) != len(letters):
+            raise ValueError(f"{name} has shape {shape}: must be ({', '.join(letters)})")
+        for letter, size in zip(letters, shape):
+            if size == 0 or sizes.setdefault(letter, size) != size:
+                raise ValueError(
+                    f"{name} has shape {shape}, {letter} = {size}: must be {sizes.get(letter) or 'at least 1'}"
+                )
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}: must be of floating point")
+        if x.device != first.device:
+            raise ValueError(f"{name} is on {x.device}: must be on {first.device}, as {next(iter(given))}")
 
 
-# ---------------------------------------------------------------------------------------------------
-# linear layer:  y_t = W x_t + b
-
-# PyTorch gives float32 products to the library MKL, which uses but half the width of an AMD processor. It also
-# brings oneDNN, for bfloat16, which uses all of it in float32 too: 490 in place of 210 GFLOP/s on two cores with
-# AVX-512. The gradients are products of the same kind, dx = dy W and dW = dy^T x.
-
-ROWS_FOR_ONEDNN = 16  # below, a product is too small to gain
-
-
-def onednn_pays(x):
-    """Whether x @ weight.T is faster by oneDNN: float32, enough rows, a CPU with AVX-512."""
-    rows = x.numel() // max(1, x.shape[-1])
-    return HAS_AVX512 and x.dtype == torch.float32 and x.device.type == "cpu" and rows >= ROWS_FOR_ONEDNN
-
-
-def has_avx512():
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_f")) and torch.backends.mkldnn.is_available()
-
-
-HAS_AVX512 = has_avx512()
-
-
-def product(x, weight, bias=None):
-    """x (..., D), weight (E, D), bias (E,) -> x weight^T + bias (..., E). Without a gradient."""
-    if onednn_pays(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
-
-
-class Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight = ctx.saved_tensors
-        dx = product(dy, weight.T) if ctx.needs_input_grad[0] else None
-        x, dy = x.flatten(0, -2), dy.flatten(0, -2)
-        dweight = None
-        if ctx.needs_input_grad[1]:  # of the two transposed factors oneDNN copies the first: the narrower one
-            dweight = product(x.T, dy.T).T if x.shape[1] < dy.shape[1] else product(dy.T, x.T)
-        return dx, dweight, dy.sum(0) if ctx.has_bias else None
-
-
-def linear(x, weight, bias=None):
-    """F.linear, differentiable once: x (..., D), weight (E, D), bias (E,) -> x weight^T + bias (..., E)."""
-    if onednn_pays(x) and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
-        return Product.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-# ---------------------------------------------------------------------------------------------------
-# norm:  y_t = x_t / rms_t * weight,   rms_t = sqrt(mean(x_t^2) + eps)
-
-# On a CPU, PyTorch differentiates its rms_norm in a dozen passes over x, four times the work of the six here. With
-# n = x / rms and g = dy weight,  dx = (g - n mean(g n)) / rms  and  dweight is the sum of dy n.
-
-
-class RMSNormalise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).sqrt_()
-        ctx.save_for_backward(x, weight, rms)
-        return (x / rms).mul_(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight, rms = ctx.saved_tensors
-        n, g = x / rms, dy * weight
-        dweight = (dy * n).flatten(0, -2).sum(0)
-        return g.addcmul_(n, (g * n).mean(-1, keepdim=True), value=-1).div_(rms), dweight, None
-
-
-def rms_norm(x, weight, eps):
-    """x (..., D), weight (D,) -> x / sqrt(mean(x^2) + eps) * weight, in float32 at least."""
-    x, weight = at_least_float32(x, weight)
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return RMSNormalise.apply(x, weight, eps)
-    return F.rms_norm(x, weight.shape, weight, eps)
-
-
-# ---------------------------------------------------------------------------------------------------
-# gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
-
-# For the gradient of a chain of elementwise functions PyTorch keeps what is between them. These two keep their
-# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
-
-
-class GatedUnit(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
-
-
-def gated_unit(gate, up):
-    """silu(gate) * up, all of one shape."""
-    return GatedUnit.apply(gate, up)
-
-
-class LogForgetGate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, floor):
-        ctx.save_for_backward(z, floor)
-        _, f = forget_gate(z, floor)
-        return f.clamp_(min=1e-37).log_()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dlog_f):
-        z, floor = ctx.saved_tensors
-        s, f = forget_gate(z, floor)
-        df = dlog_f / f.clamp_(min=1e-37)
-        dfloor = (df * (1 - s)).flatten(0, -2).sum(0)
-        return torch.ops.aten.sigmoid_backward(df, s).mul_(1 - floor).to(z.dtype), dfloor
-
-
-def forget_gate(z, floor):
-    """-> s = sigmoid(z), and floor + (1 - floor) s, both in the type of floor."""
-    s = torch.sigmoid(z.to(floor.dtype))
-    return s, (s * (1 - floor)).add_(floor)
-
-
-def log_forget_gate(z, floor):
-    """
-    log(floor + (1 - floor) sigmoid(z)): z (..., D), floor (D,), at least 0 and below 1 -> (..., D), in float32 at
-    least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between. At least log 1e-37, so that it is a number.
-    """
-    floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
-    return LogForgetGate.apply(z, floor)
+def where_given(inputs, gradients):
+    """One gradient for each input that is not None, and None for the others."""
+    gradients = iter(gradients)
+    return [None if x is None else next(gradients) for x in inputs]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -235,43 +109,84 @@ def chunked_scan(a, b, h0, reverse=False):
     h, hs = h_in, torch.empty_like(b)  # (B, n, D), (B, n, C, D)
     for i in steps:
         h = torch.addcmul(b[:, :, i], a[:, :, i], h, out=hs[:, :, i])
-    return hs.flatten(1, 2)[:, :T]
+    return hs.flatten(1, 2)[:, :T].contiguous()
 
 
-class LinearScan(torch.autograd.Function):
-    """The gradient of a linear scan is a linear scan run backwards, so one function serves both."""
-
-    @staticmethod
-    def forward(ctx, a, b, h0):
-        h = chunked_scan(a, b, h0)
-        ctx.save_for_backward(a, h, h0)
-        return h
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dh):
-        a, h, h0 = ctx.saved_tensors
-        a_next = F.pad(a[:, 1:], (0, 0, 0, 1))
-        db = chunked_scan(a_next, dh, torch.zeros_like(h0), reverse=True)  # db_t = a_{t+1} db_{t+1} + dh_t
-        da = torch.empty_like(db)
-        torch.mul(db[:, 0], h0, out=da[:, 0])
-        torch.mul(db[:, 1:], h[:, :-1], out=da[:, 1:])
-        return da, db, a[:, 0] * db[:, 0]
+# The gradient of a linear scan is a linear scan run backwards: with db_t for all that the loss owes to h_t,
+#
+#     db_t = a_{t+1} db_{t+1} + dh_t,   da_t = db_t h_{t-1},   dh_0 = a_1 db_1
 
 
-# Third place: the Triton form.
+def scan_gradients(a, h0, h, dh):
+    a_next = F.pad(a[:, 1:], (0, 0, 0, 1))
+    db = chunked_scan(a_next, dh, torch.zeros_like(h0), reverse=True)
+    da = torch.empty_like(db)
+    torch.mul(db[:, 0], h0, out=da[:, 0])
+    torch.mul(db[:, 1:], h[:, :-1], out=da[:, 1:])
+    return [da, db, a[:, 0] * db[:, 0]]
+
+
+# In Triton there are three kinds: "linear", of x = a and z = b, and "min_gru" and "min_lstm", which take the raw
+# projections, x = gate or x, y = forget, input and z = candidate, and so move a third of the memory.
+
+
+@torch.library.custom_op("nanornn::scan", mutates_args=())
+def scan(kind: str, x: Tensor, y: Tensor | None, z: Tensor, h0: Tensor) -> Tensor:
+    if runs_triton(z):
+        return triton_kernels.scan(kind, x, y, z, h0)
+    return chunked_scan(x, z, h0)
+
+
+@torch.library.custom_op("nanornn::scan_backward", mutates_args=())
+def scan_backward(
+    kind: str, x: Tensor, y: Tensor | None, z: Tensor, h0: Tensor, h: Tensor, dh: Tensor
+) -> list[Tensor]:
+    """-> the gradients of x, y (if there is one), z, h0"""
+    if runs_triton(z):
+        return triton_kernels.scan_gradients(kind, x, y, z, h0, h, dh)
+    return scan_gradients(x, h0, h, dh)
+
+
+@scan.register_fake
+def _(kind, x, y, z, h0):
+    return z.new_empty(z.shape)
+
+
+@scan_backward.register_fake
+def _(kind, x, y, z, h0, h, dh):
+    return [like.new_empty(like.shape) for like in (x, y, z, h0) if like is not None]
+
+
+def keep_for_scan_backward(ctx, inputs, output):
+    ctx.kind, x, y, z, h0 = inputs
+    ctx.save_for_backward(x, y, output if ctx.kind == "linear" else z, h0, output)  # b itself is not needed
+
+
+def run_scan_backward(ctx, dh):
+    inputs = ctx.saved_tensors
+    return None, *where_given(inputs[:4], scan_backward(ctx.kind, *inputs, dh))
+
+
+scan.register_autograd(run_scan_backward, setup_context=keep_for_scan_backward)
 
 
 def linear_scan(a, b, h0=None):
     """a, b (B, T, D), h0 (B, D) -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type."""
+    check(b=(b, "BTD"), a=(a, "BTD"), h0=(h0, "BD"))
+    h0 = b.new_zeros(b[:, 0].shape) if h0 is None else h0
+    if runs_triton(b):
+        return scan("linear", a, None, b, h0)
     dtype = b.dtype
     a, b, h0 = at_least_float32(a, b, h0)
-    h0 = torch.zeros_like(b[:, 0]) if h0 is None else h0
-    return LinearScan.apply(a, b, h0).to(dtype)
+    return scan("linear", a, None, b, h0).to(dtype)
 
 
 def min_gru(gate, candidate, h0=None):
     """z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D) -> every h_t."""
+    check(candidate=(candidate, "BTD"), gate=(gate, "BTD"), h0=(h0, "BD"))
+    if runs_triton(candidate):
+        h0 = candidate.new_zeros(candidate[:, 0].shape) if h0 is None else h0
+        return scan("min_gru", gate, None, candidate, h0)
     dtype = candidate.dtype
     gate, candidate, h0 = at_least_float32(gate, candidate, h0)
     z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)
@@ -280,6 +195,10 @@ def min_gru(gate, candidate, h0=None):
 
 def min_lstm(forget, input, candidate, h0=None):
     """f, i = sigmoid(forget, input), h_t = (f h_{t-1} + i g(candidate)) / (f + i): likewise."""
+    check(candidate=(candidate, "BTD"), forget=(forget, "BTD"), input=(input, "BTD"), h0=(h0, "BD"))
+    if runs_triton(candidate):
+        h0 = candidate.new_zeros(candidate[:, 0].shape) if h0 is None else h0
+        return scan("min_lstm", forget, input, candidate, h0)
     dtype = candidate.dtype
     forget, input, candidate, h0 = at_least_float32(forget, input, candidate, h0)
     ratio = F.logsigmoid(forget) - F.logsigmoid(input)  # log(f / i): finite also where f and i underflow
@@ -340,8 +259,9 @@ def chunk_length(T):
     return next(C for C in (CHUNK, CHUNK // 2, LEAF) if -T % C <= max(T // 8, -T % LEAF))
 
 
-def to_chunks(x, C):
+def to_chunks(x, C, dtype):
     """(B, T, H, K) -> (n B H, C, K). Rows of zeros come in front: they forget nothing and add nothing."""
+    x = x.to(dtype)
     x = F.pad(x, (0, 0, 0, 0, -x.shape[1] % C, 0)) if x.shape[1] % C else x
     return x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4).flatten(0, 2).contiguous()
 
@@ -356,11 +276,11 @@ def from_chunks(x, out):
         out.unflatten(1, (-1, C)).copy_(x)
 
 
-def prepare(q, k, v, log_f):
+def prepare(q, k, v, log_f, dtype):
     """(B, T, H, ...) -> q, k, v, f (n B H, C, ...), k = 1 - f where it is None, and leaf_decays(f)."""
     C = chunk_length(q.shape[1])
-    q, v, log_f = (to_chunks(x, C) for x in (q, v, log_f))
-    k = torch.expm1(log_f).neg_().expand_as(q) if k is None else to_chunks(k, C)
+    q, v, log_f = (to_chunks(x, C, dtype) for x in (q, v, log_f))
+    k = torch.expm1(log_f).neg_().expand_as(q) if k is None else to_chunks(k, C, dtype)
     f = log_f.exp()
     return q, k, v, f, *leaf_decays(f)
 
@@ -411,26 +331,24 @@ def carry(S, across, added, reverse=False):
     return Ss
 
 
-def attend(q, k, v, log_f, S, out):
-    """One segment, shapes as in the loop, S None at the start -> the S after it; o goes to out (B, T, H, V)."""
-    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f)
+def attend(q, k, v, log_f, S, o_out, S_out):
+    """One segment, shapes as in the loop, S None at the start: writes o (B, T, H, V) and the S after it."""
+    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f, S_out.dtype)
     A = torch.bmm(leaves(q * since_first), leaves(k / since_first).mT).tril_()  # (leaves, 8, 8)
     o = torch.bmm(A, leaves(v)).view_as(v)
     for size in doublings(since_start, to_end):
         lower = halves(q, size)[1] * halves(since_start, size)[1]
         upper = halves(k, size)[0] * halves(to_end, size)[0]
         halves(o, size)[1].add_(torch.bmm(torch.bmm(lower, upper.mT), halves(v, size)[0]))
-    B, _, H, V = out.shape
-    added = (k * to_end).mT, v
-    if S is None and len(q) == B * H:  # one chunk, and nothing before it
-        S = torch.bmm(*added)
+    S_out, added = S_out.flatten(0, 1), ((k * to_end).mT, v)  # (B H, K, V)
+    if S is None and len(q) == len(S_out):  # one chunk, and nothing before it
+        torch.bmm(*added, out=S_out)
     else:
-        S = q.new_zeros(B * H, q.shape[-1], V) if S is None else S.flatten(0, 1)
-        Ss = carry(S, since_start[:, -1].view(-1, B * H, f.shape[-1], 1), added)
+        S = torch.zeros_like(S_out) if S is None else S.flatten(0, 1).to(S_out)
+        Ss = carry(S, since_start[:, -1].view(-1, len(S), f.shape[-1], 1), added)
         o += torch.bmm(q * since_start, Ss[:-1].flatten(0, 1))
-        S = Ss[-1].clone()
-    from_chunks(o, out)
-    return S.unflatten(0, (B, H))
+        S_out.copy_(Ss[-1])
+    from_chunks(o, o_out)
 
 
 # Backwards, each sum is transposed. The gradient of the gates needs no sum of its own: log f_t is in every
@@ -443,8 +361,8 @@ def attend(q, k, v, log_f, S, out):
 def attend_backward(q, k, v, log_f, S, do, dS, outs):
     """One segment's inputs, do and dS -> the dS before it; dq, dk, dv, dlog_f are written to outs."""
     tied = k is None
-    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f)
-    do = to_chunks(do, q.shape[1])
+    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f, S.dtype)
+    do = to_chunks(do, q.shape[1], S.dtype)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for size in doublings(since_start, to_end):
         between_halves(*(halves(x, size) for x in (q, k, v, do, since_start, to_end, dq, dk, dv)))
@@ -510,30 +428,23 @@ def suffix_sums(x):
     return torch.bmm(ones.expand(len(x), -1, -1), x)
 
 
-class ChunkedAttention(torch.autograd.Function):
-    """Segment after segment. Keeps inputs and the states between segments, and computes the rest again."""
+def attend_in_segments(q, k, v, log_f, S0, o, S, between, _):
+    """Write o, the last S, and the states between segments unless there is no room for them."""
+    pieces = segments(q, v)
+    S_outs = [*between, S] if len(between) else [torch.empty_like(S) for _ in pieces[1:]] + [S]
+    with torch.autocast(q.device.type, enabled=False):
+        for t, S_in, S_out in zip(pieces, [S0, *S_outs], S_outs):
+            attend(*at(t, q, k, v, log_f), S_in, o[:, t], S_out)
 
-    @staticmethod
-    @without_autocast
-    def forward(ctx, q, k, v, log_f, S):
-        o, Ss = torch.empty_like(v, memory_format=torch.contiguous_format), [S]
-        for t in segments(q, v):
-            Ss.append(attend(*at(t, q, k, v, log_f), Ss[-1], o[:, t]))
-        ctx.save_for_backward(q, k, v, log_f, *Ss[:-1])
-        return o, Ss[-1]
 
-    @staticmethod
-    @once_differentiable
-    @without_autocast
-    def backward(ctx, do, dS):
-        *inputs, grads = *ctx.saved_tensors[:4], []
-        S0 = ctx.saved_tensors[4]
-        for x in inputs:
-            grads.append(None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format))
-        for t, S in reversed(list(zip(segments(inputs[0], inputs[2]), ctx.saved_tensors[4:]))):
-            S = torch.zeros_like(dS) if S is None else S
-            dS = attend_backward(*at(t, *inputs), S, do[:, t], dS, at(t, *grads))
-        return *grads, None if S0 is None else dS
+def attend_in_segments_backward(q, k, v, log_f, S0, between, do, dS, grads):
+    """Write the gradients of q, k, v, log_f, S0 to grads, but for those that are None there."""
+    with torch.autocast(q.device.type, enabled=False):
+        for t, S in reversed(list(zip(segments(q, v), [S0, *between]))):
+            S = torch.zeros_like(dS) if S is None else S.to(dS)
+            dS = attend_backward(*at(t, q, k, v, log_f), S, do[:, t], dS, at(t, *grads[:4]))
+    if S0 is not None:
+        grads[4].copy_(dS)
 
 
 def segments(q, v):
@@ -548,109 +459,84 @@ def at(t, *tensors):
     return [None if x is None else x[:, t] for x in tensors]
 
 
-# Third place: the Triton form.
+@torch.library.custom_op("nanornn::gated_linear_attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor | None, v: Tensor, log_f: Tensor, S0: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> o, the last S, and if asked what the gradient needs: states on the way, and in Triton all A"""
+    results = attention_results(q, k, v, log_f, S0, keep)
+    (triton_kernels.attend if runs_triton(q) else attend_in_segments)(q, k, v, log_f, S0, *results)
+    return results
+
+
+@attention.register_fake
+def attention_results(q, k, v, log_f, S0, keep):
+    """The results, empty."""
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
+    if runs_triton(q):
+        C = triton_kernels.attention_chunk(q)
+        states, A = q.new_empty(keep * -(-T // C), B, H, K, V), q.new_empty(B, T, H, keep * C)
+    else:
+        states, A = q.new_empty(keep * (len(segments(q, v)) - 1), B, H, K, V, dtype=dtype), q.new_empty(0)
+    return v.new_empty(v.shape), q.new_empty(B, H, K, V, dtype=dtype), states, A
+
+
+@torch.library.custom_op("nanornn::gated_linear_attention_backward", mutates_args=())
+def attention_backward(
+    q: Tensor, k: Tensor | None, v: Tensor, log_f: Tensor, S0: Tensor | None,
+    states: Tensor, A: Tensor, do: Tensor, dS: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """-> the gradients of those of q, k, v, log_f, S0 that there are"""
+    inputs = q, k, v, log_f, S0
+    grads = [None if x is None else x.new_empty(x.shape) for x in inputs]
+    if runs_triton(q):
+        triton_kernels.attend_backward(*inputs, states, A, do, dS, grads)
+    else:
+        attend_in_segments_backward(*inputs, states, do, dS, grads)
+    return [x for x in grads if x is not None]
+
+
+@attention_backward.register_fake
+def _(q, k, v, log_f, S0, states, A, do, dS):
+    return [x.new_empty(x.shape) for x in (q, k, v, log_f, S0) if x is not None]
+
+
+def keep_for_attention_backward(ctx, inputs, output):
+    _, _, states, A = output
+    ctx.mark_non_differentiable(states, A)
+    ctx.save_for_backward(*inputs[:5], states, A)
+
+
+def run_attention_backward(ctx, do, dS, *_):
+    inputs = ctx.saved_tensors
+    return *where_given(inputs[:5], attention_backward(*inputs, do, dS)), None
+
+
+attention.register_autograd(run_attention_backward, setup_context=keep_for_attention_backward)
 
 
 def gated_linear_attention(q, k, v, log_f, S0=None):
     """
-    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> o (B, T, H, V) in v's type, and the last S.
-    log_f may also be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f.
+    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> o (B, T, H, V) in v's type, and the last S, in
+    float32 at least. log_f may also be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f.
     """
+    gates = "BTHK" if log_f.shape[-1:] == q.shape[-1:] else "BTH1"
+    check(q=(q, "BTHK"), k=(k, "BTHK"), v=(v, "BTHV"), log_f=(log_f, gates), S0=(S0, "BHKV"))
+    with_gradient = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (q, k, v, log_f, S0)
+    )
+    if q.shape[1] <= ROWS_FOR_LOOP and not with_gradient:
+        return few_rows(q, k, v, log_f, S0)
+    o, S, *_ = attention(q, k, v, log_f, S0, with_gradient)
+    return o, S
+
+
+def few_rows(q, k, v, log_f, S0):
     dtype = v.dtype
     q, k, v, log_f, S0 = at_least_float32(q, k, v, log_f, S0)
-    if q.shape[1] <= ROWS_FOR_LOOP and not torch.is_grad_enabled():
-        S0 = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if S0 is None else S0
-        k = -torch.expm1(log_f).expand_as(q) if k is None else k
-        with torch.autocast(q.device.type, enabled=False):
-            o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
-    else:
-        o, S = ChunkedAttention.apply(q, k, v, log_f, S0)
+    S0 = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if S0 is None else S0
+    k = -torch.expm1(log_f).expand_as(q) if k is None else k
+    with torch.autocast(q.device.type, enabled=False):
+        o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
     return o.to(dtype), S
-
-
-# ---------------------------------------------------------------------------------------------------
-# output layer and its loss:  the mean over t of  -log p(target_t),  p = softmax(W x_t)
-
-
-def linear_cross_entropy_reference(x, weight, targets):
-    """x (..., D), weight (V, D), targets (...) -> the mean over targets that are not -100; 0 if all are."""
-    losses = F.cross_entropy((x @ weight.T).float().flatten(0, -2), targets.flatten(), reduction="sum")
-    return losses / (targets != -100).sum().clamp(min=1)
-
-
-# The same, a slice of tokens at a time, so that their logits, the largest tensor of any language model, are
-# never held whole. The loss needs one number of each row; its gradient with respect to the logits is p -
-# onehot(target). So the slice that has just been made is turned into its gradient on the spot and
-# multiplied into dx and dW, which are kept in its stead: no logit is computed twice.
-
-SLICE = 256  # tokens
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, targets, dtype, with_gradient):
-        """x (N, D), weight (V, D), targets (N,); matrix products in dtype, the rest in float32 at least"""
-        with torch.autocast(x.device.type, enabled=False):
-            loss, dx, dweight = sliced_cross_entropy(x, weight, targets, dtype, with_gradient)
-        count = (targets != -100).sum().clamp(min=1)
-        ctx.save_for_backward(dx, dweight, count)
-        return loss / count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        dx, dweight, count = ctx.saved_tensors
-        return dx * (dloss / count), dweight * (dloss / count), None, None, None
-
-
-def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
-    """-> the summed loss, and its gradients dx (N, D) and dweight (V, D), or None twice"""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    real = (targets != -100).unsqueeze(-1)  # (N, 1)
-    targets = targets.unsqueeze(-1).where(real, 0)
-    loss = x.new_zeros((), dtype=wide)
-    dx, dweight = (
-        (torch.empty_like(x), torch.zeros_like(weight, dtype=wide)) if with_gradient else (None, None)
-    )
-    x_low, weight_low = x.to(dtype), weight.to(dtype)
-    # float16 would lose small p - onehot here, before the factor of a gradient scaler has come
-    x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
-    minus_one = loss.new_tensor(-1.0)
-    for start in range(0, len(x), SLICE):
-        rows = slice(start, start + SLICE)
-        log_p = F.log_softmax(product(x_low[rows], weight_low), dim=-1, dtype=wide)  # (slice, V)
-        loss -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
-        if with_gradient:
-            dlogits = log_p.exp_().scatter_add_(1, targets[rows], minus_one.expand_as(targets[rows]))
-            dlogits = dlogits.to(x_back.dtype)
-            dx[rows] = product(dlogits, weight_back.T) * real[rows]
-            dweight += product(dlogits.T, (x_back[rows] * real[rows]).T)
-    return loss, dx, dweight
-
-
-def linear_cross_entropy(x, weight, targets):
-    """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32."""
-    with_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = (
-        torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
-    )
-    return LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), dtype, with_gradient)
-
-
-@torch.no_grad()
-def token_losses(x, weight, targets):
-    """x (N, D), weight (V, D), targets (N,) -> -log p(target) of each (N,), in float32 at least: to evaluate."""
-    slices = zip(x.split(SLICE), targets.split(SLICE))
-    logits = ((at_least_float32(linear(x, weight))[0], targets) for x, targets in slices)
-    return torch.cat([F.cross_entropy(*pair, reduction="none") for pair in logits])
-
-
-def keep_out_of_the_compiler():
-    """
-    Call before torch.compile: it then takes what is around these three and leaves them as they are. Unrolled,
-    their many small steps would take minutes to compile and run no faster. (No decorator, since the compiler
-    takes a second to import.)
-    """
-    for function in (LinearScan, ChunkedAttention, LinearCrossEntropy):
-        function.apply = torch.compiler.disable(function.apply)

@@ -22,15 +22,8 @@ from torch import nn
 
 import checkpoint
 from config import at_least, fail, one_of
-from kernels import (
-    gated_linear_attention,
-    gated_unit,
-    linear,
-    log_forget_gate,
-    min_gru,
-    min_lstm,
-    rms_norm,
-)
+from kernels import gated_linear_attention, min_gru, min_lstm
+from layers import gated_unit, linear, log_forget_gate, rms_norm
 
 
 @dataclass

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from checkpoint import Run, Stop, Stopped, World, join, say, sum_over_processes, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
-from kernels import keep_out_of_the_compiler, linear_cross_entropy
+from layers import linear_cross_entropy
 from model import Config, LanguageModel, Linear, find_device, read_tokenizer
 
 
@@ -279,7 +279,6 @@ def compiled(module, s):
     can = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
     if s.compile == "no" or (s.compile == "auto" and not can):
         return module
-    keep_out_of_the_compiler()
     torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # HGRN2's code differs by the layer's number
     return torch.compile(module)
 

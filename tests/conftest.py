@@ -23,7 +23,16 @@ REAL_DATA = Path(os.environ.get("NANORNN_DATA", ROOT.parent / "shared" / "data")
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are tested everywhere
+    os.environ["TRITON_INTERPRET"] = "1"  # as they are first imported, for test_triton.py; see there
+    import kernels
+
+    if kernels.triton_kernels:
+        import triton.experimental.gluon.language  # noqa: F401  (later it would miss the variable)
+
+        kernels.triton_kernels.INTERPRETED = False
+    del os.environ[
+        "TRITON_INTERPRET"
+    ]  # other tests, and scripts that they start, take the plain PyTorch forms
 
 import checkpoint
 import data

@@ -1,0 +1,265 @@
+"""
+What every model here spends its time on besides its recurrence: linear layers, the norm, gates, the loss.
+
+Each is PyTorch's own function, or a formula of a line, made faster or smaller by a gradient written by hand.
+
+    linear                  y_t = W x_t + b                                    every model's layers
+    rms_norm                y_t = x_t / sqrt(mean(x_t^2) + eps) * weight       before each mixer and MLP
+    gated_unit              y_t = silu(gate_t) * up_t                          the MLP
+    log_forget_gate         log(floor + (1 - floor) sigmoid(z_t))              HGRN2
+    linear_cross_entropy    -log softmax(W x_t)[target_t], a slice at a time   every model's last layer
+
+Shapes:  D, E width in and out of a layer   V vocabulary   N tokens of a batch   ... any, such as batch and time
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def at_least_float32(*tensors):
+    """The tensors in the widest of their types, and in float32 at least."""
+    wide = functools.reduce(torch.promote_types, (x.dtype for x in tensors if x is not None), torch.float32)
+    return [None if x is None else x.to(wide) for x in tensors]
+
+
+# ---------------------------------------------------------------------------------------------------
+# linear layer:  y_t = W x_t + b
+
+# PyTorch gives float32 products to the library MKL, which uses but half the width of an AMD processor. It also
+# brings oneDNN, for bfloat16, which uses all of it in float32 too: 490 in place of 210 GFLOP/s on two cores with
+# AVX-512. The gradients are products of the same kind, dx = dy W and dW = dy^T x.
+
+ROWS_FOR_ONEDNN = 16  # below, a product is too small to gain
+
+
+def onednn_pays(x):
+    """Whether x @ weight.T is faster by oneDNN: float32, enough rows, a CPU with AVX-512."""
+    rows = x.numel() // max(1, x.shape[-1])
+    return HAS_AVX512 and x.dtype == torch.float32 and x.device.type == "cpu" and rows >= ROWS_FOR_ONEDNN
+
+
+def has_avx512():
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_f")) and torch.backends.mkldnn.is_available()
+
+
+HAS_AVX512 = has_avx512()
+
+
+def product(x, weight, bias=None):
+    """x (..., D), weight (E, D), bias (E,) -> x weight^T + bias (..., E). Without a gradient."""
+    if onednn_pays(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dx = product(dy, weight.T) if ctx.needs_input_grad[0] else None
+        x, dy = x.flatten(0, -2), dy.flatten(0, -2)
+        dweight = None
+        if ctx.needs_input_grad[1]:  # of the two transposed factors oneDNN copies the first: the narrower one
+            dweight = product(x.T, dy.T).T if x.shape[1] < dy.shape[1] else product(dy.T, x.T)
+        return dx, dweight, dy.sum(0) if ctx.has_bias else None
+
+
+def linear(x, weight, bias=None):
+    """F.linear, differentiable once: x (..., D), weight (E, D), bias (E,) -> x weight^T + bias (..., E)."""
+    if onednn_pays(x) and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
+        return Product.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+# ---------------------------------------------------------------------------------------------------
+# norm:  y_t = x_t / rms_t * weight,   rms_t = sqrt(mean(x_t^2) + eps)
+
+# On a CPU, PyTorch differentiates its rms_norm in a dozen passes over x, four times the work of the six here. With
+# n = x / rms and g = dy weight,  dx = (g - n mean(g n)) / rms  and  dweight is the sum of dy n.
+
+
+class RMSNormalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).sqrt_()
+        ctx.save_for_backward(x, weight, rms)
+        return (x / rms).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight, rms = ctx.saved_tensors
+        n, g = x / rms, dy * weight
+        dweight = (dy * n).flatten(0, -2).sum(0)
+        return g.addcmul_(n, (g * n).mean(-1, keepdim=True), value=-1).div_(rms), dweight, None
+
+
+def rms_norm(x, weight, eps):
+    """x (..., D), weight (D,) -> x / sqrt(mean(x^2) + eps) * weight, in float32 at least."""
+    x, weight = at_least_float32(x, weight)
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return RMSNormalise.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+# ---------------------------------------------------------------------------------------------------
+# gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
+
+# For the gradient of a chain of elementwise functions PyTorch keeps what is between them. These two keep their
+# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
+
+
+class GatedUnit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+
+
+def gated_unit(gate, up):
+    """silu(gate) * up, all of one shape."""
+    return GatedUnit.apply(gate, up)
+
+
+class LogForgetGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, floor):
+        ctx.save_for_backward(z, floor)
+        _, f = forget_gate(z, floor)
+        return f.clamp_(min=1e-37).log_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dlog_f):
+        z, floor = ctx.saved_tensors
+        s, f = forget_gate(z, floor)
+        df = dlog_f / f.clamp_(min=1e-37)
+        dfloor = (df * (1 - s)).flatten(0, -2).sum(0)
+        return torch.ops.aten.sigmoid_backward(df, s).mul_(1 - floor).to(z.dtype), dfloor
+
+
+def forget_gate(z, floor):
+    """-> s = sigmoid(z), and floor + (1 - floor) s, both in the type of floor."""
+    s = torch.sigmoid(z.to(floor.dtype))
+    return s, (s * (1 - floor)).add_(floor)
+
+
+def log_forget_gate(z, floor):
+    """
+    log(floor + (1 - floor) sigmoid(z)): z (..., D), floor (D,), at least 0 and below 1 -> (..., D), in float32 at
+    least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between. At least log 1e-37, so that it is a number.
+    """
+    floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
+    return LogForgetGate.apply(z, floor)
+
+
+# ---------------------------------------------------------------------------------------------------
+# output layer and its loss:  the mean over t of  -log p(target_t),  p = softmax(W x_t)
+
+
+def linear_cross_entropy_reference(x, weight, targets):
+    """x (..., D), weight (V, D), targets (...) -> the mean over targets that are not -100; 0 if all are."""
+    losses = F.cross_entropy((x @ weight.T).float().flatten(0, -2), targets.flatten(), reduction="sum")
+    return losses / (targets != -100).sum().clamp(min=1)
+
+
+# The same, a slice of tokens at a time, so that their logits, the largest tensor of any language model, are
+# never held whole. The loss needs one number of each row; its gradient with respect to the logits is p -
+# onehot(target). So the slice that has just been made is turned into its gradient on the spot and
+# multiplied into dx and dW, which are kept in its stead: no logit is computed twice.
+
+SLICE = 256  # tokens
+
+
+@torch.library.custom_op("nanornn::linear_cross_entropy", mutates_args=())
+def summed_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    x (N, D), weight (V, D), targets (N,) -> the summed loss, its gradients with respect to x and weight, or two
+    empty tensors; matrix products in dtype, the rest in float32 at least. One operator to torch.compile.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return sliced_cross_entropy(x, weight, targets, dtype, with_gradient)
+
+
+@summed_cross_entropy.register_fake
+def _(x, weight, targets, dtype, with_gradient):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    loss, dweight = x.new_empty((), dtype=wide), torch.empty_like(weight, dtype=wide)
+    return (loss, torch.empty_like(x), dweight) if with_gradient else (loss, x.new_empty(0), x.new_empty(0))
+
+
+def keep_gradients(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def scale_gradients(ctx, dloss, *_):
+    dx, dweight = ctx.saved_tensors
+    return dx * dloss, dweight * dloss, None, None, None
+
+
+summed_cross_entropy.register_autograd(scale_gradients, setup_context=keep_gradients)
+
+
+def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    real = (targets != -100).unsqueeze(-1)  # (N, 1)
+    targets = targets.unsqueeze(-1).where(real, 0)
+    loss = x.new_zeros((), dtype=wide)
+    dx, dweight = x.new_empty(0), x.new_empty(0)
+    if with_gradient:
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
+    x_low, weight_low = x.to(dtype), weight.to(dtype)
+    # float16 would lose small p - onehot here, before the factor of a gradient scaler has come
+    x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
+    minus_one = loss.new_tensor(-1.0)
+    for start in range(0, len(x), SLICE):
+        rows = slice(start, start + SLICE)
+        log_p = F.log_softmax(product(x_low[rows], weight_low), dim=-1, dtype=wide)  # (slice, V)
+        loss -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
+        if with_gradient:
+            dlogits = log_p.exp_().scatter_add_(1, targets[rows], minus_one.expand_as(targets[rows]))
+            dlogits = dlogits.to(x_back.dtype)
+            dx[rows] = product(dlogits, weight_back.T) * real[rows]
+            dweight += product(dlogits.T, (x_back[rows] * real[rows]).T)
+    return loss, dx, dweight
+
+
+def linear_cross_entropy(x, weight, targets):
+    """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32."""
+    with_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = (
+        torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
+    )
+    targets = targets.flatten()
+    loss, *_ = summed_cross_entropy(x.flatten(0, -2), weight, targets, dtype, with_gradient)
+    return loss / (targets != -100).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def token_losses(x, weight, targets):
+    """x (N, D), weight (V, D), targets (N,) -> -log p(target) of each (N,), in float32 at least: to evaluate."""
+    slices = zip(x.split(SLICE), targets.split(SLICE))
+    logits = ((at_least_float32(linear(x, weight))[0], targets) for x, targets in slices)
+    return torch.cat([F.cross_entropy(*pair, reduction="none") for pair in logits])

@@ -1,0 +1,186 @@
+"""Layers and losses are PyTorch's own: the same values, the same gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_kernels import TOLERANCE, assert_same, values_and_gradients
+
+import layers
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# linear layer, norm, gates
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [(1,), (3, 5), (16,), (4, 100), (2, 3, 50)], ids=str)
+@pytest.mark.parametrize("D, E", [(16, 48), (48, 16), (1, 1), (33, 7)])
+def test_linear_is_torchs(rows, D, E, dtype):
+    """Also where PyTorch's own is not asked: values, and the gradients of input, weight and bias."""
+    inputs = [torch.randn(shape) for shape in ((*rows, D), (E, D), (E,))]
+    assert_same(layers.linear, F.linear, inputs, dtype)
+    assert_same(layers.linear, F.linear, inputs[:2], dtype)
+
+
+def test_linear_takes_inputs_as_they_lie_and_leaves_them_alone():
+    x, weight = torch.randn(40, 5, 16).transpose(0, 1), torch.randn(16, 48).T
+    before = x.clone(), weight.clone()
+    assert_same(layers.linear, F.linear, [x, weight])
+    assert x.equal(before[0]) and weight.equal(before[1])
+
+
+def test_a_linear_layer_under_autocast_is_torchs_to_the_bit():
+    x, weight = torch.randn(64, 16), torch.randn(48, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, torchs = (
+            values_and_gradients(f, [x, weight], torch.float32) for f in (layers.linear, F.linear)
+        )
+    assert ours[0].dtype == torch.bfloat16 and all(map(torch.equal, ours, torchs))
+
+
+def test_a_frozen_weight_or_input_gets_no_gradient():
+    for frozen in (0, 1):
+        tensors = [torch.randn(64, 16), torch.randn(48, 16)]
+        tensors[1 - frozen].requires_grad_()
+        layers.linear(*tensors).sum().backward()
+        assert tensors[frozen].grad is None and tensors[1 - frozen].grad is not None
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 5, 16), (100, 33)], ids=str)
+@pytest.mark.parametrize("eps", [1e-6, 1.0])
+def test_the_norm_is_torchs(shape, eps, dtype):
+    inputs = [torch.randn(shape), torch.rand(shape[-1])]
+    ours, torchs = lambda x, w: layers.rms_norm(x, w, eps), lambda x, w: F.rms_norm(x, w.shape, w, eps)
+    assert_same(ours, torchs, inputs, dtype)
+
+
+def test_the_norm_of_nothing_and_of_large_numbers():
+    """Of zeros 0, and no division by it; of bfloat16, float32."""
+    x = torch.tensor([[0.0, 0.0], [3e18, -3e18]], requires_grad=True)
+    y = layers.rms_norm(x, torch.ones(2), 1e-6)
+    y.sum().backward()
+    assert torch.allclose(y, torch.tensor([[0.0, 0.0], [1.0, -1.0]])) and x.grad.isfinite().all()
+    assert layers.rms_norm(torch.ones(3, 2).bfloat16(), torch.ones(2), 1e-6).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gates_are_their_formulas(dtype):
+    """Values and gradients, for every floor from 0 on, also where sigmoids are 0 or 1."""
+    z, up, floor = 8 * torch.randn(4, 30, 16), torch.randn(4, 30, 16), torch.rand(16) * 0.99
+    floor[:4] = 0
+    assert_same(layers.gated_unit, lambda x, y: F.silu(x) * y, (z, up), dtype)
+    formula = lambda z, floor: (floor + (1 - floor) * z.sigmoid()).log()  # noqa: E731
+    assert_same(layers.log_forget_gate, formula, (z, floor), dtype)
+
+
+def test_a_forget_gate_of_zero_is_a_number_and_learns_nothing():
+    z, floor = torch.tensor([[-200.0, 0.0, 200.0]], requires_grad=True), torch.zeros(3, requires_grad=True)
+    log_f = layers.log_forget_gate(z, floor)
+    log_f.sum().backward()
+    assert torch.allclose(log_f, torch.tensor([[1e-37, 0.5, 1.0]]).log())
+    assert torch.allclose(z.grad, torch.tensor([[0.0, 0.5, 0.0]])) and floor.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------
+# output layer and cross-entropy
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 5), (3, 100)])
+def test_linear_cross_entropy_is_the_reference(shape, dtype, monkeypatch):
+    """In slices of 64 tokens, the last one ragged, some targets ignored."""
+    monkeypatch.setattr(layers, "SLICE", 64)
+    targets = torch.randint(50, shape)
+    if targets.numel() > 1:
+        targets[torch.rand(shape) < 0.3] = -100
+
+    def loss_of(f):
+        return lambda x, weight: f(x, weight, targets)
+
+    inputs = torch.randn(*shape, 16), torch.randn(50, 16)
+    assert_same(loss_of(layers.linear_cross_entropy), loss_of(reference_loss), inputs, dtype)
+
+
+def reference_loss(x, weight, targets):
+    return F.cross_entropy(F.linear(x, weight).flatten(0, -2), targets.flatten())
+
+
+def test_the_slow_loss_is_torchs():
+    x, weight, targets = torch.randn(2, 5, 16), torch.randn(50, 16), torch.randint(50, (2, 5))
+    targets[0, :3] = -100
+    ours, torchs = (f(x, weight, targets) for f in (layers.linear_cross_entropy_reference, reference_loss))
+    torch.testing.assert_close(ours, torchs)
+
+
+def test_nothing_to_predict_is_a_loss_of_zero():
+    """A batch of padding only: no NaN, and no gradient."""
+    x, weight = torch.randn(5, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    loss = layers.linear_cross_entropy(x, weight, torch.full((5,), -100))
+    loss.backward()
+    assert loss == 0 and (x.grad == 0).all() and (weight.grad == 0).all()
+
+
+def test_a_token_that_is_out_of_reach_costs_much_but_not_infinity():
+    x, weight = torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0]])
+    assert layers.linear_cross_entropy(x, weight, torch.tensor([1])) == 400
+
+
+def test_the_loss_takes_a_factor_and_repeats_itself():
+    """loss / 4, as in accumulation, gives a quarter of the gradient; the same call gives the same bits."""
+    x, weight, targets = torch.randn(300, 16), torch.randn(50, 16), torch.randint(50, (300,))
+    runs = [
+        values_and_gradients(
+            lambda x, w: layers.linear_cross_entropy(x, w, targets) / n, (x, weight), torch.float32
+        )
+        for n in (1, 1, 4)
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(runs[0], runs[1]))
+    assert all(torch.equal(x, 4 * y) for x, y in zip(runs[0], runs[2]))
+
+
+def test_token_losses_are_what_the_mean_is_of():
+    x, weight, targets = torch.randn(600, 16), torch.randn(50, 16), torch.randint(50, (600,))
+    losses = layers.token_losses(x, weight, targets)
+    torch.testing.assert_close(losses, F.cross_entropy(x @ weight.T, targets, reduction="none"))
+    torch.testing.assert_close(losses.mean(), layers.linear_cross_entropy(x, weight, targets))
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, weight, targets = (
+        torch.randn(300, 16),
+        torch.randn(50, 16, requires_grad=True),
+        torch.randint(50, (300,)),
+    )
+    with torch.no_grad():
+        evaluated = layers.linear_cross_entropy(x, weight, targets)
+    loss = layers.linear_cross_entropy(x, weight, targets)
+    loss.backward()
+    assert not evaluated.requires_grad and evaluated == loss and x.grad is None and weight.grad is not None
+
+
+def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32():
+    """As far from float64 as autocast's own output layer and cross-entropy, or nearer."""
+    x, weight, targets = torch.randn(300, 16), torch.randn(50, 16), torch.randint(50, (300,))
+
+    def run(f, dtype=torch.float32, autocast=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return values_and_gradients(lambda x, w: f(x, w, targets), (x, weight), dtype)
+
+    exact = run(reference_loss, torch.float64, autocast=False)
+    for ours, torchs, y in zip(run(layers.linear_cross_entropy), run(reference_loss), exact):
+        assert ours.dtype == torch.float32
+        assert (ours - y).norm() <= max(1.2 * (torchs - y).norm(), 2e-3 * y.norm())
+
+
+def test_float16_keeps_the_gradient_of_unlikely_tokens():
+    """p = 2^-26 is 0 in float16: its gradient is taken in float32, before a scaler could have saved it."""
+    x, weight = torch.ones(1, 1), torch.tensor([[18.0], [0.0]]).requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        layers.linear_cross_entropy(x, weight, torch.tensor([0])).backward()
+    torch.testing.assert_close(weight.grad[1, 0], torch.sigmoid(torch.tensor(-18.0)), rtol=1e-3, atol=0)
