@@ -476,7 +476,7 @@ def attention_results(q, k, v, log_f, S0, keep):
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
     if runs_triton(q):
         C = triton_kernels.attention_chunk(q)
-        states, A = q.new_empty(keep * -(-T // C), B, H, K, V), q.new_empty(B, T, H, keep * C)
+        states, A = q.new_empty(keep * B, H, -(-T // C), K, V), q.new_empty(B, T, H, keep * C)
     else:
         states, A = q.new_empty(keep * (len(segments(q, v)) - 1), B, H, K, V, dtype=dtype), q.new_empty(0)
     return v.new_empty(v.shape), q.new_empty(B, H, K, V, dtype=dtype), states, A
