@@ -322,7 +322,7 @@ def leaf_decays(M, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
 def chunk_states(
     x, y, g, S_in, states, S_out, marks, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, STARTED: tl.constexpr, STAGES: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, STARTED: tl.constexpr,
     DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     # One program: BK x BV of one head's state, from chunk to chunk. Forward, x and y are k and v, and each state that
@@ -338,7 +338,7 @@ def chunk_states(
     S = tl.zeros([BK, BV], tl.float32)
     if STARTED:
         S += state(S_in, bh, c, cv, K, V).to(tl.float32)
-    for j in tl.range(0, n, num_stages=STAGES):
+    for j in range(n):
         chunk = n - 1 - j if BACK else j
         write_state(states, S, bh * n + chunk, c, cv, K, V)
         first, left = (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
@@ -383,16 +383,17 @@ def chunk_outputs(
         X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT)
         diagonal += tl.sum(Q * X, 1)
         decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
-        attention += tl.where(r ^ t < LEAF, product(Q * decays, tl.trans(X * growths), DOT), 0.0)
-        for level in tl.static_range(LEVELS):
-            half = LEAF * 2**level
+        leaf = product(Q * decays, tl.trans(X * growths), DOT)  # above the diagonal it may overflow
+        attention += tl.where(tl.load(M + LEAF_BELOW * C * C) > 0, leaf, 0.0)
+        for level in tl.range(LEVELS, num_stages=1):
             decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
-            meet = tl.where(r // half % 2 == 1, Q, X) * decays
-            attention += tl.where(((r ^ t) >= half) & ((r ^ t) < 2 * half), product(meet, tl.trans(meet), DOT), 0.0)
+            meet = tl.where(r & (LEAF << level) > 0, Q, X) * decays
+            attention += product(meet, tl.trans(meet), DOT) * tl.load(M + (ACROSS + 2 * level) * C * C)
         S = state(states, number, tl.trans(c), cv, K, V)
-        out += product(Q * exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT)), S, DOT)
+        decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
+        out = add_product(Q * decays, S, out, DOT)
     attention = tl.where(t < r, attention, tl.where(t == r, diagonal[:, None], 0.0))
-    out += product(attention, rows(v, first, r, cv, left, H, V), DOT)
+    out = add_product(attention, rows(v, first, r, cv, left, H, V), out, DOT)
     write_rows(o, out, first, r, cv, left, H, V)
     if KEEP:
         if piece == 0:
@@ -416,7 +417,7 @@ def value_gradients(
         c = (start + tl.arange(0, BK))[None, :]
         log_f = gates(g, first, r, c, left, H, G)
         X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT) * exp(summed(M, log_f, DOT, EXACT))
-        out += product(X, state(dstates, number, tl.trans(c), cv, K, V), DOT)
+        out = add_product(X, state(dstates, number, tl.trans(c), cv, K, V), out, DOT)
     write_rows(dv, out, first, r, cv, left, H, V)
     if piece == 0:
         below, above = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
@@ -489,26 +490,45 @@ def key_gradients(
     write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
 
 
+# Slices of K and of V in a program, its warps, its stages. Chosen with no GPU at hand, from what the compiler makes of
+# them (python bench.py compile): the fewest instructions per number among those that keep all in registers.
+TILES = {
+    "bfloat16, Hopper": dict(
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
+        value_gradients=(32, 128, 4, 2), key_gradients=(32, 32, 4, 2),
+    ),
+    "bfloat16": dict(
+        chunk_states=(64, 32, 4, 2), chunk_outputs=(16, 128, 4, 1),
+        value_gradients=(32, 64, 4, 2), key_gradients=(16, 64, 4, 1),
+    ),
+    "float32": dict(
+        chunk_states=(32, 32, 4, 1), chunk_outputs=(16, 32, 4, 1),
+        value_gradients=(16, 32, 4, 1), key_gradients=(16, 32, 4, 1),
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def is_hopper(device):
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def attention_chunk(q):
     """-> C"""
-    return 64 if q.dtype == torch.bfloat16 else 32
-
-
-def tiles(kernel, C, K, V, bfloat16):
-    """-> BK, BV, warps of a kernel"""
-    return {"chunk_states": (64, 64, 4), "chunk_outputs": (128, 128, 8), "value_gradients": (64, 128, 8), "key_gradients": (64, 64, 8)}[kernel]
+    return 64 if q.dtype == torch.bfloat16 else 16
 
 
 def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
     T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q)
     bfloat16 = q.dtype == v.dtype == torch.bfloat16
-    BK, BV, warps = tiles(kernel.__name__, C, K, V, bfloat16)
+    table = TILES[f"bfloat16{', Hopper' * is_hopper(q.device)}" if bfloat16 else "float32"]
+    BK, BV, warps, stages = table[kernel.__name__]
     BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
     kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
         *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,
         H=H, K=K, V=V, G=G, TIED=k is None, C=C, BK=BK, BV=BV, DOT=tl.bfloat16 if bfloat16 else tl.float32,
-        EXACT=log_f.dtype == torch.bfloat16 or not bfloat16, **settings, num_warps=warps,
+        EXACT=log_f.dtype == torch.bfloat16 or not bfloat16, **settings, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -520,7 +540,7 @@ def attend(q, k, v, log_f, S0, o, S, states, A):
     if not keep:
         states = q.new_empty(heads, n, q.shape[3], v.shape[3])
     with torch.cuda.device_of(q):
-        tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None, STAGES=2)
+        tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None)
         launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
         tensors, settings = (q, k, v, log_f, states, o, A), dict(LEVELS=levels(C), KEEP=keep)
         launch(chunk_outputs, lambda down, across: heads * n * across, tensors, *inputs, **settings)
@@ -535,7 +555,7 @@ def attend_backward(q, k, v, log_f, S0, states, A, do, dS, grads):
     dstates, dS_first, dA = torch.empty_like(states), torch.empty_like(dS), torch.empty_like(A)
     dg = dlog_f if dlog_f.shape == q.shape else log_f.new_empty(q.shape, dtype=torch.float32)
     with torch.cuda.device_of(q):
-        tensors, settings = (q, do, log_f, dS, dstates, dS_first), dict(BACK=True, STARTED=True, STAGES=2)
+        tensors, settings = (q, do, log_f, dS, dstates, dS_first), dict(BACK=True, STARTED=True)
         launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
         tensors = k, v, log_f, A, do, dstates, dv, dA
         launch(value_gradients, lambda down, across: heads * n * across, tensors, *inputs)
