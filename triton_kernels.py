@@ -168,3 +168,156 @@ def scan_gradients(kind, x, y, z, h0, h, dh):
 
 def contiguous(*tensors):
     return (None if x is None else x.contiguous() for x in tensors)
+
+
+# ---------------------------------------------------------------------------------------------------
+# selective scan:  h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,   y_t = C_t^T h_t
+
+# The linear scan again, over tiles of [BT, BN, BE] numbers that are never written. Threads are laid along the last
+# axis first, channels, and have none left for the first: each holds all steps of its states and joins them one by
+# one in its registers. The exponentials bound the speed: a multiprocessor gives 16 of them per clock.
+#
+# Backwards, a state h_t = kept_t + dt_t B_t x_t is computed again, from the one that was saved before the tile, and
+# so is what the loss owes to it, dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to
+# the first. What is due to dt_t A is dh_t kept_t. Taking kept_t as h_t - dt_t B_t x_t would leave nothing of it
+# where decays are small; so that scans carry it, and dh_t, beside h_t and owed_t. An in-order scan of a flipped tile
+# is free, since registers are only renamed; Triton's own reverse=True sends all numbers from thread to thread.
+
+
+@triton.jit
+def join_kept(a, h, kept, a_next, h_next, kept_next):
+    """One step is (a, b, 0). From the state before, `kept` is what is left of it and of all but the last b."""
+    return a_next * a, a_next * h + h_next, a_next * h + kept_next
+
+
+@triton.jit
+def join_owed(a, owed, reach, dh, a_next, owed_next, reach_next, dh_next):
+    """Backwards, one step is (a, a g, 1, g). From owed_t of the last step, dh = reach owed_t + dh."""
+    return a_next * a, a_next * owed + owed_next, reach_next * a, reach_next * owed + dh_next
+
+
+@triton.jit
+def flip(x):
+    """x (16, ...), the last step first: in each of 2 x 2 x 2 x 2 steps, both become their sum less themselves."""
+    bits = x.to(tl.int32, bitcast=True).reshape([2, 2, 2, 2, x.shape[1], x.shape[2]])
+    for axis in tl.static_range(4):
+        bits = tl.sum(bits, axis, keep_dims=True) - bits
+    return bits.reshape(x.shape).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def row(x, i, wanted):
+    """x (BT, BN, BE) -> its row number `wanted`."""
+    return tl.sum(tl.where((i == wanted)[:, None, None], x, 0.0), 0)
+
+
+@triton.jit
+def selective_forward(
+    x, dt, A, B, C, h0, y, h, states, T, E,
+    N: tl.constexpr, KEEP: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    # One program: BE channels of one sequence with all their states, BT steps at a time.
+    #     x, dt, y (B, T, E)   A (E, N)   B, C (B, T, N)   h0, h (B, E, N)   states (B, tiles, N, E)
+    blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    e, n, i = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
+    here, of_state = (n < N)[:, None] & (e < E)[None, :], e[None, :] * N + n[:, None]
+    log_decay = load(A, of_state, here) * 1.4426950408889634  # log2(e): exp(z) is 2^(z log2(e))
+    carry = load(h0, sequence * E * N + of_state, here)
+    for j in tl.range(0, tiles, num_stages=3):
+        t = j * BT + i
+        te, te_mask = (sequence * T + t[:, None]) * E + e[None, :], (t < T)[:, None] & (e < E)[None, :]
+        tn, tn_mask = (sequence * T + t[:, None]) * N + n[None, :], (t < T)[:, None] & (n < N)[None, :]
+        if KEEP:
+            tl.store(states + (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], carry, mask=here)
+        dt_t = load(dt, te, te_mask)
+        b = (dt_t * load(x, te, te_mask))[:, None, :] * load(B, tn, tn_mask)[:, :, None]
+        kept, H = tl.associative_scan((tl.exp2(dt_t[:, None, :] * log_decay[None]), b), 0, join)
+        H += kept * carry[None]
+        Y = tl.sum(H * load(C, tn, tn_mask)[:, :, None], 1)
+        tl.store(y + te, Y.to(y.dtype.element_ty), mask=te_mask)
+        carry = row(H, i, BT - 1)
+    tl.store(h + sequence * E * N + of_state, carry, mask=here)
+
+
+@triton.jit
+def selective_backward(
+    x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E,
+    N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    # One program: the same channels, from the last tile to the first. What it adds to sums over channels and over
+    # sequences goes to dB, dC (B, T, blocks, N) and dA (B, E, N).
+    blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
+    sequence, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    e, n, i = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
+    here, of_state = (n < N)[:, None] & (e < E)[None, :], e[None, :] * N + n[:, None]
+    A_e, owed = load(A, of_state, here), load(dh, sequence * E * N + of_state, here)
+    dA_e = tl.zeros_like(A_e)
+    for back in tl.range(0, tiles, num_stages=3):
+        j = tiles - 1 - back
+        t = j * BT + i
+        te, te_mask = (sequence * T + t[:, None]) * E + e[None, :], (t < T)[:, None] & (e < E)[None, :]
+        tn, tn_mask = (sequence * T + t[:, None]) * N + n[None, :], (t < T)[:, None] & (n < N)[None, :]
+        dt_t, x_t, dy_t = load(dt, te, te_mask), load(x, te, te_mask), load(dy, te, te_mask)
+        B_t, C_t = load(B, tn, tn_mask)[:, :, None], load(C, tn, tn_mask)[:, :, None]
+        before = load(states, (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], here)
+
+        a = tl.exp2(dt_t[:, None, :] * (A_e * 1.4426950408889634)[None])
+        added = (dt_t * x_t)[:, None, :]
+        b = added * B_t
+        reach, _, kept = tl.associative_scan((a, b, tl.zeros_like(b)), 0, join_kept)
+        kept += reach * before[None]
+        of_channels = ((sequence * T + t[:, None]) * blocks + block) * N + n[None, :]
+        tl.store(dC + of_channels, tl.sum((kept + b) * dy_t[:, None, :], 2), mask=tn_mask)
+
+        a, g = flip(a), flip(C_t * dy_t[:, None, :])
+        steps = a, a * g, tl.full(a.shape, 1.0, tl.float32), g
+        a, owed_t, reach, dh_t = tl.associative_scan(steps, 0, join_owed)
+        dh_t = flip(dh_t + reach * owed[None])
+        owed = row(owed_t + a * owed[None], i, BT - 1)
+        tl.store(dB + of_channels, tl.sum(dh_t * added, 2), mask=tn_mask)
+
+        due = dh_t * kept  # to dt_t A
+        dA_e += tl.sum(due * dt_t[:, None, :], 0)
+        d_added = tl.sum(dh_t * B_t, 1)
+        ddt_t = tl.sum(due * A_e[None], 1) + d_added * x_t
+        tl.store(dx + te, (d_added * dt_t).to(dx.dtype.element_ty), mask=te_mask)
+        tl.store(ddt + te, ddt_t.to(ddt.dtype.element_ty), mask=te_mask)
+    tl.store(dA + sequence * E * N + of_state, dA_e, mask=here)
+    tl.store(dh0 + sequence * E * N + of_state, owed.to(dh0.dtype.element_ty), mask=here)
+
+
+def selective_tile(E, N, backward):
+    """-> steps, states and channels of a tile, and its warps."""
+    BN = triton.next_power_of_2(N)
+    most = max(1, (512 if backward else 2048) // BN)
+    BE = min(16 if backward else 32, triton.next_power_of_2(E), most)
+    return 16, BN, BE, max(1, BN * BE // (64 if backward else 128))
+
+
+def selective(x, dt, A, B, C, h0, y, h, states):
+    """Inputs as in selective_scan_loop; writes y, the last h, and the states before each tile if there is room."""
+    (batch, T, E), N = x.shape, A.shape[1]
+    x, dt, A, B, C, h0 = contiguous(x, dt, A, B, C, h0)
+    *tile, warps = selective_tile(E, N, backward=False)
+    grid = (batch * triton.cdiv(E, tile[2]),)
+    with torch.cuda.device_of(x):
+        selective_forward[grid](
+            x, dt, A, B, C, h0, y, h, states, T, E, N, states.numel() > 0, *tile, num_warps=warps
+        )
+
+
+def selective_gradients(x, dt, A, B, C, h0, states, dy, dh):
+    """-> the gradients of x, dt, A, B, C, h0."""
+    (batch, T, E), N = x.shape, A.shape[1]
+    x, dt, A, B, C, dy, dh = contiguous(x, dt, A, B, C, dy, dh)
+    *tile, warps = selective_tile(E, N, backward=True)
+    blocks = triton.cdiv(E, tile[2])
+    dx, ddt, dh0 = torch.empty_like(x), torch.empty_like(dt), torch.empty_like(dh, dtype=h0.dtype)
+    dB, dC = (dh.new_empty(batch, T, blocks, N) for _ in range(2))
+    dA = torch.empty_like(dh)
+    with torch.cuda.device_of(x):
+        selective_backward[(batch * blocks,)](
+            x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E, N, *tile, num_warps=warps
+        )
+    return [dx, ddt, dA.sum(0).to(A.dtype), dB.sum(2).to(B.dtype), dC.sum(2).to(C.dtype), dh0]
