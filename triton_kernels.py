@@ -166,39 +166,35 @@ def scan_gradients(kind, x, y, z, h0, h, dh):
     return [like for like in (dx, dy, dz, dh0) if like is not None]
 
 
-def contiguous(*tensors):
-    return (None if x is None else x.contiguous() for x in tensors)
-
-
 # ---------------------------------------------------------------------------------------------------
 # selective scan:  h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,   y_t = C_t^T h_t
 
-# The linear scan again, over tiles of [BT, BN, BE] numbers that are never written. Threads are laid along the last
-# axis first, channels, and have none left for the first: each holds all steps of its states and joins them one by
-# one in its registers. The exponentials bound the speed: a multiprocessor gives 16 of them per clock.
+# The linear scan again, over tiles of [BT, BN, BE] numbers, which are never written. Triton lays threads along the
+# last axis first and has none left for the first, so that each holds all steps of its states and joins them one
+# by one in its registers.
 #
-# Backwards, a state h_t = kept_t + dt_t B_t x_t is computed again, from the one that was saved before the tile, and
-# so is what the loss owes to it, dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to
-# the first. What is due to dt_t A is dh_t kept_t. Taking kept_t as h_t - dt_t B_t x_t would leave nothing of it
-# where decays are small; so that scans carry it, and dh_t, beside h_t and owed_t. An in-order scan of a flipped tile
-# is free, since registers are only renamed; Triton's own reverse=True sends all numbers from thread to thread.
+# Backwards, h_t = kept_t + dt_t B_t x_t is computed again from the state saved before the tile, and what the loss
+# owes to it, dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to the first. The
+# gradient of dt_t A is dh_t kept_t. To get kept_t and dh_t by subtraction would leave nothing of them where decays
+# are small: the scans carry them along. To flip a tile and scan it in order costs nothing, as registers are only
+# renamed; Triton's own reverse=True sends all numbers from thread to thread.
 
 
 @triton.jit
 def join_kept(a, h, kept, a_next, h_next, kept_next):
-    """One step is (a, b, 0). From the state before, `kept` is what is left of it and of all but the last b."""
+    """A step is (a, b, 0); of many, `kept` is all of h but the last b."""
     return a_next * a, a_next * h + h_next, a_next * h + kept_next
 
 
 @triton.jit
 def join_owed(a, owed, reach, dh, a_next, owed_next, reach_next, dh_next):
-    """Backwards, one step is (a, a g, 1, g). From owed_t of the last step, dh = reach owed_t + dh."""
+    """Backwards, a step is (a, a g, 1, g); of many, what is owed at first reaches the last one's dh."""
     return a_next * a, a_next * owed + owed_next, reach_next * a, reach_next * owed + dh_next
 
 
 @triton.jit
 def flip(x):
-    """x (16, ...), the last step first: in each of 2 x 2 x 2 x 2 steps, both become their sum less themselves."""
+    """x (16, ...), last step first: along each axis of 2 x 2 x 2 x 2, both become their sum less themselves."""
     bits = x.to(tl.int32, bitcast=True).reshape([2, 2, 2, 2, x.shape[1], x.shape[2]])
     for axis in tl.static_range(4):
         bits = tl.sum(bits, axis, keep_dims=True) - bits
@@ -206,9 +202,9 @@ def flip(x):
 
 
 @triton.jit
-def row(x, i, wanted):
-    """x (BT, BN, BE) -> its row number `wanted`."""
-    return tl.sum(tl.where((i == wanted)[:, None, None], x, 0.0), 0)
+def rows(sequence, t, T, j, J):
+    """Where [sequence, t, j] of a (B, T, J) are, and which of them there are."""
+    return (sequence * T + t[:, None]) * J + j[None, :], (t < T)[:, None] & (j < J)[None, :]
 
 
 @triton.jit
@@ -221,22 +217,21 @@ def selective_forward(
     blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
     e, n, i = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
-    here, of_state = (n < N)[:, None] & (e < E)[None, :], e[None, :] * N + n[:, None]
-    log_decay = load(A, of_state, here) * 1.4426950408889634  # log2(e): exp(z) is 2^(z log2(e))
+    of_state, here = e[None, :] * N + n[:, None], (n < N)[:, None] & (e < E)[None, :]
+    log_decay = load(A, of_state, here) * 1.4426950408889634  # log2(e), as exp(z) is 2^(z log2(e))
     carry = load(h0, sequence * E * N + of_state, here)
     for j in tl.range(0, tiles, num_stages=3):
-        t = j * BT + i
-        te, te_mask = (sequence * T + t[:, None]) * E + e[None, :], (t < T)[:, None] & (e < E)[None, :]
-        tn, tn_mask = (sequence * T + t[:, None]) * N + n[None, :], (t < T)[:, None] & (n < N)[None, :]
+        te, in_te = rows(sequence, j * BT + i, T, e, E)
+        tn, in_tn = rows(sequence, j * BT + i, T, n, N)
         if KEEP:
             tl.store(states + (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], carry, mask=here)
-        dt_t = load(dt, te, te_mask)
-        b = (dt_t * load(x, te, te_mask))[:, None, :] * load(B, tn, tn_mask)[:, :, None]
+        dt_t = load(dt, te, in_te)
+        b = (dt_t * load(x, te, in_te))[:, None, :] * load(B, tn, in_tn)[:, :, None]
         kept, H = tl.associative_scan((tl.exp2(dt_t[:, None, :] * log_decay[None]), b), 0, join)
         H += kept * carry[None]
-        Y = tl.sum(H * load(C, tn, tn_mask)[:, :, None], 1)
-        tl.store(y + te, Y.to(y.dtype.element_ty), mask=te_mask)
-        carry = row(H, i, BT - 1)
+        y_t = tl.sum(H * load(C, tn, in_tn)[:, :, None], 1)
+        tl.store(y + te, y_t.to(y.dtype.element_ty), mask=in_te)
+        carry = tl.sum(tl.where((i == BT - 1)[:, None, None], H, 0.0), 0)
     tl.store(h + sequence * E * N + of_state, carry, mask=here)
 
 
@@ -245,46 +240,52 @@ def selective_backward(
     x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E,
     N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    # One program: the same channels, from the last tile to the first. What it adds to sums over channels and over
-    # sequences goes to dB, dC (B, T, blocks, N) and dA (B, E, N).
+    # One program: the same, from the last tile to the first. Its parts of what is summed over channels or
+    # sequences: dB, dC (B, T, blocks, N), dA (B, E, N).
     blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
     sequence, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     e, n, i = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
-    here, of_state = (n < N)[:, None] & (e < E)[None, :], e[None, :] * N + n[:, None]
+    of_state, here = e[None, :] * N + n[:, None], (n < N)[:, None] & (e < E)[None, :]
     A_e, owed = load(A, of_state, here), load(dh, sequence * E * N + of_state, here)
     dA_e = tl.zeros_like(A_e)
     for back in tl.range(0, tiles, num_stages=3):
         j = tiles - 1 - back
-        t = j * BT + i
-        te, te_mask = (sequence * T + t[:, None]) * E + e[None, :], (t < T)[:, None] & (e < E)[None, :]
-        tn, tn_mask = (sequence * T + t[:, None]) * N + n[None, :], (t < T)[:, None] & (n < N)[None, :]
-        dt_t, x_t, dy_t = load(dt, te, te_mask), load(x, te, te_mask), load(dy, te, te_mask)
-        B_t, C_t = load(B, tn, tn_mask)[:, :, None], load(C, tn, tn_mask)[:, :, None]
+        te, in_te = rows(sequence, j * BT + i, T, e, E)
+        tn, in_tn = rows(sequence, j * BT + i, T, n, N)
+        parts, _ = rows(sequence, j * BT + i, T, block * N + n, blocks * N)
+        dt_t, x_t, dy_t = load(dt, te, in_te), load(x, te, in_te), load(dy, te, in_te)
+        B_t, C_t = load(B, tn, in_tn)[:, :, None], load(C, tn, in_tn)[:, :, None]
         before = load(states, (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], here)
 
-        a = tl.exp2(dt_t[:, None, :] * (A_e * 1.4426950408889634)[None])
-        added = (dt_t * x_t)[:, None, :]
+        a, added = tl.exp2(dt_t[:, None, :] * (A_e * 1.4426950408889634)[None]), (dt_t * x_t)[:, None, :]
         b = added * B_t
         reach, _, kept = tl.associative_scan((a, b, tl.zeros_like(b)), 0, join_kept)
         kept += reach * before[None]
-        of_channels = ((sequence * T + t[:, None]) * blocks + block) * N + n[None, :]
-        tl.store(dC + of_channels, tl.sum((kept + b) * dy_t[:, None, :], 2), mask=tn_mask)
+        tl.store(dC + parts, tl.sum((kept + b) * dy_t[:, None, :], 2), mask=in_tn)
 
         a, g = flip(a), flip(C_t * dy_t[:, None, :])
-        steps = a, a * g, tl.full(a.shape, 1.0, tl.float32), g
-        a, owed_t, reach, dh_t = tl.associative_scan(steps, 0, join_owed)
+        one = tl.full(a.shape, 1.0, tl.float32)
+        a, owed_t, reach, dh_t = tl.associative_scan((a, a * g, one, g), 0, join_owed)
         dh_t = flip(dh_t + reach * owed[None])
-        owed = row(owed_t + a * owed[None], i, BT - 1)
-        tl.store(dB + of_channels, tl.sum(dh_t * added, 2), mask=tn_mask)
+        owed = tl.sum(tl.where((i == BT - 1)[:, None, None], owed_t + a * owed[None], 0.0), 0)
+        tl.store(dB + parts, tl.sum(dh_t * added, 2), mask=in_tn)
 
-        due = dh_t * kept  # to dt_t A
+        due, d_added = dh_t * kept, tl.sum(dh_t * B_t, 1)  # the gradients of dt_t A and of dt_t x_t
         dA_e += tl.sum(due * dt_t[:, None, :], 0)
-        d_added = tl.sum(dh_t * B_t, 1)
         ddt_t = tl.sum(due * A_e[None], 1) + d_added * x_t
-        tl.store(dx + te, (d_added * dt_t).to(dx.dtype.element_ty), mask=te_mask)
-        tl.store(ddt + te, ddt_t.to(ddt.dtype.element_ty), mask=te_mask)
+        tl.store(dx + te, (d_added * dt_t).to(dx.dtype.element_ty), mask=in_te)
+        tl.store(ddt + te, ddt_t.to(ddt.dtype.element_ty), mask=in_te)
     tl.store(dA + sequence * E * N + of_state, dA_e, mask=here)
     tl.store(dh0 + sequence * E * N + of_state, owed.to(dh0.dtype.element_ty), mask=here)
+
+
+# Chosen by what the compiler makes of them for a Hopper card, bfloat16 and N = 16, not by the clock. The
+# exponential unit takes as long for a number as 8 instructions do; issued for each number of a tile are
+#
+#     forward    64 numbers a thread    15.8      of 32     21.2
+#     backward   32 numbers a thread    59.5      of 16     70.4      of 64, more than the 255 registers
+#
+# and a narrower backward tile has fewer (8 channels: 55), but makes the parts of dB and dC twice as large.
 
 
 def selective_tile(E, N, backward):
@@ -296,15 +297,13 @@ def selective_tile(E, N, backward):
 
 
 def selective(x, dt, A, B, C, h0, y, h, states):
-    """Inputs as in selective_scan_loop; writes y, the last h, and the states before each tile if there is room."""
+    """Inputs as in selective_scan_loop; writes y, the last h, and the states before all tiles if there is room."""
     (batch, T, E), N = x.shape, A.shape[1]
     x, dt, A, B, C, h0 = contiguous(x, dt, A, B, C, h0)
     *tile, warps = selective_tile(E, N, backward=False)
-    grid = (batch * triton.cdiv(E, tile[2]),)
+    keep, grid = states.numel() > 0, (batch * triton.cdiv(E, tile[2]),)
     with torch.cuda.device_of(x):
-        selective_forward[grid](
-            x, dt, A, B, C, h0, y, h, states, T, E, N, states.numel() > 0, *tile, num_warps=warps
-        )
+        selective_forward[grid](x, dt, A, B, C, h0, y, h, states, T, E, N, keep, *tile, num_warps=warps)
 
 
 def selective_gradients(x, dt, A, B, C, h0, states, dy, dh):
@@ -313,11 +312,14 @@ def selective_gradients(x, dt, A, B, C, h0, states, dy, dh):
     x, dt, A, B, C, dy, dh = contiguous(x, dt, A, B, C, dy, dh)
     *tile, warps = selective_tile(E, N, backward=True)
     blocks = triton.cdiv(E, tile[2])
-    dx, ddt, dh0 = torch.empty_like(x), torch.empty_like(dt), torch.empty_like(dh, dtype=h0.dtype)
+    dx, ddt, dA, dh0 = (torch.empty_like(z) for z in (x, dt, dh, h0.contiguous()))
     dB, dC = (dh.new_empty(batch, T, blocks, N) for _ in range(2))
-    dA = torch.empty_like(dh)
     with torch.cuda.device_of(x):
         selective_backward[(batch * blocks,)](
             x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E, N, *tile, num_warps=warps
         )
     return [dx, ddt, dA.sum(0).to(A.dtype), dB.sum(2).to(B.dtype), dC.sum(2).to(C.dtype), dh0]
+
+
+def contiguous(*tensors):
+    return (None if x is None else x.contiguous() for x in tensors)
