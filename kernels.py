@@ -557,15 +557,14 @@ def selective_scan_loop(x, dt, A, B, C, h0):
     return torch.stack(y, dim=1), h
 
 
-# The same, a chunk of 16 steps at a time. All its decays and all that is added are two large operations, and only
-# h = decay h + added is left for a step. The states of all steps would be N times as large as x: for the gradient
-# those before each chunk are kept, and the others computed again. In a chunk, time comes first and E last, so
-# that a step is one piece of memory and sums over N and E are matrix products. exp(dt A) is 2^(dt A log2(e)),
-# which takes half the time on a CPU.
+# The same, a chunk of 16 steps at a time. A few large operations give all its decays and all that is added, and
+# only h = decay h + added is left for each step. The states of all steps would be N times as large as x: for the
+# gradient those before each chunk are kept, and the others computed again. In a chunk, time comes first and E
+# last, so that a step is one piece of memory, and sums over N or E are matrix products.
 
-STEPS = 16  # of a chunk
-LOG2_E = math.log2(math.e)
+STEPS = 16  # of a chunk; in triton_kernels.py too
 STATES = 2**19  # numbers of h that are worked on at once, so that they stay in the cache
+LOG2_E = math.log2(math.e)  # exp(z) = 2^(z log2(e)), which takes a CPU half the time
 
 
 def sequences(A, T, *tensors):
@@ -574,6 +573,7 @@ def sequences(A, T, *tensors):
 
 
 def chunks(T):
+    """The slices of time."""
     return [slice(t, min(t + STEPS, T)) for t in range(0, T, STEPS)]
 
 
@@ -587,12 +587,13 @@ def put(x, out, t):
     out[:, t] = x.squeeze(2).transpose(0, 1)
 
 
-def space(steps, x, A):
-    return A.new_empty(min(x.shape[1], STEPS) + steps, len(x), *A.shape)  # (steps, B, N, E)
+def space(x, A, more=0):
+    """For the states of a chunk and `more`: (steps, B, N, E), A being (N, E)."""
+    return A.new_empty(min(x.shape[1], STEPS) + more, len(x), *A.shape)
 
 
-def step(added, dt, A, B, decay, h):
-    """From h[0], write a chunk's decays and the states after its steps -> both, cut to the chunk's length."""
+def take_steps(added, dt, A, B, decay, h):
+    """From h[0], write a chunk's decays and the states after its steps -> both, cut to its length."""
     decay, h = decay[: len(dt)], h[: len(dt) + 1]
     torch.mul(dt, A * LOG2_E, out=decay).exp2_()
     torch.mul(B.mT, added, out=h[1:])
@@ -605,11 +606,11 @@ def step(added, dt, A, B, decay, h):
 def step_through(A, x, dt, B, C, h0, y, h_last, states):
     """Some sequences: write y, the last h, and if there is room the states before each chunk (B, n, N, E)."""
     A = A.to(h_last.dtype).mT.contiguous()
-    decay, h = space(0, x, A), space(1, x, A)
+    decay, h = space(x, A), space(x, A, more=1)
     h[0] = h0.mT
     for i, t in enumerate(chunks(x.shape[1])):
         x_t, dt_t, B_t, C_t = time_first(t, A.dtype, x, dt, B, C)
-        _, h_t = step(dt_t * x_t, dt_t, A, B_t, decay, h)
+        _, h_t = take_steps(dt_t * x_t, dt_t, A, B_t, decay, h)
         put(C_t @ h_t[1:], y, t)
         if states.shape[1]:
             states[:, i] = h[0]
@@ -617,28 +618,28 @@ def step_through(A, x, dt, B, C, h0, y, h_last, states):
     h_last.copy_(h[0].mT)
 
 
-# Backwards, with dh_t for all that the loss owes to h_t and w_t for what it owes to dt_t A:
+# Backwards, with dh_t for all that the loss owes to h_t, and w_t for what it owes to dt_t A:
 #
-#     dh_t = C_t dy_t + exp(dt_{t+1} A) dh_{t+1}          w_t = dh_t exp(dt_t A) h_{t-1}
+#     dh_t = C_t dy_t + exp(dt_{t+1} A) dh_{t+1}       w_t = dh_t exp(dt_t A) h_{t-1}
 #
-#     dC_t = sum over E of h_t dy_t        d(dt_t x_t) = sum over N of B_t dh_t
-#     dB_t = sum over E of dh_t dt_t x_t         ddt_t = sum over N of A w_t, and what is due to dt_t x_t
-#                                                   dA = sum over T and B of dt_t w_t
+#     dC_t = sum over E of h_t dy_t             d(dt_t x_t) = sum over N of B_t dh_t
+#     dB_t = sum over E of dh_t dt_t x_t              ddt_t = x_t d(dt_t x_t) + sum over N of A w_t
+#                                                        dA = sum over B and T of dt_t w_t
 
 
 def step_back(A, x, dt, B, C, states, dy, dh_last, dx, ddt, dB, dC, dh0):
     """Some sequences: write the gradients, all but that of A -> dA (E, N)."""
     A = A.to(dh_last.dtype).mT.contiguous()
-    decay, h, dh = space(0, x, A), space(1, x, A), space(0, x, A)
+    decay, h, dh = space(x, A), space(x, A, more=1), space(x, A)
     dA, carry = torch.zeros_like(A), dh_last.mT.contiguous()
     for i, t in reversed(list(enumerate(chunks(x.shape[1])))):
         x_t, dt_t, B_t, C_t, dy_t = time_first(t, A.dtype, x, dt, B, C, dy)
         added, h[0] = dt_t * x_t, states[:, i]
-        decay_t, h_t = step(added, dt_t, A, B_t, decay, h)
+        decay_t, h_t = take_steps(added, dt_t, A, B_t, decay, h)
         dh_t = torch.mul(C_t.mT, dy_t, out=dh[: len(dt_t)])
         for decay_now, dh_now in zip(decay_t.unbind()[::-1], dh_t.unbind()[::-1]):
             dh_now += carry
-            carry = decay_now.mul_(dh_now)  # what the loss owes to the state before, in the decay's place
+            carry = decay_now.mul_(dh_now)  # what is owed to the state before, in the decay's place
         carry = carry.clone()
 
         put(dy_t @ h_t[1:].mT, dC, t)
