@@ -429,7 +429,7 @@ def test_a_selective_scan_of_bfloat16_is_computed_in_float32():
 
 
 def test_a_selective_scan_never_holds_the_states_of_all_steps():
-    """Forward and backward take less memory than half of (B, T, E, N); the loop takes twice as much as that."""
+    """Forward and backward take less memory than half of (B, T, E, N), where the loop takes twice it."""
 
     def memory(scan):
         with torch.profiler.profile(profile_memory=True) as profile:
