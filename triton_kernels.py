@@ -169,15 +169,15 @@ def scan_gradients(kind, x, y, z, h0, h, dh):
 # ---------------------------------------------------------------------------------------------------
 # selective scan:  h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,   y_t = C_t^T h_t
 
-# The linear scan again, over tiles of [BT, BN, BE] numbers, which are never written. Triton lays threads along the
-# last axis first and has none left for the first, so that each holds all steps of its states and joins them one
-# by one in its registers.
+# The linear scan again, over tiles of [BT, BN, BE] numbers, which are never written. Triton lays threads
+# along the last axis first and has none left for the first: each holds all steps of its states, and joins
+# them one by one in its registers.
 #
-# Backwards, h_t = kept_t + dt_t B_t x_t is computed again from the state saved before the tile, and what the loss
-# owes to it, dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to the first. The
-# gradient of dt_t A is dh_t kept_t. To get kept_t and dh_t by subtraction would leave nothing of them where decays
-# are small: the scans carry them along. To flip a tile and scan it in order costs nothing, as registers are only
-# renamed; Triton's own reverse=True sends all numbers from thread to thread.
+# Backwards, h_t = kept_t + dt_t B_t x_t is computed again from the state saved before the tile, and what the
+# loss owes to it, dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to the
+# first. The gradient of dt_t A is dh_t kept_t. To get kept_t and dh_t by subtraction would leave nothing of
+# them where decays are small: the scans carry them along. To flip a tile and scan it in order costs nothing,
+# as registers are only renamed; Triton's own reverse=True sends all numbers from thread to thread.
 
 
 @triton.jit
@@ -194,7 +194,7 @@ def join_owed(a, owed, reach, dh, a_next, owed_next, reach_next, dh_next):
 
 @triton.jit
 def flip(x):
-    """x (16, ...), last step first: along each axis of 2 x 2 x 2 x 2, both become their sum less themselves."""
+    """x (16, ...), last step first: on each axis of 2 x 2 x 2 x 2, both become their sum less themselves."""
     bits = x.to(tl.int32, bitcast=True).reshape([2, 2, 2, 2, x.shape[1], x.shape[2]])
     for axis in tl.static_range(4):
         bits = tl.sum(bits, axis, keep_dims=True) - bits
@@ -264,17 +264,16 @@ def selective_backward(
         tl.store(dC + parts, tl.sum((kept + b) * dy_t[:, None, :], 2), mask=in_tn)
 
         a, g = flip(a), flip(C_t * dy_t[:, None, :])
-        one = tl.full(a.shape, 1.0, tl.float32)
-        a, owed_t, reach, dh_t = tl.associative_scan((a, a * g, one, g), 0, join_owed)
+        steps = a, a * g, tl.full(a.shape, 1.0, tl.float32), g
+        a, owed_t, reach, dh_t = tl.associative_scan(steps, 0, join_owed)
         dh_t = flip(dh_t + reach * owed[None])
         owed = tl.sum(tl.where((i == BT - 1)[:, None, None], owed_t + a * owed[None], 0.0), 0)
         tl.store(dB + parts, tl.sum(dh_t * added, 2), mask=in_tn)
 
         due, d_added = dh_t * kept, tl.sum(dh_t * B_t, 1)  # the gradients of dt_t A and of dt_t x_t
         dA_e += tl.sum(due * dt_t[:, None, :], 0)
-        ddt_t = tl.sum(due * A_e[None], 1) + d_added * x_t
         tl.store(dx + te, (d_added * dt_t).to(dx.dtype.element_ty), mask=in_te)
-        tl.store(ddt + te, ddt_t.to(ddt.dtype.element_ty), mask=in_te)
+        tl.store(ddt + te, (tl.sum(due * A_e[None], 1) + d_added * x_t).to(ddt.dtype.element_ty), mask=in_te)
     tl.store(dA + sequence * E * N + of_state, dA_e, mask=here)
     tl.store(dh0 + sequence * E * N + of_state, owed.to(dh0.dtype.element_ty), mask=here)
 
@@ -297,7 +296,7 @@ def selective_tile(E, N, backward):
 
 
 def selective(x, dt, A, B, C, h0, y, h, states):
-    """Inputs as in selective_scan_loop; writes y, the last h, and the states before all tiles if there is room."""
+    """Inputs as in the loop; writes y, the last h, and if there is room the states before all tiles."""
     (batch, T, E), N = x.shape, A.shape[1]
     x, dt, A, B, C, h0 = contiguous(x, dt, A, B, C, h0)
     *tile, warps = selective_tile(E, N, backward=False)
