@@ -50,26 +50,35 @@ def join(a, b, a_next, b_next):
 
 
 @triton.jit
+def exp(x):
+    """In one instruction and a half: tl.exp takes five, for results below 2^-126."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
 def load(p, at, mask):
     return tl.load(p + at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def log_sigmoid(x):
-    return tl.minimum(x, 0.0) - tl.log(1 + tl.exp(-tl.abs(x)))
+def sigmoids(x):
+    """sigmoid(x) and sigmoid(-x), both to the last bit, for the price of one."""
+    e = exp(-tl.abs(x))
+    large = 1 / (1 + e)
+    return tl.where(x >= 0, large, e * large), tl.where(x >= 0, e * large, large)
 
 
 @triton.jit
-def load_gates(x, y, at, mask, KIND: tl.constexpr):
-    """What is kept of h, and the share of the new. Of min_lstm's two gates each is divided by their sum."""
-    X = load(x, at, mask)
+def shares(X, Y, KIND: tl.constexpr):
+    """Of the gates as they are read: what is kept of h, and the share of the new."""
     if KIND == "linear":
         return X, tl.full(X.shape, 1.0, tl.float32)
     elif KIND == "min_gru":
-        return tl.sigmoid(-X), tl.sigmoid(X)
-    else:
-        ratio = log_sigmoid(X) - log_sigmoid(load(y, at, mask))
-        return tl.sigmoid(ratio), tl.sigmoid(-ratio)
+        new, keep = sigmoids(X)
+        return keep, new
+    else:  # each gate divided by the sum of both; log(f / i) is finite also where f and i underflow
+        softplus_ratio = tl.log((1 + exp(-tl.abs(Y))) / (1 + exp(-tl.abs(X))))
+        return sigmoids(tl.minimum(X, 0.0) - tl.minimum(Y, 0.0) + softplus_ratio)
 
 
 @triton.jit
@@ -78,84 +87,106 @@ def positive(z, KIND: tl.constexpr):
     if KIND == "linear":
         return z, tl.full(z.shape, 1.0, tl.float32)
     else:
-        s = tl.sigmoid(z)
-        return tl.where(z >= 0, z + 0.5, s), tl.where(z >= 0, 1.0, s * (1 - s))
+        s, rest = sigmoids(z)
+        return tl.where(z >= 0, z + 0.5, s), tl.where(z >= 0, 1.0, s * rest)
 
 
 @triton.jit
+def join_groups(kept, h, carry):
+    """What each group of steps would do, kept and h (S, G, BD), and the h before -> h before each group, and after."""
+    s, g = tl.arange(0, kept.shape[0])[:, None, None], tl.arange(0, kept.shape[1])
+    last = s == kept.shape[0] - 1
+    kept, h = tl.sum(tl.where(last, kept, 0.0), 0), tl.sum(tl.where(last, h, 0.0), 0)  # (G, BD)
+    kept, h = tl.associative_scan((kept, h), 0, join)
+    after = h + kept * carry[None, :]
+    before = tl.sum(tl.where((g[:, None] + 1 == g[None, :])[:, :, None], after[:, None, :], 0.0), 0)
+    before = tl.where(g[:, None] == 0, carry[None, :], before)
+    return before, tl.sum(tl.where(g[:, None] == kept.shape[0] - 1, after, 0.0), 0)
+
+
+@triton.jit(do_not_specialize=["one"])
 def scan_forward(
-    x, y, z, h0, h, T, D, KIND: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr
-):
-    # One program: BD channels of one sequence, from its first step to its last, BT of them at a time.
+    x, y, z, h0, h, T, one, D: tl.constexpr, KIND: tl.constexpr,
+    S: tl.constexpr, G: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    # One program: BD channels of one sequence, from its first step to its last, G groups of S steps at a time.
     #     x, y, z    (B, T, D): linear a, -, b; min_gru gate, -, candidate; min_lstm forget, input, candidate
-    blocks = tl.cdiv(D, BD)
+    blocks: tl.constexpr = (D + BD - 1) // BD
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
-    d, i = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD), tl.arange(0, BT)
+    d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    steps = tl.arange(0, G)[None, :, None] * S + tl.arange(0, S)[:, None, None]  # (S, G, 1)
+    at = steps * D + d * one
     carry = load(h0, sequence * D + d, d < D)
-    for start in tl.range(0, T, BT, num_stages=STAGES):
-        t = start + i
-        at, mask = (sequence * T + t[:, None]) * D + d[None, :], (t < T)[:, None] & (d < D)[None, :]
-        keep, new = load_gates(x, y, at, mask, KIND)
-        g, _ = positive(load(z, at, mask), KIND)
+    for start in range(0, T, S * G):
+        first, mask = (sequence * T + start) * D, (steps < T - start) & (d < D)
+        X = load(x + first, at, mask)
+        Y = load(y + first, at, mask) if KIND == "min_lstm" else X
+        keep, new = shares(X, Y, KIND)
+        g, slope = positive(load(z + first, at, mask), KIND)
         kept, H = tl.associative_scan((keep, new * g), 0, join)
-        H += kept * carry[None, :]
-        tl.store(h + at, H.to(h.dtype.element_ty), mask=mask)
-        carry = tl.sum(tl.where(i[:, None] == BT - 1, H, 0.0), 0)
+        before, carry = join_groups(kept, H, carry)
+        H += kept * before[None, :, :]
+        tl.store(h + first + at, H.to(h.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def scan_backward(
-    x, y, z, h0, h, dh, dx, dy, dz, dh0, T, D,
-    KIND: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+    x, y, z, h0, h, dh, dx, dy, dz, dh0, T, one, D: tl.constexpr, KIND: tl.constexpr,
+    S: tl.constexpr, G: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     # One program: the same channels, from the last step to the first.
-    blocks, tiles = tl.cdiv(D, BD), tl.cdiv(T, BT)
+    blocks: tl.constexpr = (D + BD - 1) // BD
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
-    d, i = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD), tl.arange(0, BT)
-    h_before = load(h0, sequence * D + d, d < D)
+    d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    steps = tl.arange(0, G)[None, :, None] * S + tl.arange(0, S)[:, None, None]
+    at = d * one - steps * D
+    h_before = load(h0, sequence * D + d, d < D)[None, None, :]
     carry = tl.zeros([BD], tl.float32)
-    for j in tl.range(0, tiles, num_stages=STAGES):
-        t = (tiles - 1 - j) * BT + i
-        at, here = (sequence * T + t[:, None]) * D + d[None, :], (d < D)[None, :]
-        mask = (t < T)[:, None] & here
-        keep_next, _ = load_gates(x, y, at + D, (t < T - 1)[:, None] & here, KIND)
-        kept, db = tl.associative_scan((keep_next, load(dh, at, mask)), 0, join, reverse=True)
-        db += kept * carry[None, :]
-        carry = tl.sum(tl.where(i[:, None] == 0, db, 0.0), 0)
-        h_last = tl.where((t > 0)[:, None], load(h, at - D, mask & (t > 0)[:, None]), h_before[None, :])
+    for start in range(0, T, S * G):
+        t = T - 1 - start - steps
+        last, mask = (sequence * T + T - 1 - start) * D, (t >= 0) & (d < D)
+        X = load(x + last + D, at, mask & (t < T - 1))
+        Y = load(y + last + D, at, mask & (t < T - 1)) if KIND == "min_lstm" else X
+        keep, new = shares(X, Y, KIND)  # of the step after
+        kept, db = tl.associative_scan((keep, load(dh + last, at, mask)), 0, join)
+        before, carry = join_groups(kept, db, carry)
+        db += kept * before[None, :, :]
+        h_last = tl.where(t > 0, load(h + last - D, at, mask & (t > 0)), h_before)
+        X = load(x + last, at, mask)
+        Y = load(y + last, at, mask) if KIND == "min_lstm" else X
+        keep, new = shares(X, Y, KIND)
         if KIND == "linear":
-            tl.store(dx + at, (db * h_last).to(dx.dtype.element_ty), mask=mask)
-            tl.store(dz + at, db.to(dz.dtype.element_ty), mask=mask)
+            tl.store(dx + last + at, (db * h_last).to(dx.dtype.element_ty), mask=mask)
+            tl.store(dz + last + at, db.to(dz.dtype.element_ty), mask=mask)
         else:
-            keep, new = load_gates(x, y, at, mask, KIND)
-            g, slope = positive(load(z, at, mask), KIND)
-            tl.store(dz + at, (db * new * slope).to(dz.dtype.element_ty), mask=mask)
-            change = db * keep * new * (g - h_last)  # what a larger share of the new would bring
-            if KIND == "min_gru":
-                tl.store(dx + at, change.to(dx.dtype.element_ty), mask=mask)
-            else:
-                d_forget = -change * tl.sigmoid(-load(x, at, mask))
-                d_input = change * tl.sigmoid(-load(y, at, mask))
-                tl.store(dx + at, d_forget.to(dx.dtype.element_ty), mask=mask)
-                tl.store(dy + at, d_input.to(dy.dtype.element_ty), mask=mask)
-    keep, _ = load_gates(x, y, sequence * T * D + d, d < D, KIND)
-    tl.store(dh0 + sequence * D + d, (keep * carry).to(dh0.dtype.element_ty), mask=d < D)
+            g, slope = positive(load(z + last, at, mask), KIND)
+            tl.store(dz + last + at, (db * new * slope).to(dz.dtype.element_ty), mask=mask)
+            dX = db * keep * new * (g - h_last)  # what a larger share of the new would bring
+            if KIND == "min_lstm":
+                open_x, closed_x = sigmoids(X)
+                open_y, closed_y = sigmoids(Y)
+                tl.store(dy + last + at, (dX * closed_y).to(dy.dtype.element_ty), mask=mask)
+                dX *= -closed_x
+            tl.store(dx + last + at, dX.to(dx.dtype.element_ty), mask=mask)
+        if start + S * G >= T:  # the first step has been reached
+            dh_first = tl.sum(tl.sum(tl.where(t == 0, db * keep, 0.0), 0), 0)
+            tl.store(dh0 + sequence * D + d, dh_first.to(dh0.dtype.element_ty), mask=d < D)
 
 
 def scan_tile(z):
-    """-> steps and channels of a tile, its warps, and how many tiles are on their way at once."""
-    return 64, min(64, triton.next_power_of_2(z.shape[2])), 8, 3
+    """-> steps of a group, groups and channels of a tile, warps."""
+    return 16, 8, 32, 8
 
 
 def scan(kind, x, y, z, h0):
     """x, y, z (B, T, D), h0 (B, D) -> h (B, T, D) in z's type; for kind see scan_forward."""
     B, T, D = z.shape
     x, y, z, h0 = contiguous(x, y, z, h0)
-    BT, BD, warps, stages = scan_tile(z)
+    S, G, BD, warps = scan_tile(z)
     h = torch.empty_like(z)
     grid = (B * triton.cdiv(D, BD),)
     with torch.cuda.device_of(z):
-        scan_forward[grid](x, y, z, h0, h, T, D, kind, BT, BD, stages, num_warps=warps)
+        scan_forward[grid](x, y, z, h0, h, T, 1, D, kind, S, G, BD, num_warps=warps)
     return h
 
 
@@ -163,11 +194,11 @@ def scan_gradients(kind, x, y, z, h0, h, dh):
     """-> the gradients of x, y (if there is one), z and h0."""
     B, T, D = z.shape
     x, y, z, h0, dh = contiguous(x, y, z, h0, dh)
-    BT, BD, warps, stages = scan_tile(z)
+    S, G, BD, warps = scan_tile(z)
     dx, dy, dz, dh0 = (None if like is None else torch.empty_like(like) for like in (x, y, z, h0))
     grid = (B * triton.cdiv(D, BD),)
     with torch.cuda.device_of(z):
-        scan_backward[grid](x, y, z, h0, h, dh, dx, dy, dz, dh0, T, D, kind, BT, BD, stages, num_warps=warps)
+        scan_backward[grid](x, y, z, h0, h, dh, dx, dy, dz, dh0, T, 1, D, kind, S, G, BD, num_warps=warps)
     return [like for like in (dx, dy, dz, dh0) if like is not None]
 
 
@@ -238,12 +269,6 @@ def add_summed(M, x, total, DOT: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
     return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
-
-
-@triton.jit
-def exp(x):
-    """In one instruction and a half: tl.exp takes five, for results below 2^-126."""
-    return tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
