@@ -476,7 +476,7 @@ def attention_results(q, k, v, log_f, S0, keep):
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
     if runs_triton(q):
         C = triton_kernels.attention_chunk(q)
-        states, A = q.new_empty(keep * -(-T // C), B, H, K, V), q.new_empty(B, T, H, keep * C)
+        states, A = q.new_empty(keep * B, H, -(-T // C), K, V), q.new_empty(B, T, H, keep * C)
     else:
         states, A = q.new_empty(keep * (len(segments(q, v)) - 1), B, H, K, V, dtype=dtype), q.new_empty(0)
     return v.new_empty(v.shape), q.new_empty(B, H, K, V, dtype=dtype), states, A
@@ -540,3 +540,184 @@ def few_rows(q, k, v, log_f, S0):
     with torch.autocast(q.device.type, enabled=False):
         o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
     return o.to(dtype), S
+
+
+# ---------------------------------------------------------------------------------------------------
+# selective scan:  h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,   y_t = C_t^T h_t
+
+
+def selective_scan_loop(x, dt, A, B, C, h0):
+    """x, dt (B, T, E), A (E, N), B, C (B, T, N), h0 (B, E, N) -> every y_t (B, T, E), the last h."""
+    h, y = h0, []
+    for t in range(x.shape[1]):
+        decay = torch.exp(dt[:, t, :, None] * A)  # (B, E, N)
+        h = decay * h + (dt[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
+        y.append((h * C[:, t, None, :]).sum(-1))
+    return torch.stack(y, dim=1), h
+
+
+# The same, a chunk of 16 steps at a time. A few large operations give all its decays and all that is added:
+# only h = decay h + added is left for each step. The states of all steps would be N times as large as x: for
+# the gradient those before each chunk are kept, and the others computed again. In a chunk, time comes first
+# and E last, so that a step is one piece of memory, and sums over N or E are matrix products.
+
+STEPS = 16  # of a chunk; in triton_kernels.py too
+STATES = 2**19  # numbers of h that are worked on at once, so that they stay in the cache
+LOG2_E = 1.4426950408889634  # exp(z) = 2^(z log2(e)), which takes a CPU half the time
+
+
+def sequences(A, T, *tensors):
+    """The tensors, so many sequences at a time that their states in a chunk are about STATES numbers."""
+    return zip(*(x.split(max(1, STATES // (A.numel() * min(T, STEPS)))) for x in tensors))
+
+
+def chunks(T):
+    """The slices of time."""
+    return [slice(t, min(t + STEPS, T)) for t in range(0, T, STEPS)]
+
+
+def time_first(t, dtype, *tensors):
+    """Steps t of (B, T, E) as (steps, B, 1, E)."""
+    return [x[:, t].transpose(0, 1).to(dtype).contiguous().unsqueeze(2) for x in tensors]
+
+
+def put(x, out, t):
+    """Write (steps, B, 1, E) into steps t of (B, T, E)."""
+    out[:, t] = x.squeeze(2).transpose(0, 1)
+
+
+def space(x, A, more=0):
+    """For the states of a chunk and `more`: (steps, B, N, E), A being (N, E)."""
+    return A.new_empty(min(x.shape[1], STEPS) + more, len(x), *A.shape)
+
+
+def take_steps(added, dt, A, B, decay, h):
+    """From h[0], write a chunk's decays and the states after its steps -> both, cut to its length."""
+    decay, h = decay[: len(dt)], h[: len(dt) + 1]
+    torch.mul(dt, A * LOG2_E, out=decay).exp2_()
+    torch.mul(B.mT, added, out=h[1:])
+    before = h[0]
+    for decay_t, h_t in zip(decay, h[1:]):
+        before = h_t.addcmul_(decay_t, before)
+    return decay, h
+
+
+def step_through(A, x, dt, B, C, h0, y, h_last, states):
+    """Some sequences: write y, the last h, and if there is room the states before each chunk (B, n, N, E)."""
+    A = A.to(h_last.dtype).mT.contiguous()
+    decay, h = space(x, A), space(x, A, more=1)
+    h[0] = h0.mT
+    for i, t in enumerate(chunks(x.shape[1])):
+        x_t, dt_t, B_t, C_t = time_first(t, A.dtype, x, dt, B, C)
+        _, h_t = take_steps(dt_t * x_t, dt_t, A, B_t, decay, h)
+        put(C_t @ h_t[1:], y, t)
+        if states.shape[1]:
+            states[:, i] = h[0]
+        h[0] = h_t[-1]
+    h_last.copy_(h[0].mT)
+
+
+# Backwards, with dh_t for all that the loss owes to h_t, and w_t for what it owes to dt_t A:
+#
+#     dh_t = C_t dy_t + exp(dt_{t+1} A) dh_{t+1}       w_t = dh_t exp(dt_t A) h_{t-1}
+#
+#     dC_t = sum over E of h_t dy_t             d(dt_t x_t) = sum over N of B_t dh_t
+#     dB_t = sum over E of dh_t dt_t x_t              ddt_t = x_t d(dt_t x_t) + sum over N of A w_t
+#                                                        dA = sum over B and T of dt_t w_t
+
+
+def step_back(A, x, dt, B, C, states, dy, dh_last, dx, ddt, dB, dC, dh0):
+    """Some sequences: write the gradients, all but that of A -> dA (E, N)."""
+    A = A.to(dh_last.dtype).mT.contiguous()
+    decay, h, dh = space(x, A), space(x, A, more=1), space(x, A)
+    dA, carry = torch.zeros_like(A), dh_last.mT.contiguous()
+    for i, t in reversed(list(enumerate(chunks(x.shape[1])))):
+        x_t, dt_t, B_t, C_t, dy_t = time_first(t, A.dtype, x, dt, B, C, dy)
+        added, h[0] = dt_t * x_t, states[:, i]
+        decay_t, h_t = take_steps(added, dt_t, A, B_t, decay, h)
+        dh_t = torch.mul(C_t.mT, dy_t, out=dh[: len(dt_t)])
+        for decay_now, dh_now in zip(decay_t.unbind()[::-1], dh_t.unbind()[::-1]):
+            dh_now += carry
+            carry = decay_now.mul_(dh_now)  # what is owed to the state before, in the decay's place
+        carry = carry.clone()
+
+        put(dy_t @ h_t[1:].mT, dC, t)
+        put(added @ dh_t.mT, dB, t)
+        dadded = B_t @ dh_t
+        put(dadded * dt_t, dx, t)
+        w = decay_t.mul_(h_t[:-1])
+        put(torch.mul(w, A, out=dh_t).sum(2, keepdim=True).addcmul_(dadded, x_t), ddt, t)
+        dA += w.mul_(dt_t).sum((0, 1))
+    dh0.copy_(carry.mT)
+    return dA.mT
+
+
+@torch.library.custom_op("nanornn::selective_scan", mutates_args=())
+def selective(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> y, the last h, and if asked the states that the gradient needs"""
+    results = selective_results(x, dt, A, B, C, h0, keep)
+    if runs_triton(x):
+        triton_kernels.selective(x, dt, A, B, C, h0, *results)
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            for part in sequences(A, x.shape[1], x, dt, B, C, h0, *results):
+                step_through(A, *part)
+    return results
+
+
+@selective.register_fake
+def selective_results(x, dt, A, B, C, h0, keep):
+    """The results, empty."""
+    dtype = functools.reduce(torch.promote_types, (z.dtype for z in (x, dt, A, B, C, h0)), torch.float32)
+    states = x.new_empty(len(x), keep * -(-x.shape[1] // STEPS), *A.mT.shape, dtype=dtype)
+    return x.new_empty(x.shape), x.new_empty(h0.shape, dtype=dtype), states
+
+
+@torch.library.custom_op("nanornn::selective_scan_backward", mutates_args=())
+def selective_backward(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, states: Tensor, dy: Tensor, dh: Tensor
+) -> list[Tensor]:
+    """-> the gradients of x, dt, A, B, C, h0"""
+    if runs_triton(x):
+        return triton_kernels.selective_gradients(x, dt, A, B, C, h0, states, dy, dh)
+    dx, ddt, dB, dC, dh0 = (z.new_empty(z.shape) for z in (x, dt, B, C, h0))
+    with torch.autocast(x.device.type, enabled=False):
+        parts = sequences(A, x.shape[1], x, dt, B, C, states, dy, dh, dx, ddt, dB, dC, dh0)
+        dA = sum(step_back(A, *part) for part in parts).to(A.dtype)
+    return [dx, ddt, dA.contiguous(), dB, dC, dh0]
+
+
+@selective_backward.register_fake
+def _(x, dt, A, B, C, h0, states, dy, dh):
+    return [z.new_empty(z.shape) for z in (x, dt, A, B, C, h0)]
+
+
+def keep_for_selective_backward(ctx, inputs, output):
+    states = output[2]
+    ctx.mark_non_differentiable(states)
+    ctx.save_for_backward(*inputs[:6], states)
+
+
+def run_selective_backward(ctx, dy, dh, _):
+    return *selective_backward(*ctx.saved_tensors, dy, dh), None
+
+
+selective.register_autograd(run_selective_backward, setup_context=keep_for_selective_backward)
+
+
+def selective_scan(x, dt, A, B, C, h0=None):
+    """
+    x, dt (B, T, E), A (E, N) negative, B, C (B, T, N), h0 (B, E, N) -> y (B, T, E) in x's type, and the last
+    h, in float32 at least.
+    """
+    check(x=(x, "BTE"), dt=(dt, "BTE"), A=(A, "EN"), B=(B, "BTN"), C=(C, "BTN"), h0=(h0, "BEN"))
+    h0 = A.new_zeros(len(x), *A.shape) if h0 is None else h0
+    inputs = x, dt, A, B, C, h0
+    with_gradient = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
+    if x.shape[1] <= ROWS_FOR_LOOP and not with_gradient:
+        y, h = selective_scan_loop(*at_least_float32(*inputs))
+        return y.to(x.dtype), h
+    y, h, _ = selective(*inputs, with_gradient)
+    return y, h

@@ -1,5 +1,7 @@
 """The fast forms are the loops: the same values, the same gradients, for every gate from 0 to 1."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -326,3 +328,125 @@ def test_inputs_are_left_alone(B, H):
     o, S = kernels.gated_linear_attention(*inputs)
     (o.sum() + S.sum()).backward()
     assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+
+
+# ---------------------------------------------------------------------------------------------------
+# selective scan
+
+STEPS = {  # name: uniform numbers -> dt; A is about -1
+    "usual": lambda u: u,
+    "near 0": lambda u: 1e-4 * u,
+    "all 0": lambda u: 0 * u,
+    "large": lambda u: 20 + u,
+    "a hard reset at each step": lambda u: 300 + u,
+    "a hard reset now and then": lambda u: torch.where(u < 0.1, 100.0, u),
+    "of all kinds": lambda u: torch.where(u < 0.2, 100.0, torch.where(u < 0.4, 1e-4, u)),
+}
+
+
+def selective_inputs(B, T, E, N, kind="usual"):
+    """x, dt, A, B, C, h0, in float32"""
+    x, b, c, h0 = (torch.randn(shape) for shape in ((B, T, E), (B, T, N), (B, T, N), (B, E, N)))
+    return [x, STEPS[kind](torch.rand(B, T, E)), -0.5 - torch.rand(E, N), b, c, h0]
+
+
+def test_selective_scan_by_hand():
+    """h = 4 / 2 + 1 * 3 * 2 = 8, read by C = 1: 8; then h = 8 / 4 + 2 * 0.5 * 1 = 3, read by C = 10: 30."""
+    x, dt, B, C = (torch.tensor(x).view(1, 2, 1) for x in ([3.0, 0.5], [1.0, 2.0], [2.0, 1.0], [1.0, 10.0]))
+    A, h0 = torch.full((1, 1), 0.5).log(), torch.full((1, 1, 1), 4.0)
+    for f in (kernels.selective_scan, kernels.selective_scan_loop):
+        y, h = f(x, dt, A, B, C, h0)
+        torch.testing.assert_close(y.flatten(), torch.tensor([8.0, 30.0]))
+        torch.testing.assert_close(h.flatten(), torch.tensor([3.0]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize(
+    "B, T, E, N", [(1, 1, 1, 1), (2, 15, 3, 8), (3, 16, 4, 16), (2, 17, 5, 5), (1, 63, 7, 8), (2, 129, 6, 16)]
+)
+def test_selective_scan_is_the_loop(B, T, E, N, kind, dtype):
+    inputs = selective_inputs(B, T, E, N, kind)
+    assert_same(kernels.selective_scan, kernels.selective_scan_loop, inputs, dtype)
+
+
+def test_sequences_at_once_are_only_a_matter_of_speed(monkeypatch):
+    inputs = selective_inputs(5, 40, 3, 4)
+    for size in (1, 2 * 16 * 12, 2**30):
+        monkeypatch.setattr(kernels, "STATES", size)
+        assert_same(kernels.selective_scan, kernels.selective_scan_loop, inputs)
+
+
+def test_gradients_of_the_selective_scan_are_those_of_finite_differences():
+    inputs = [x.double().requires_grad_() for x in selective_inputs(2, 18, 2, 3)]
+    assert torch.autograd.gradcheck(kernels.selective_scan, inputs)
+
+
+@pytest.mark.parametrize("kind", ["usual", "of all kinds"])
+@pytest.mark.parametrize("cut", [1, 3, 15, 16, 17, 48, 99])
+def test_a_selective_scan_in_two_parts_changes_nothing(cut, kind):
+    x, dt, A, B, C, h0 = selective_inputs(2, 100, 6, 8, kind)
+    whole, h_whole = kernels.selective_scan(x, dt, A, B, C, h0)
+    head, h = kernels.selective_scan(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], h0)
+    tail, h = kernels.selective_scan(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], h)
+    for ours, exact in ((torch.cat([head, tail], dim=1), whole), (h, h_whole)):
+        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_selective_scan_starts_from_nothing_where_no_state_is_given(grad):
+    *inputs, h0 = selective_inputs(2, 4, 3, 5)
+    inputs[0].requires_grad_(grad)
+    for nothing, zeros in zip(kernels.selective_scan(*inputs), kernels.selective_scan(*inputs, 0 * h0)):
+        assert torch.equal(nothing, zeros)
+
+
+def test_the_future_does_not_leak_into_a_selective_scan():
+    """Not by a single bit."""
+    *inputs, h0 = selective_inputs(2, 40, 6, 8)
+    y, _ = kernels.selective_scan(*inputs, h0)
+    for t in range(1, 40):
+        others = selective_inputs(2, 40, 6, 8, "of all kinds")
+        edited = [
+            x if x.dim() == 2 else torch.cat([x[:, :t], 10 * z[:, t:]], dim=1) for x, z in zip(inputs, others)
+        ]
+        assert torch.equal(kernels.selective_scan(*edited, h0)[0][:, :t], y[:, :t]), f"from {t}"
+
+
+def test_a_selective_scan_of_bfloat16_is_computed_in_float32():
+    """y and the gradients come back in bfloat16, the state stays in float32; also under autocast."""
+    inputs = [x.bfloat16().requires_grad_() for x in selective_inputs(2, 50, 6, 8)]
+    y, h = kernels.selective_scan(*inputs)
+    exact, h_exact = kernels.selective_scan_loop(*(x.double() for x in inputs))
+    assert y.dtype == torch.bfloat16 and h.dtype == torch.float32
+    assert (y - exact).abs().max() <= 1e-2 * exact.abs().max()
+    assert (h - h_exact).abs().max() <= 1e-5 * h_exact.abs().max()
+    for ours, theirs in zip(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(exact.sum(), inputs)):
+        assert ours.dtype == torch.bfloat16 and (ours - theirs).abs().max() <= 1e-2 * theirs.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs = selective_inputs(2, 50, 6, 8)
+        assert_same(kernels.selective_scan, kernels.selective_scan_loop, inputs)
+
+
+def test_a_selective_scan_never_holds_the_states_of_all_steps():
+    """Forward and backward take less memory than half of (B, T, E, N), where the loop takes twice it."""
+
+    def memory(scan):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            y, h = scan(*inputs)
+            torch.autograd.grad(y.sum() + h.sum(), inputs)
+        events = sorted(profile.events(), key=lambda event: event.time_range.start)
+        return max(itertools.accumulate(event.self_cpu_memory_usage for event in events))
+
+    B, T, E, N = 2, 128, 64, 16
+    inputs = [x.requires_grad_() for x in selective_inputs(B, T, E, N)]
+    whole = 4 * B * T * E * N  # bytes
+    assert memory(kernels.selective_scan) < whole / 2 and memory(kernels.selective_scan_loop) > whole * 2
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "h0"])
+def test_a_selective_scan_names_what_does_not_fit(name):
+    inputs = dict(zip(("x", "dt", "A", "B", "C", "h0"), selective_inputs(2, 5, 3, 4)))
+    inputs[name] = inputs[name][..., :-1]
+    with pytest.raises(ValueError, match="must be"):
+        kernels.selective_scan(**inputs)

@@ -5,7 +5,15 @@ are small here.
 
 import pytest
 import torch
-from test_kernels import GATES, assert_same, log_gates, min_gru_listing, min_lstm_listing
+from test_kernels import (
+    GATES,
+    STEPS,
+    assert_same,
+    log_gates,
+    min_gru_listing,
+    min_lstm_listing,
+    selective_inputs,
+)
 
 import kernels
 
@@ -52,3 +60,27 @@ def test_min_gru_and_min_lstm_are_the_papers_listings(T, size, tile):
     for listing, fast, n in ((min_gru_listing, kernels.min_gru, 2), (min_lstm_listing, kernels.min_lstm, 3)):
         inputs = [size * torch.randn(2, T, 6) for _ in range(n)]
         assert_same(fast, listing, [*inputs, torch.rand(2, 6)])
+
+
+# ---------------------------------------------------------------------------------------------------
+# selective scan
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("B, T, E, N", [(1, 1, 1, 1), (2, 16, 3, 5), (1, 33, 2, 8)])
+def test_selective_scan_is_the_loop(B, T, E, N, kind):
+    assert_same(kernels.selective_scan, kernels.selective_scan_loop, selective_inputs(B, T, E, N, kind))
+
+
+def test_selective_scan_over_several_blocks_of_channels(monkeypatch):
+    monkeypatch.setattr(
+        triton_kernels, "selective_tile", lambda E, N, backward: (16, 4, 4 if backward else 2, 1)
+    )
+    assert_same(kernels.selective_scan, kernels.selective_scan_loop, selective_inputs(2, 17, 7, 3))
+
+
+def test_selective_scan_without_a_gradient():
+    """No states are kept."""
+    inputs = selective_inputs(1, 20, 3, 4)
+    for ours, exact in zip(kernels.selective_scan(*inputs), kernels.selective_scan_loop(*inputs)):
+        torch.testing.assert_close(ours, exact)
