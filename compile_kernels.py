@@ -23,11 +23,8 @@ import torch
 import kernels
 from config import fail, progress
 
-SHARED_BYTES = {
-    80: 166_912,
-    86: 101_376,
-    90: 232_448,
-}  # A100; A6000; H100 and H200: what one program may have
+# What one program may have on an A100, on an A6000, and on an H100 or H200
+SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -46,6 +43,11 @@ def attention(K, V, dtype, B=8, T=2048, H=8, tied=True, one_gate=False, with_sta
     call(kernels.gated_linear_attention, q, None if tied else q, v, log_f, S0, backward=backward)
 
 
+def selective(N, dtype, B=8, T=2048, E=2048, backward=True):
+    x, BC = torch.empty(B, T, E, dtype=dtype), torch.empty(B, T, N, dtype=dtype)
+    call(kernels.selective_scan, x, x, torch.empty(E, N), BC, BC, backward=backward)
+
+
 def call(function, *inputs, backward=True):
     inputs = [None if x is None else torch.empty_like(x).requires_grad_(backward) for x in inputs]
     outputs = function(*inputs)
@@ -57,17 +59,15 @@ def call(function, *inputs, backward=True):
 
 def configurations():
     """Yield (name, function, its arguments) for all that models come to launch."""
-    heads = [
-        dict(K=K, V=V) for K, V in ((16, 16), (24, 24), (32, 32), (64, 64), (256, 256), (64, 128), (128, 32))
-    ]
+    widths = (16, 16), (24, 24), (32, 32), (64, 64), (256, 256), (64, 128), (128, 32)
+    heads = [dict(K=K, V=V) for K, V in widths]
     ways = ({}, dict(backward=False), dict(tied=False), dict(one_gate=True), dict(tied=False, one_gate=True))
     heads += [dict(K=128, V=128) | more for more in (*ways, dict(with_state=True), dict(T=77, H=3))]
-    scans = [
-        dict(kind=kind, inputs=inputs)
-        for kind, inputs in (("linear_scan", 2), ("min_gru", 2), ("min_lstm", 3))
-    ]
+    kinds = dict(linear_scan=2, min_gru=2, min_lstm=3)
+    scans = [dict(kind=kind, inputs=kinds[kind]) for kind in kinds]
     scans += [scan | dict(T=77, D=20) for scan in scans]
-    for function, sets in ((scan, scans), (attention, heads)):
+    states = [dict(N=8), dict(N=16), dict(N=16, backward=False), dict(N=5, T=77, E=20)]
+    for function, sets in ((scan, scans), (attention, heads), (selective, states)):
         for arguments in sets:
             for dtype in (torch.bfloat16, torch.float32):
                 words = [str(dtype)[6:], *(f"{key} {value}" for key, value in arguments.items())]
@@ -116,7 +116,7 @@ def launched(function, arguments, capability):
             kernel = run(self, *args, grid=grid, warmup=True, **options)
             rows[kernel.hash] = row | examine(kernel, capability)
         except Exception as error:
-            rows[f"{row} {arguments}"] = row | {"wrong": f"does not compile: {error}"[:500]}
+            rows[f"{row} {arguments}"] = row | {"wrong": f"does not compile: {reason(error)}"}
 
     card = dict(
         get_current_target=lambda: GPUTarget("cuda", capability, 32),
@@ -124,9 +124,20 @@ def launched(function, arguments, capability):
         get_current_stream=lambda device: 0,
     )
     driver.set_active(SimpleNamespace(**card))
-    with patch.object(JITFunction, "run", compile_only), patch.object(kernels, "runs_triton", lambda x: True):
+    with (
+        patch.object(JITFunction, "run", compile_only),
+        patch.object(kernels, "runs_triton", lambda x: True),
+        patch.object(kernels.triton_kernels, "is_hopper", lambda device: capability == 90),
+    ):
         function(**arguments)
     return rows
+
+
+def reason(error):
+    """The last line of what was first: Triton shows the source before it, once for each function around it."""
+    while error.__cause__:
+        error = error.__cause__
+    return str(error).strip().splitlines()[-1][:200]
 
 
 def examine(kernel, capability):

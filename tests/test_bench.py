@@ -64,7 +64,8 @@ def test_results_of_another_benchmark_stay(workplace):
 
 TINY = {
     "linear_scan": [dict(B=2, T=T, D=4) for T in (16, 8)], "gated_linear_attention": [dict(B=1, T=16, H=2, K=16)],
-    "layer": [dict(B=1, T=8, D=4)], "small": [dict(B=1, T=8, H=2, K=16)],
+    "selective_scan": [dict(B=1, T=16, E=4, N=2)], "layer": [dict(B=1, T=8, D=4)],
+    "small": [dict(B=1, T=8, H=2, K=16)],
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import compile_kernels
-from compile_kernels import attention, compile_all, configurations, scan
+from compile_kernels import attention, compile_all, configurations, scan, selective
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 import triton.language as tl
@@ -17,6 +17,7 @@ SAMPLE = [
     ("min_lstm", scan, dict(kind="min_lstm", inputs=3, dtype=torch.float32)),
     ("attention", attention, dict(K=128, V=128, dtype=torch.bfloat16)),
     ("attention", attention, dict(K=64, V=64, dtype=torch.float32, tied=False)),
+    ("selective", selective, dict(N=16, dtype=torch.bfloat16)),
 ]
 
 
