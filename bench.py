@@ -261,13 +261,13 @@ def peak_memory(s, name, B, T):
     for shape in ((1, 16), (B, T)):
         for _ in range(2):
             step(*batch(s, *shape))
-        peaks.append(peak_of_this_process())
+        peaks.append(peak_of_this_process(s))
     return peaks[1] - peaks[0] if None not in peaks else None
 
 
-def peak_of_this_process():
-    """Bytes: the GPU's if there is one, else the process's."""
-    if torch.cuda.is_available():
+def peak_of_this_process(s):
+    """Bytes: the GPU's if that is where we are, else the process's."""
+    if find_device(s.device).type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
         import resource  # not on Windows

@@ -190,7 +190,7 @@ def draw_times(axis, rows):
         axis.plot(*zip(*points), label=name, color=WAYS.get(name, "gray"), ls=dashes, marker="o", ms=3)
     floor = {row["T"]: 1e3 * row["floor_seconds"] for row in rows}
     axis.fill_between(
-        list(floor), list(floor.values()), alpha=0.25, color="gray", lw=0, label="the card's limit"
+        list(floor), list(floor.values()), alpha=0.25, color="gray", lw=0, label="the machine's limit"
     )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
