@@ -38,23 +38,22 @@ def runs_triton(x):
 
 
 def check(**tensors):
-    """check(a=(a, "BTD"), h0=(h0, "BD")): a letter is one length, at least 1, in all that are not None."""
-    sizes = {}
-    given = {name: (x, letters) for name, (x, letters) in tensors.items() if x is not None}
-    for name, (x, letters) in given.items():
-        first = next(iter(given.values()))[0]
-        shape = tuple(x.shape)
-        if len(shape) != len(letters):
-            raise ValueError(f"{name} has shape {shape}: must be ({', '.join(letters)})")
-        for letter, size in zip(letters, shape):
-            if size == 0 or sizes.setdefault(letter, size) != size:
-                raise ValueError(
-                    f"{name} has shape {shape}, {letter} = {size}: must be {sizes.get(letter) or 'at least 1'}"
-                )
+    """check(a=(a, "BTD"), h0=(h0, "BD")): in all that are not None a letter is the same length, at least 1."""
+    lengths, places = {"1": 1}, {}
+    for name, (x, letters) in tensors.items():
+        if x is None:
+            continue
+        known = ", ".join(f"{letter} = {lengths[letter]}" for letter in letters if letter in lengths)
+        fits = x.ndim == len(letters) and 0 not in x.shape
+        if not fits or any(lengths.setdefault(letter, n) != n for letter, n in zip(letters, x.shape)):
+            wanted = f"({', '.join(letters)}){known and ' with '}{known}, no length 0"
+            raise ValueError(f"{name} has shape {tuple(x.shape)}: must be {wanted}")
         if not x.is_floating_point():
-            raise ValueError(f"{name} is {x.dtype}: must be of floating point")
-        if x.device != first.device:
-            raise ValueError(f"{name} is on {x.device}: must be on {first.device}, as {next(iter(given))}")
+            raise ValueError(f"{name} is {x.dtype}: must be floating-point numbers")
+        places[x.device] = name
+    if len(places) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise ValueError(f"{where}: must be on one device")
 
 
 def where_given(inputs, gradients):

@@ -30,6 +30,10 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def contiguous(*tensors):
+    return (None if x is None else x.contiguous() for x in tensors)
+
+
 # ---------------------------------------------------------------------------------------------------
 # linear scan:  h_t = a_t h_{t-1} + b_t
 
@@ -165,6 +169,412 @@ def scan_gradients(kind, x, y, z, h0, h, dh):
     with torch.cuda.device_of(z):
         scan_backward[grid](x, y, z, h0, h, dh, dx, dy, dz, dh0, T, D, kind, BT, BD, stages, num_warps=warps)
     return [like for like in (dx, dy, dz, dh0) if like is not None]
+
+
+# ---------------------------------------------------------------------------------------------------
+# gated linear attention:  S_t = diag(f_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
+
+# As in kernels.py, a chunk of C steps at a time: between chunks through states, inside through A, made of squares
+# that halve down to leaves of 8 rows. What differs is that whatever can be a product of matrices is made one, for
+# tensor cores are a hundred times faster than all else on the card. So are decays: with log f the logarithms of a
+# chunk's gates, a row per step,
+#
+#     decays = exp(M log f),    M (C, C) of zeros and ones: its row r marks the steps t over which row r decays,
+#
+#     SINCE_START   t <= r        from the chunk's start to r
+#     TO_END        t > r         from r to the chunk's end
+#     LEAF_ROWS     t <= r        both in a leaf, t not its first row: from that to r
+#     HALVES        t <= r or > r   both in one half of a block of 16, 32, ... rows: from r in the lower half back,
+#                                   or from r in the upper half on, to the boundary between them
+#
+# At that boundary rows of the lower half, as queries, meet rows of the upper half, as keys. All exponents are at
+# most 0, so one tile X serves both: q below, k above, times their decays. X X^T holds the square of A where they
+# meet. Backwards, with Z = dA below the diagonal and dA^T above, Z X has dq's share in the lower rows and dk's in
+# the upper. No factor of a row knows a later gate: the future cannot leak into the past even by rounding.
+#
+# In a leaf, queries decay since its first row, and keys are divided by that. With gates of 2^-24 at least, less
+# being nothing beside 1 in float32, seven of them and a shift by 2^84 stay between 2^-84 and 2^84; a row's own
+# gate, the last of its decays, is taken as it is. Above the diagonal that may overflow, and is dropped.
+#
+# The gradient of a gate is made of the same rounded factors as the products. What a pair of rows adds in one of
+# them and takes away in the other then cancels for gates that do not lie between; of other factors a residue would
+# be left, which the sum over rows piles up.
+
+LEAF = tl.constexpr(8)
+NOTHING = tl.constexpr(-104.0)  # below the log of the least float32: a gate that is 0
+LEAST = tl.constexpr(-16.625)  # log 2^-24, the bfloat16 nearest to it
+SHIFT = tl.constexpr(58.2)  # half of seven times that
+SINCE_START, TO_END, LEAF_ROWS, FROM_HERE, BEFORE, LEAF_BELOW, LEAF_ABOVE, HALVES, ACROSS = (
+    tl.constexpr(number) for number in range(9)
+)
+
+
+@functools.cache
+def marks(C, dtype, device):
+    """All M: those of decays, those of sums over rows, and which rows and columns of A are of a square."""
+    r, t, half = torch.arange(C, device=device)[:, None], torch.arange(C, device=device), LEAF.value
+    leaf = r ^ t < LEAF.value
+    M = [t <= r, t > r, leaf & (t <= r) & (t % LEAF.value > 0), t >= r, t < r, leaf & (t < r), leaf & (t > r)]
+    while half < C:
+        M += [(r ^ t < half) & torch.where(r // half % 2 == 1, t <= r, t > r), (r ^ t) // half == 1]
+        half *= 2
+    return torch.stack(M).to(dtype)
+
+
+def levels(C):
+    """How often a leaf doubles to a chunk."""
+    return (C // LEAF.value).bit_length() - 1
+
+
+@triton.jit
+def add_summed(M, x, total, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """M x + total. Every M is exact in DOT; an x that is not EXACT there goes in two parts."""
+    total = tl.dot(M, x.to(DOT), total, input_precision="ieee")
+    if not EXACT:
+        total = tl.dot(M, (x - x.to(DOT).to(tl.float32)).to(DOT), total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
+    return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
+
+
+@triton.jit
+def exp(x):
+    """In one instruction and a half: tl.exp takes five, for results below 2^-126."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def product(a, b, DOT: tl.constexpr):
+    return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee")
+
+
+@triton.jit
+def add_product(a, b, total, DOT: tl.constexpr):
+    return tl.dot(a.to(DOT), b.to(DOT), total, input_precision="ieee")
+
+
+@triton.jit
+def on_diagonal(x):
+    i = tl.arange(0, x.shape[0])
+    return tl.sum(tl.where(i[:, None] == i[None, :], x, 0.0), 1)
+
+
+@triton.jit
+def place(C: tl.constexpr, H: tl.constexpr, T, slices: tl.constexpr):
+    """Program number -> its slice, head of all, state of all, the chunk's first row of all (B T H), its rows."""
+    pid, n = tl.program_id(0), tl.cdiv(T, C)
+    chunk, bh = pid // slices % n, (pid // slices // n).to(tl.int64)
+    return pid % slices, bh * n + chunk, (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
+
+
+@triton.jit
+def read_rows(p, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
+    """Rows r and columns c of a chunk of (B, T, H, W), of which `left` rows and W columns exist."""
+    return tl.load(p + first * W + (r * (H * W) + c), mask=(r < left) & (c < W), other=0.0)
+
+
+@triton.jit
+def write_rows(p, x, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
+    tl.store(p + first * W + (r * (H * W) + c), x.to(p.dtype.element_ty), mask=(r < left) & (c < W))
+
+
+@triton.jit
+def state(p, number, c, cv, K: tl.constexpr, V: tl.constexpr):
+    """Rows c and columns cv of one of many (K, V)."""
+    return tl.load(p + number * (K * V) + (c * V + cv), mask=(c < K) & (cv < V), other=0.0)
+
+
+@triton.jit
+def write_state(p, S, number, c, cv, K: tl.constexpr, V: tl.constexpr):
+    tl.store(p + number * (K * V) + (c * V + cv), S.to(p.dtype.element_ty), mask=(c < K) & (cv < V))
+
+
+@triton.jit
+def gates(g, first, r, c, left, H: tl.constexpr, G: tl.constexpr):
+    """log f, at least NOTHING; G = 1 is one gate for all columns."""
+    x = read_rows(g, first, r, c if G > 1 else c * 0, left, H, G)
+    return tl.maximum(x.to(tl.float32), NOTHING)
+
+
+@triton.jit
+def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.constexpr, DOT: tl.constexpr):
+    """k; where it is TIED to the gates exp(x), 1 - exp(x), by its series where the difference would round."""
+    if not TIED:
+        return read_rows(k, first, r, c, left, H, K).to(tl.float32)
+    elif DOT == tl.float32:
+        series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720))))))
+        return tl.where(x > -0.25, -series, 1 - exp(x))
+    else:
+        return tl.where(x > -0.015, -x - 0.5 * x * x, 1 - exp(x))
+
+
+@triton.jit
+def leaf_decays(M, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """Of queries and of keys, since the first row of their leaf."""
+    most = tl.maximum(log_f, LEAST)
+    within = summed(M, most, DOT, EXACT) + SHIFT
+    return exp(within + (log_f - most)), exp(-within)
+
+
+@triton.jit
+def chunk_states(
+    x, y, g, S_in, states, S_out, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, STARTED: tl.constexpr,
+    DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BK x BV of one head's state, from chunk to chunk. Forward, x and y are k and v, `states` those
+    # before each chunk; BACK, from the last to the first, they are q and do, and the gradients of those after it.
+    across: tl.constexpr = (V + BV - 1) // BV
+    down: tl.constexpr = (K + BK - 1) // BK
+    n, bh = tl.cdiv(T, C), (tl.program_id(0) // (down * across)).to(tl.int64)
+    c = (tl.program_id(0) // across % down * BK + tl.arange(0, BK))[:, None]
+    cv = (tl.program_id(0) % across * BV + tl.arange(0, BV))[None, :]
+    i = tl.arange(0, C)
+    t, r = i[:, None], i[None, :]  # x and the gates lie on their side, (BK, C): a product is never transposed
+    M = tl.load(marks + (SINCE_START if BACK else TO_END) * C * C + r * C + t)
+    S = tl.zeros([BK, BV], tl.float32)
+    if STARTED:
+        S += state(S_in, bh, c, cv, K, V).to(tl.float32)
+    for j in range(n):
+        chunk = n - 1 - j if BACK else j
+        write_state(states, S, bh * n + chunk, c, cv, K, V)
+        first, left = (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
+        log_f = gates(g, first, r, c, left, H, G)
+        if BACK:
+            X = read_rows(x, first, r, c, left, H, K).to(tl.float32)
+        else:
+            X = keys(x, log_f, first, r, c, left, H, K, TIED, DOT)
+        X *= exp(summed_right(log_f, M, DOT, EXACT))
+        Y = read_rows(y, first, t, cv, left, H, V)
+        S = S * exp(tl.sum(log_f, 1))[:, None] + product(X, Y, DOT)
+    write_state(S_out, S, bh, c, cv, K, V)
+
+
+@triton.jit
+def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """x M: see `summed`."""
+    total = tl.dot(x.to(DOT), M, input_precision="ieee")
+    if not EXACT:
+        total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def chunk_outputs(
+    q, k, v, g, states, o, A, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, KEEP: tl.constexpr,
+    DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BV columns of the outputs of one chunk, for one head.
+    piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
+    i = tl.arange(0, C)
+    r, t = i[:, None], i[None, :]
+    M = marks + (r * C + t)
+    cv = (piece * BV + tl.arange(0, BV))[None, :]
+    attention, diagonal, out = (
+        tl.zeros([C, C], tl.float32),
+        tl.zeros([C], tl.float32),
+        tl.zeros([C, BV], tl.float32),
+    )
+    for start in range(0, K, BK):
+        c = (start + tl.arange(0, BK))[None, :]
+        log_f = gates(g, first, r, c, left, H, G)
+        Q = read_rows(q, first, r, c, left, H, K).to(tl.float32)
+        X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT)
+        diagonal += tl.sum(Q * X, 1)
+        decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
+        leaf = product(Q * decays, tl.trans(X * growths), DOT)  # above the diagonal it may overflow
+        attention += tl.where(tl.load(M + LEAF_BELOW * C * C) > 0, leaf, 0.0)
+        for level in tl.range(LEVELS, num_stages=1):
+            decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
+            meet = tl.where(r & (LEAF << level) > 0, Q, X) * decays
+            attention += product(meet, tl.trans(meet), DOT) * tl.load(M + (ACROSS + 2 * level) * C * C)
+        S = state(states, number, tl.trans(c), cv, K, V)
+        decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
+        out = add_product(Q * decays, S, out, DOT)
+    attention = tl.where(t < r, attention, tl.where(t == r, diagonal[:, None], 0.0))
+    out = add_product(attention, read_rows(v, first, r, cv, left, H, V), out, DOT)
+    write_rows(o, out, first, r, cv, left, H, V)
+    if KEEP:
+        if piece == 0:
+            write_rows(A, attention, first, r, t, left, H, C)
+
+
+@triton.jit
+def value_gradients(
+    k, v, g, A, do, dstates, dv, dA, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BV columns of dv in one chunk, for one head; the first also dA, with dA^T above the diagonal.
+    piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
+    i = tl.arange(0, C)
+    r, t = i[:, None], i[None, :]
+    cv = (piece * BV + tl.arange(0, BV))[None, :]
+    out = product(
+        read_rows(A, first, t, r, left, H, C), read_rows(do, first, r, cv, left, H, V), DOT
+    )  # A^T do
+    M = tl.load(marks + TO_END * C * C + (r * C + t))
+    for start in range(0, K, BK):
+        c = (start + tl.arange(0, BK))[None, :]
+        log_f = gates(g, first, r, c, left, H, G)
+        X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT) * exp(summed(M, log_f, DOT, EXACT))
+        out = add_product(X, state(dstates, number, tl.trans(c), cv, K, V), out, DOT)
+    write_rows(dv, out, first, r, cv, left, H, V)
+    if piece == 0:
+        below, above = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+        for start in range(0, V, BV):
+            cv = (start + tl.arange(0, BV))[None, :]
+            Y, dO = read_rows(v, first, r, cv, left, H, V), read_rows(do, first, r, cv, left, H, V)
+            below = add_product(dO, tl.trans(Y), below, DOT)
+            above = add_product(Y, tl.trans(dO), above, DOT)
+        write_rows(dA, tl.where(t < r, below, above), first, r, t, left, H, C)
+
+
+@triton.jit
+def key_gradients(
+    q, k, v, g, states, dA, do, dstates, dq, dk, dg, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BK columns of dq, dk and dlog_f in one chunk, for one head.
+    piece, number, first, left = place(C, H, T, (K + BK - 1) // BK)
+    i = tl.arange(0, C)
+    r, t = i[:, None], i[None, :]
+    M = marks + (r * C + t)
+    c = (piece * BK + tl.arange(0, BK))[None, :]
+    Z = read_rows(dA, first, r, t, left, H, C).to(DOT)
+    diagonal = on_diagonal(Z.to(tl.float32))
+    log_f = gates(g, first, r, c, left, H, G)
+    Q, X = (
+        read_rows(q, first, r, c, left, H, K).to(DOT),
+        keys(k, log_f, first, r, c, left, H, K, TIED, DOT).to(DOT),
+    )
+    # Inside leaves, of which a row with itself knows no gate.
+    decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
+    query, key = (Q * decays).to(DOT), (X * growths).to(DOT)
+    dQ = product(Z * tl.load(M + LEAF_BELOW * C * C), key, DOT)
+    dK = product(Z * tl.load(M + LEAF_ABOVE * C * C), query, DOT)
+    owed = query * dQ - key * dK
+    dQ = dQ * decays + diagonal[:, None] * X
+    dK = dK * growths + diagonal[:, None] * Q
+    # Between the halves of blocks.
+    for level in tl.range(LEVELS, num_stages=1):
+        half = LEAF << level
+        lower = r & half > 0
+        decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
+        meet = (tl.where(lower, Q, X) * decays).to(DOT)
+        gradient = product(Z * tl.load(M + (ACROSS + 2 * level) * C * C), meet, DOT)
+        owed += tl.where(lower, meet, -meet) * gradient
+        gradient *= decays
+        dQ += tl.where(lower, gradient, 0.0)
+        dK += tl.where(lower, 0.0, gradient)
+    # Through the states: rows read what is from before the chunk, and leave for after it.
+    read, left_behind = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+    across = tl.zeros([BK, BK], tl.float32)
+    for start in range(0, V, BV):
+        cv = (start + tl.arange(0, BV))[None, :]
+        S = state(states, number, c, tl.trans(cv), K, V)  # on their side, (BV, BK)
+        dS = state(dstates, number, c, tl.trans(cv), K, V)
+        read = add_product(read_rows(do, first, r, cv, left, H, V), S, read, DOT)
+        left_behind = add_product(read_rows(v, first, r, cv, left, H, V), dS, left_behind, DOT)
+        across = add_product(tl.trans(S), dS, across, DOT)
+    decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
+    read *= decays
+    left_behind *= exp(summed(tl.load(M + TO_END * C * C), log_f, DOT, EXACT))
+    write_rows(dq, dQ + read, first, r, c, left, H, K)
+    owed += Q * read + tl.where(r == C - 1, decays * on_diagonal(across)[None, :], 0.0)
+    dK += left_behind
+    dlog_f = tl.zeros([C, BK], tl.float32)
+    if TIED:
+        dlog_f -= exp(log_f) * dK
+    else:
+        write_rows(dk, dK, first, r, c, left, H, K)
+    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, DOT == tl.float32)
+    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, DOT == tl.float32)
+    write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
+
+
+# Widths of slices of K and V, warps, stages. Chosen with no GPU at hand, from what the compiler makes of them
+# (python bench.py compile): the fewest instructions per number among those that keep everything in registers.
+TILES = {
+    "bfloat16, Hopper": dict(
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 64, 4, 1),
+        value_gradients=(32, 128, 4, 2), key_gradients=(16, 64, 4, 2),
+    ),
+    "bfloat16": dict(
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
+        value_gradients=(64, 64, 4, 2), key_gradients=(16, 64, 4, 1),
+    ),
+    "float32": dict(
+        chunk_states=(32, 32, 8, 1), chunk_outputs=(16, 32, 8, 1),
+        value_gradients=(16, 32, 8, 1), key_gradients=(16, 32, 8, 1),
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def is_hopper(device):
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def attention_chunk(q):
+    """-> C"""
+    return 64 if q.dtype == torch.bfloat16 and is_hopper(q.device) else 32
+
+
+def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
+    """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
+    T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q)
+    bfloat16 = q.dtype == v.dtype == torch.bfloat16
+    table = TILES[f"bfloat16{', Hopper' * is_hopper(q.device)}" if bfloat16 else "float32"]
+    BK, BV, warps, stages = table[kernel.__name__]
+    BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
+    kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
+        *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,
+        H=H, K=K, V=V, G=G, TIED=k is None, C=C, BK=BK, BV=BV, DOT=tl.bfloat16 if bfloat16 else tl.float32,
+        EXACT=log_f.dtype == torch.bfloat16 or not bfloat16, **settings, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
+def attend(q, k, v, log_f, S0, o, S, states, A):
+    """Write o (B, T, H, V), the last S (B, H, K, V) and, if there is room, the states before each chunk and A."""
+    q, k, v, log_f, S0 = contiguous(q, k, v, log_f, S0)
+    inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q), q.shape[0] * q.shape[2]
+    n = triton.cdiv(q.shape[1], C)
+    if not keep:
+        states = q.new_empty(heads, n, q.shape[3], v.shape[3])
+    with torch.cuda.device_of(q):
+        tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None)
+        launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
+        tensors, settings = (q, k, v, log_f, states, o, A), dict(LEVELS=levels(C), KEEP=keep)
+        launch(chunk_outputs, lambda down, across: heads * n * across, tensors, *inputs, **settings)
+
+
+def attend_backward(q, k, v, log_f, S0, states, A, do, dS, grads):
+    """Write the gradients of q, k, v, log_f, S0 to grads, but for those that are None there."""
+    q, k, v, log_f, do, dS = contiguous(q, k, v, log_f, do, dS)
+    dq, dk, dv, dlog_f, dS0 = grads
+    inputs, C, heads = (q, k, v, log_f), attention_chunk(q), q.shape[0] * q.shape[2]
+    n = triton.cdiv(q.shape[1], C)
+    dstates, dS_first, dA = torch.empty_like(states), torch.empty_like(dS), torch.empty_like(A)
+    dg = dlog_f if dlog_f.shape == q.shape else log_f.new_empty(q.shape, dtype=torch.float32)
+    with torch.cuda.device_of(q):
+        tensors, settings = (q, do, log_f, dS, dstates, dS_first), dict(BACK=True, STARTED=True)
+        launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
+        tensors = k, v, log_f, A, do, dstates, dv, dA
+        launch(value_gradients, lambda down, across: heads * n * across, tensors, *inputs)
+        tensors = q, k, v, log_f, states, dA, do, dstates, dq, dk, dg
+        launch(key_gradients, lambda down, across: heads * n * down, tensors, *inputs, LEVELS=levels(C))
+    if dg is not dlog_f:
+        dlog_f.copy_(dg.sum(-1, keepdim=True))
+    if dS0 is not None:
+        dS0.copy_(dS_first)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -319,403 +729,3 @@ def selective_gradients(x, dt, A, B, C, h0, states, dy, dh):
             x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E, N, *tile, num_warps=warps
         )
     return [dx, ddt, dA.sum(0).to(A.dtype), dB.sum(2).to(B.dtype), dC.sum(2).to(C.dtype), dh0]
-
-
-def contiguous(*tensors):
-    return (None if x is None else x.contiguous() for x in tensors)
-
-
-# ---------------------------------------------------------------------------------------------------
-# gated linear attention:  S_t = diag(f_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
-
-# As in kernels.py, a chunk of C steps at a time: between chunks through states, inside through A, made of squares
-# that halve down to leaves of 8 rows. What differs is that whatever can be a product of matrices is made one, for
-# tensor cores are a hundred times faster than the rest. So are decays, with log f the logarithms of a chunk's gates:
-#
-#     decays = exp(M log_f)     M (C, C) of zeros and ones: its row r marks the steps t over which row r decays
-#
-#     SINCE_START   t <= r                                 FROM_HERE   t >= r, for sums of another kind
-#     TO_END        t > r                                  LEAF_ROWS   t <= r, both in a leaf, but for its first row
-#     HALVES + l    t <= r if r is in the lower half of a block of 2 x 8 x 2^l rows, else t > r, both in one half
-#
-# The last are decays to the boundary between a block's halves, where rows of the lower half, which are queries, meet
-# rows of the upper half, which are keys. All their exponents are at most 0, so one tile X serves both sides: rows of
-# q below and of k above, times their decays. X X^T holds the square of A. Backwards its gradient Z is dA below the
-# diagonal and dA^T above, and Z X has the share of dq in the lower rows and that of dk in the upper. No factor of
-# a row knows a later gate, so that the future cannot leak into the past even by rounding.
-#
-# Inside a leaf, decays are since its first row for queries, and one over that for keys. With gates of 2^-24 at least,
-# less being nothing beside 1 in float32, seven of them and a shift by 2^84 stay between 2^-84 and 2^84. Only the row's
-# own gate, the last of a query's decays, is taken as it is.
-#
-# The gradient of a gate is made of the same rounded factors as the products: what a pair adds to its row and takes
-# away from its column then cancels for the gates that do not lie between them, or the sum over rows would drown in
-# what is left over.
-
-LEAF = tl.constexpr(8)
-NOTHING = tl.constexpr(-104.0)  # below the log of the least float32: the gate is 0
-LEAST = tl.constexpr(-16.625)  # log 2^-24, the bfloat16 nearest to it
-SHIFT = tl.constexpr(58.2)  # half of seven times that
-SINCE_START, TO_END, FROM_HERE, BEFORE, LEAF_ROWS, LEAF_BELOW, LEAF_ABOVE, HALVES, ACROSS = (
-    tl.constexpr(number) for number in range(9)
-)
-
-
-@functools.cache
-def marks(C, dtype, device):
-    """All M, (4 + levels, C, C)."""
-    i = torch.arange(C, device=device)
-    r, t = i[:, None], i[None, :]
-    leaf, half = r ^ t < LEAF.value, LEAF.value
-    M = [t <= r, t > r, t >= r, t < r, leaf & (t <= r) & (t % half > 0), leaf & (t < r), leaf & (t > r)]
-    while half < C:
-        M += [(r ^ t < half) & torch.where(r // half % 2 == 1, t <= r, t > r), (r ^ t) // half == 1]
-        half *= 2
-    return torch.stack(M).to(dtype)
-
-
-def levels(C):
-    """How often a leaf doubles to a chunk."""
-    return (C // LEAF.value).bit_length() - 1
-
-
-@triton.jit
-def add_summed(M, x, total, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """M x + total. Every M is exact in DOT; an x that is not EXACT there goes in two parts."""
-    total = tl.dot(M, x.to(DOT), total, input_precision="ieee")
-    if not EXACT:
-        total = tl.dot(M, (x - x.to(DOT).to(tl.float32)).to(DOT), total, input_precision="ieee")
-    return total
-
-
-@triton.jit
-def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
-    return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
-
-
-@triton.jit
-def exp(x):
-    """In one instruction and a half: tl.exp takes five, for results below 2^-126."""
-    return tl.exp2(x * 1.4426950408889634)
-
-
-@triton.jit
-def product(a, b, DOT: tl.constexpr):
-    return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee")
-
-
-@triton.jit
-def add_product(a, b, total, DOT: tl.constexpr):
-    return tl.dot(a.to(DOT), b.to(DOT), total, input_precision="ieee")
-
-
-@triton.jit
-def on_diagonal(x):
-    i = tl.arange(0, x.shape[0])
-    return tl.sum(tl.where(i[:, None] == i[None, :], x, 0.0), 1)
-
-
-@triton.jit
-def place(C: tl.constexpr, H: tl.constexpr, T, slices: tl.constexpr):
-    """Program number -> its slice, head of all, state of all, the chunk's first row of all (B T H), its rows."""
-    pid, n = tl.program_id(0), tl.cdiv(T, C)
-    chunk, bh = pid // slices % n, (pid // slices // n).to(tl.int64)
-    return pid % slices, bh * n + chunk, (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
-
-
-@triton.jit
-def rows(p, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
-    """Rows r and columns c of a chunk of (B, T, H, W), of which `left` rows and W columns exist."""
-    return tl.load(p + first * W + (r * (H * W) + c), mask=(r < left) & (c < W), other=0.0)
-
-
-@triton.jit
-def write_rows(p, x, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
-    tl.store(p + first * W + (r * (H * W) + c), x.to(p.dtype.element_ty), mask=(r < left) & (c < W))
-
-
-@triton.jit
-def state(p, number, c, cv, K: tl.constexpr, V: tl.constexpr):
-    """Rows c and columns cv of one of many (K, V)."""
-    return tl.load(p + number * (K * V) + (c * V + cv), mask=(c < K) & (cv < V), other=0.0)
-
-
-@triton.jit
-def write_state(p, S, number, c, cv, K: tl.constexpr, V: tl.constexpr):
-    tl.store(p + number * (K * V) + (c * V + cv), S.to(p.dtype.element_ty), mask=(c < K) & (cv < V))
-
-
-@triton.jit
-def gates(g, first, r, c, left, H: tl.constexpr, G: tl.constexpr):
-    """log f, at least NOTHING; G = 1 is one gate for all columns."""
-    x = rows(g, first, r, c if G > 1 else c * 0, left, H, G)
-    return tl.maximum(x.to(tl.float32), NOTHING)
-
-
-@triton.jit
-def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.constexpr, DOT: tl.constexpr):
-    """k; where it is TIED to the gates exp(x), 1 - exp(x), by its series where the difference would round."""
-    if not TIED:
-        return rows(k, first, r, c, left, H, K).to(tl.float32)
-    elif DOT == tl.float32:
-        series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720))))))
-        return tl.where(x > -0.25, -series, 1 - exp(x))
-    else:
-        return tl.where(x > -0.015, -x - 0.5 * x * x, 1 - exp(x))
-
-
-@triton.jit
-def leaf_decays(M, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """Of queries and of keys, since the first row of their leaf."""
-    most = tl.maximum(log_f, LEAST)
-    within = summed(M, most, DOT, EXACT) + SHIFT
-    return exp(within + (log_f - most)), exp(-within)
-
-
-@triton.jit
-def chunk_states(
-    x, y, g, S_in, states, S_out, marks, T,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, STARTED: tl.constexpr,
-    DOT: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    # One program: BK x BV of one head's state, from chunk to chunk. Forward, x and y are k and v, and each state that
-    # before its chunk; BACK, they are q and do, and each is the gradient of that after it.
-    across: tl.constexpr = (V + BV - 1) // BV
-    down: tl.constexpr = (K + BK - 1) // BK
-    n, bh = tl.cdiv(T, C), (tl.program_id(0) // (down * across)).to(tl.int64)
-    c = (tl.program_id(0) // across % down * BK + tl.arange(0, BK))[:, None]
-    cv = (tl.program_id(0) % across * BV + tl.arange(0, BV))[None, :]
-    i = tl.arange(0, C)
-    t, r = i[:, None], i[None, :]  # x and the gates lie on their side, (BK, C): a product is never transposed
-    M = tl.load(marks + (SINCE_START if BACK else TO_END) * C * C + r * C + t)
-    S = tl.zeros([BK, BV], tl.float32)
-    if STARTED:
-        S += state(S_in, bh, c, cv, K, V).to(tl.float32)
-    for j in range(n):
-        chunk = n - 1 - j if BACK else j
-        write_state(states, S, bh * n + chunk, c, cv, K, V)
-        first, left = (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
-        log_f = gates(g, first, r, c, left, H, G)
-        if BACK:
-            X = rows(x, first, r, c, left, H, K).to(tl.float32)
-        else:
-            X = keys(x, log_f, first, r, c, left, H, K, TIED, DOT)
-        X *= exp(summed_right(log_f, M, DOT, EXACT))
-        Y = rows(y, first, t, cv, left, H, V)
-        S = S * exp(tl.sum(log_f, 1))[:, None] + product(X, Y, DOT)
-    write_state(S_out, S, bh, c, cv, K, V)
-
-
-@triton.jit
-def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """x M: see `summed`."""
-    total = tl.dot(x.to(DOT), M, input_precision="ieee")
-    if not EXACT:
-        total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
-    return total
-
-
-@triton.jit
-def chunk_outputs(
-    q, k, v, g, states, o, A, marks, T,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, KEEP: tl.constexpr,
-    DOT: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    # One program: BV columns of the outputs of one chunk, for one head.
-    piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
-    i = tl.arange(0, C)
-    r, t = i[:, None], i[None, :]
-    M = marks + (r * C + t)
-    cv = (piece * BV + tl.arange(0, BV))[None, :]
-    attention, diagonal, out = tl.zeros([C, C], tl.float32), tl.zeros([C], tl.float32), tl.zeros([C, BV], tl.float32)
-    for start in range(0, K, BK):
-        c = (start + tl.arange(0, BK))[None, :]
-        log_f = gates(g, first, r, c, left, H, G)
-        Q = rows(q, first, r, c, left, H, K).to(tl.float32)
-        X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT)
-        diagonal += tl.sum(Q * X, 1)
-        decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
-        leaf = product(Q * decays, tl.trans(X * growths), DOT)  # above the diagonal it may overflow
-        attention += tl.where(tl.load(M + LEAF_BELOW * C * C) > 0, leaf, 0.0)
-        for level in tl.range(LEVELS, num_stages=1):
-            decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
-            meet = tl.where(r & (LEAF << level) > 0, Q, X) * decays
-            attention += product(meet, tl.trans(meet), DOT) * tl.load(M + (ACROSS + 2 * level) * C * C)
-        S = state(states, number, tl.trans(c), cv, K, V)
-        decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
-        out = add_product(Q * decays, S, out, DOT)
-    attention = tl.where(t < r, attention, tl.where(t == r, diagonal[:, None], 0.0))
-    out = add_product(attention, rows(v, first, r, cv, left, H, V), out, DOT)
-    write_rows(o, out, first, r, cv, left, H, V)
-    if KEEP:
-        if piece == 0:
-            write_rows(A, attention, first, r, t, left, H, C)
-
-
-@triton.jit
-def value_gradients(
-    k, v, g, A, do, dstates, dv, dA, marks, T,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    # One program: BV columns of dv in one chunk, for one head; and the first of them dA, with dA^T above the diagonal.
-    piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
-    i = tl.arange(0, C)
-    r, t = i[:, None], i[None, :]
-    cv = (piece * BV + tl.arange(0, BV))[None, :]
-    out = product(rows(A, first, t, r, left, H, C), rows(do, first, r, cv, left, H, V), DOT)  # A^T do
-    M = tl.load(marks + TO_END * C * C + (r * C + t))
-    for start in range(0, K, BK):
-        c = (start + tl.arange(0, BK))[None, :]
-        log_f = gates(g, first, r, c, left, H, G)
-        X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT) * exp(summed(M, log_f, DOT, EXACT))
-        out = add_product(X, state(dstates, number, tl.trans(c), cv, K, V), out, DOT)
-    write_rows(dv, out, first, r, cv, left, H, V)
-    if piece == 0:
-        below, above = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
-        for start in range(0, V, BV):
-            cv = (start + tl.arange(0, BV))[None, :]
-            Y, dO = rows(v, first, r, cv, left, H, V), rows(do, first, r, cv, left, H, V)
-            below = add_product(dO, tl.trans(Y), below, DOT)
-            above = add_product(Y, tl.trans(dO), above, DOT)
-        write_rows(dA, tl.where(t < r, below, above), first, r, t, left, H, C)
-
-
-@triton.jit
-def key_gradients(
-    q, k, v, g, states, dA, do, dstates, dq, dk, dg, marks, T,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    # One program: BK columns of dq, dk and dlog_f in one chunk, for one head.
-    piece, number, first, left = place(C, H, T, (K + BK - 1) // BK)
-    i = tl.arange(0, C)
-    r, t = i[:, None], i[None, :]
-    M = marks + (r * C + t)
-    c = (piece * BK + tl.arange(0, BK))[None, :]
-    Z = rows(dA, first, r, t, left, H, C).to(DOT)
-    diagonal = on_diagonal(Z.to(tl.float32))
-    log_f = gates(g, first, r, c, left, H, G)
-    Q, X = rows(q, first, r, c, left, H, K).to(DOT), keys(k, log_f, first, r, c, left, H, K, TIED, DOT).to(DOT)
-    # Inside leaves, of which a row with itself knows no gate.
-    decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
-    query, key = (Q * decays).to(DOT), (X * growths).to(DOT)
-    dQ = product(Z * tl.load(M + LEAF_BELOW * C * C), key, DOT)
-    dK = product(Z * tl.load(M + LEAF_ABOVE * C * C), query, DOT)
-    owed = query * dQ - key * dK
-    dQ = dQ * decays + diagonal[:, None] * X
-    dK = dK * growths + diagonal[:, None] * Q
-    # Between the halves of blocks.
-    for level in tl.range(LEVELS, num_stages=1):
-        half = LEAF << level
-        lower = r & half > 0
-        decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
-        meet = (tl.where(lower, Q, X) * decays).to(DOT)
-        gradient = product(Z * tl.load(M + (ACROSS + 2 * level) * C * C), meet, DOT)
-        owed += tl.where(lower, meet, -meet) * gradient
-        gradient *= decays
-        dQ += tl.where(lower, gradient, 0.0)
-        dK += tl.where(lower, 0.0, gradient)
-    # Through the states: rows read what is from before the chunk, and leave for after it.
-    read, left_behind = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
-    across = tl.zeros([BK, BK], tl.float32)
-    for start in range(0, V, BV):
-        cv = (start + tl.arange(0, BV))[None, :]
-        S = state(states, number, c, tl.trans(cv), K, V)  # on their side, (BV, BK)
-        dS = state(dstates, number, c, tl.trans(cv), K, V)
-        read = add_product(rows(do, first, r, cv, left, H, V), S, read, DOT)
-        left_behind = add_product(rows(v, first, r, cv, left, H, V), dS, left_behind, DOT)
-        across = add_product(tl.trans(S), dS, across, DOT)
-    decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
-    read *= decays
-    left_behind *= exp(summed(tl.load(M + TO_END * C * C), log_f, DOT, EXACT))
-    write_rows(dq, dQ + read, first, r, c, left, H, K)
-    owed += Q * read + tl.where(r == C - 1, decays * on_diagonal(across)[None, :], 0.0)
-    dK += left_behind
-    dlog_f = tl.zeros([C, BK], tl.float32)
-    if TIED:
-        dlog_f -= exp(log_f) * dK
-    else:
-        write_rows(dk, dK, first, r, c, left, H, K)
-    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, DOT == tl.float32)
-    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, DOT == tl.float32)
-    write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
-
-
-# Slices of K and of V in a program, its warps, its stages. Chosen with no GPU at hand, from what the compiler makes of
-# them (python bench.py compile): the fewest instructions per number among those that keep all in registers.
-TILES = {
-    "bfloat16, Hopper": dict(
-        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
-        value_gradients=(32, 128, 4, 2), key_gradients=(32, 32, 4, 2),
-    ),
-    "bfloat16": dict(
-        chunk_states=(64, 32, 4, 2), chunk_outputs=(16, 128, 4, 1),
-        value_gradients=(32, 64, 4, 2), key_gradients=(16, 64, 4, 1),
-    ),
-    "float32": dict(
-        chunk_states=(32, 32, 4, 1), chunk_outputs=(16, 32, 4, 1),
-        value_gradients=(16, 32, 4, 1), key_gradients=(16, 32, 4, 1),
-    ),
-}  # fmt: skip
-
-
-@functools.cache
-def is_hopper(device):
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
-def attention_chunk(q):
-    """-> C"""
-    return 64 if q.dtype == torch.bfloat16 else 16
-
-
-def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
-    """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
-    T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q)
-    bfloat16 = q.dtype == v.dtype == torch.bfloat16
-    table = TILES[f"bfloat16{', Hopper' * is_hopper(q.device)}" if bfloat16 else "float32"]
-    BK, BV, warps, stages = table[kernel.__name__]
-    BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
-    kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
-        *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,
-        H=H, K=K, V=V, G=G, TIED=k is None, C=C, BK=BK, BV=BV, DOT=tl.bfloat16 if bfloat16 else tl.float32,
-        EXACT=log_f.dtype == torch.bfloat16 or not bfloat16, **settings, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-
-
-def attend(q, k, v, log_f, S0, o, S, states, A):
-    """Write o (B, T, H, V), the last S (B, H, K, V) and, if there is room, the states before each chunk and A."""
-    q, k, v, log_f, S0 = contiguous(q, k, v, log_f, S0)
-    inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q), q.shape[0] * q.shape[2]
-    n = triton.cdiv(q.shape[1], C)
-    if not keep:
-        states = q.new_empty(heads, n, q.shape[3], v.shape[3])
-    with torch.cuda.device_of(q):
-        tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None)
-        launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
-        tensors, settings = (q, k, v, log_f, states, o, A), dict(LEVELS=levels(C), KEEP=keep)
-        launch(chunk_outputs, lambda down, across: heads * n * across, tensors, *inputs, **settings)
-
-
-def attend_backward(q, k, v, log_f, S0, states, A, do, dS, grads):
-    """Write the gradients of q, k, v, log_f, S0 to grads, but for those that are None there."""
-    q, k, v, log_f, do, dS = contiguous(q, k, v, log_f, do, dS)
-    dq, dk, dv, dlog_f, dS0 = grads
-    inputs, C, heads = (q, k, v, log_f), attention_chunk(q), q.shape[0] * q.shape[2]
-    n = triton.cdiv(q.shape[1], C)
-    dstates, dS_first, dA = torch.empty_like(states), torch.empty_like(dS), torch.empty_like(A)
-    dg = dlog_f if dlog_f.shape == q.shape else log_f.new_empty(q.shape, dtype=torch.float32)
-    with torch.cuda.device_of(q):
-        tensors, settings = (q, do, log_f, dS, dstates, dS_first), dict(BACK=True, STARTED=True)
-        launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
-        tensors = k, v, log_f, A, do, dstates, dv, dA
-        launch(value_gradients, lambda down, across: heads * n * across, tensors, *inputs)
-        tensors = q, k, v, log_f, states, dA, do, dstates, dq, dk, dg
-        launch(key_gradients, lambda down, across: heads * n * down, tensors, *inputs, LEVELS=levels(C))
-    if dg is not dlog_f:
-        dlog_f.copy_(dg.sum(-1, keepdim=True))
-    if dS0 is not None:
-        dS0.copy_(dS_first)

@@ -450,3 +450,70 @@ def test_a_selective_scan_names_what_does_not_fit(name):
     inputs[name] = inputs[name][..., :-1]
     with pytest.raises(ValueError, match="must be"):
         kernels.selective_scan(**inputs)
+
+
+# ---------------------------------------------------------------------------------------------------
+# all three
+
+
+def example(name):
+    """A function and fitting arguments, by name."""
+    if name == "linear_scan":
+        shapes = dict(a="BTD", b="BTD", h0="BD")
+    elif name == "min_lstm":
+        shapes = dict(forget="BTD", input="BTD", candidate="BTD", h0="BD")
+    elif name == "gated_linear_attention":
+        shapes = dict(q="BTHK", k="BTHK", v="BTHV", log_f="BTHK", S0="BHKV")
+    else:
+        shapes = dict(x="BTE", dt="BTE", A="EN", B="BTN", C="BTN", h0="BEN")
+    lengths = dict(B=2, T=6, H=3, K=4, V=5, D=4, E=4, N=3)
+    return getattr(kernels, name), {x: -torch.rand([lengths[n] for n in s]) for x, s in shapes.items()}
+
+
+FUNCTIONS = ["linear_scan", "min_lstm", "gated_linear_attention", "selective_scan"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("wrong", ["a length", "a dimension", "nothing", "integers", "another device"])
+def test_a_wrong_argument_is_named(name, wrong):
+    """Whichever it is, the error says its name, before anything is computed."""
+    f, arguments = example(name)
+    changes = {
+        "a length": lambda x: torch.cat([x, x], dim=-1),
+        "a dimension": lambda x: x[..., None],
+        "nothing": lambda x: x[:0],
+        "integers": lambda x: x.long(),
+        "another device": lambda x: x.to("meta"),
+    }
+    for argument, x in arguments.items():
+        with pytest.raises(ValueError, match=rf"\b{argument}\b" if wrong != "a length" else " has shape "):
+            f(**arguments | {argument: changes[wrong](x)})
+
+
+def test_a_gate_is_one_for_each_key_or_for_each_head():
+    f, arguments = example("gated_linear_attention")
+    with pytest.raises(ValueError, match=r"log_f has shape \(2, 6, 3, 2\): must be .* with"):
+        f(**arguments | {"log_f": -torch.rand(2, 6, 3, 2)})
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_arguments_may_lie_in_memory_as_they_like(name):
+    f, arguments = example(name)
+    strided = {x: y.mT.contiguous().mT for x, y in arguments.items()}
+    plain, results = f(**arguments), f(**strided)
+    for x, y in zip(*((z if isinstance(z, tuple) else (z,)) for z in (plain, results))):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention", "selective_scan"])
+def test_operators_keep_what_they_promise_pytorch(name, monkeypatch):
+    """torch.library's own check: schema, shapes without data, gradients, compilation."""
+    operator, calls = (
+        {"linear_scan": "scan", "gated_linear_attention": "attention"}.get(name, "selective"),
+        [],
+    )
+    original = getattr(kernels, operator)
+    monkeypatch.setattr(kernels, operator, lambda *inputs: calls.append(inputs) or original(*inputs))
+    f, arguments = example(name)
+    f(**{x: y.requires_grad_() for x, y in arguments.items()})
+    torch.library.opcheck(original, calls[0])

@@ -3,12 +3,14 @@ The Triton kernels are the loops too: on a GPU compiled, elsewhere in Triton's i
 are small here.
 """
 
+import numpy as np
 import pytest
 import torch
 from test_kernels import (
     GATES,
     STEPS,
     assert_same,
+    attention_inputs,
     log_gates,
     min_gru_listing,
     min_lstm_listing,
@@ -84,3 +86,177 @@ def test_selective_scan_without_a_gradient():
     inputs = selective_inputs(1, 20, 3, 4)
     for ours, exact in zip(kernels.selective_scan(*inputs), kernels.selective_scan_loop(*inputs)):
         torch.testing.assert_close(ours, exact)
+
+
+# ---------------------------------------------------------------------------------------------------
+# gated linear attention
+
+
+def tied(f):
+    """f without k, which is 1 - f; for the loop, with it."""
+    if f is kernels.gated_linear_attention:
+        return lambda q, v, log_f, S0: f(q, None, v, log_f, S0)
+    return lambda q, v, log_f, S0: f(q, -torch.expm1(log_f).expand_as(q), v, log_f, S0)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_gated_linear_attention_is_the_loop(kind):
+    """Forward, all gradients and both states, for every gate, with keys of its own and with those of the gates."""
+    q, k, v, log_f, S0 = attention_inputs(1, 65, 1, 24, 16, kind)
+    fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
+    assert_same(fast, loop, [q, k, v, log_f, S0])
+    assert_same(tied(fast), tied(loop), [q, v, log_f, S0])
+
+
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 63, 100, 129])
+def test_no_length_is_special(T):
+    inputs = attention_inputs(1, T, 2, 16, 16, "of all kinds")
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+@pytest.mark.parametrize(
+    "B, T, H, K, V", [(1, 1, 1, 1, 1), (2, 33, 3, 5, 40), (1, 40, 1, 64, 128), (1, 40, 1, 128, 64)]
+)
+def test_no_width_is_special(B, T, H, K, V):
+    inputs = attention_inputs(B, T, H, K, V, "of all kinds")
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+@pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
+def test_one_gate_for_a_whole_head(kind):
+    inputs = attention_inputs(1, 50, 2, 16, 24, kind, gates=1)
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+def test_the_chunks_of_every_card(monkeypatch):
+    """The tiles of bfloat16, in float32: C = 64 and 32, and slices wider and narrower than in float32's own."""
+    inputs = attention_inputs(1, 100, 1, 64, 64, "of all kinds")
+    for C, name in ((64, "bfloat16, Hopper"), (32, "bfloat16")):
+        monkeypatch.setitem(triton_kernels.TILES, "float32", triton_kernels.TILES[name])
+        monkeypatch.setattr(triton_kernels, "attention_chunk", lambda q, C=C: C)
+        assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
+@pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
+def test_the_future_does_not_leak_into_the_past(kind):
+    """Not by a single bit, whatever comes later."""
+    *inputs, S0 = attention_inputs(1, 70, 1, 16, 16, kind)
+    o = kernels.gated_linear_attention(*inputs, S0)[0]
+    for t in (1, 7, 8, 40, 64):
+        later = attention_inputs(1, 70, 1, 16, 16, "wide")
+        edited = [torch.cat([x[:, :t], y[:, t:]], dim=1) for x, y in zip(inputs, later)]
+        assert torch.equal(kernels.gated_linear_attention(*edited, S0)[0][:, :t], o[:, :t]), t
+
+
+def test_reading_in_two_parts_changes_nothing():
+    q, k, v, log_f, S0 = attention_inputs(1, 60, 1, 16, 24, "of all kinds")
+    whole, S_whole = kernels.gated_linear_attention(q, k, v, log_f, S0)
+    for cut in (1, 16, 35):
+        head, S = kernels.gated_linear_attention(*(x[:, :cut] for x in (q, k, v, log_f)), S0)
+        tail, S = kernels.gated_linear_attention(*(x[:, cut:] for x in (q, k, v, log_f)), S)
+        for ours, exact in ((torch.cat([head, tail], dim=1), whole), (S, S_whole)):
+            assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("B, T, H, K, V", [(1, 5, 1, 3, 5), (1, 40, 2, 24, 16)])
+def test_nothing_outside_the_tensors_is_read_or_written(B, T, H, K, V, monkeypatch):
+    """All lie between margins of NaN: results are finite, and the margins are as before."""
+    margins = []
+
+    def with_margins(x):
+        whole = torch.full((4096 + x.numel() + 4096,), torch.nan)
+        margins.extend((whole[:4096], whole[4096 + x.numel() :]))
+        return whole[4096 : 4096 + x.numel()].view(x.shape).copy_(x)
+
+    monkeypatch.setattr(torch, "empty_like", lambda x: with_margins(torch.zeros(x.shape)))  # the launchers'
+    q, k, v, log_f, S0 = inputs = [with_margins(x) for x in attention_inputs(B, T, H, K, V)]
+    results = [with_margins(torch.zeros(x.shape)) for x in kernels.attention_results(*inputs, True)]
+    triton_kernels.attend(*inputs, *results)
+    o, S, states, A = results
+    grads = [with_margins(torch.zeros(x.shape)) for x in inputs]
+    triton_kernels.attend_backward(*inputs, states, A, torch.ones(o.shape), torch.ones(S.shape), grads)
+
+    *projections, h0 = (with_margins(torch.rand(shape)) for shape in (*3 * [(B, T, K)], (B, K)))
+    h = triton_kernels.scan("min_lstm", *projections, h0)
+    grads += triton_kernels.scan_gradients("min_lstm", *projections, h0, h, torch.ones(h.shape))
+    assert all(x.isfinite().all() for x in (*results, h, *grads)) and all(x.isnan().all() for x in margins)
+
+
+# ---------------------------------------------------------------------------------------------------
+# bfloat16, which the interpreter computes wrongly: it multiplies the bits
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """Have the interpreter compute bfloat16 as a GPU does: in float32, rounded to the nearest."""
+    if torch.cuda.is_available():
+        return
+    tl, interpreter = triton_kernels.tl, pytest.importorskip("triton.runtime.interpreter")
+    builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+
+    def widen(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return Handle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def narrow(x):
+        bits = x.data.astype(np.float32).view(np.uint32)
+        return Handle(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16), tl.bfloat16)
+
+    def cast(self, x, dtype, plain=builder.cast_impl):
+        if dtype.scalar == tl.bfloat16 and x.dtype.scalar == tl.float32:
+            return narrow(x)
+        return plain(self, widen(x), dtype)
+
+    def binary(self, x, y, f, plain=builder.binary_op):
+        z = plain(self, widen(x), widen(y), f)
+        return narrow(z) if x.dtype.scalar == tl.bfloat16 and z.data.dtype == np.float32 else z
+
+    def dot(self, x, y, *rest, plain=builder.create_dot):
+        return plain(self, widen(x), widen(y), *rest)
+
+    for name, function in (("cast_impl", cast), ("binary_op", binary), ("create_dot", dot)):
+        monkeypatch.setattr(builder, name, function)
+
+
+def assert_near(fast, loop, inputs):
+    """Results and gradients in bfloat16 are, as a whole, within 1e-2 of those in float64 from the same inputs."""
+    results = []
+    for f, dtype in ((fast, None), (loop, torch.float64)):
+        given = [x.detach().to(dtype or x.dtype, copy=True).requires_grad_() for x in inputs]
+        outputs = f(*given)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.manual_seed(1)
+        weights = [torch.randn(y.shape).to(y.dtype) for y in outputs]
+        results.append([*outputs, *torch.autograd.grad(outputs, given, weights)])
+    for i, (x, y) in enumerate(zip(*results, strict=True)):
+        assert (x.double() - y).norm() <= 1e-2 * y.norm() + 1e-30, f"number {i} of results and gradients"
+
+
+@pytest.mark.parametrize("gates", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["at initialisation", "near 1", "near 0", "wide", "a hard reset now and then"]
+)
+def test_gated_linear_attention_in_bfloat16(kind, gates, bfloat16, monkeypatch):
+    fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
+    for hopper in [None] if torch.cuda.is_available() else [True, False]:
+        if hopper is not None:
+            monkeypatch.setattr(triton_kernels, "is_hopper", lambda device, answer=hopper: answer)
+        q, k, v, log_f, S0 = attention_inputs(1, 100, 1, 32, 32, kind)
+        q, k, v, log_f = q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f.to(gates)
+        assert_near(fast, loop, [q, k, v, log_f, S0])
+        assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
+
+
+def test_scans_in_bfloat16(bfloat16, tile):
+    gate, forget, candidate = torch.randn(3, 2, 40, 6).bfloat16()
+    h0 = torch.rand(2, 6).bfloat16()
+    assert_near(kernels.linear_scan, kernels.linear_scan_loop, [gate.sigmoid(), candidate, h0])
+    assert_near(kernels.min_gru, min_gru_listing, [gate, candidate, h0])
+    assert_near(kernels.min_lstm, min_lstm_listing, [forget, gate, candidate, h0])
+
+
+def test_selective_scan_in_bfloat16(bfloat16):
+    x, dt, A, B, C, h0 = selective_inputs(1, 33, 4, 8, "usual")
+    inputs = [x.bfloat16(), dt.bfloat16(), A, B.bfloat16(), C.bfloat16(), h0]
+    assert_near(kernels.selective_scan, kernels.selective_scan_loop, inputs)
