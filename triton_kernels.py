@@ -613,7 +613,7 @@ def flip(x):
 
 
 @triton.jit
-def offsets(sequence, t, T, j, J):
+def rows(sequence, t, T, j, J):
     """Where [sequence, t, j] of a (B, T, J) are, and which of them there are."""
     return (sequence * T + t[:, None]) * J + j[None, :], (t < T)[:, None] & (j < J)[None, :]
 
@@ -632,8 +632,8 @@ def selective_forward(
     log_decay = load(A, of_state, here) * 1.4426950408889634  # log2(e), as exp(z) is 2^(z log2(e))
     carry = load(h0, sequence * E * N + of_state, here)
     for j in tl.range(0, tiles, num_stages=3):
-        te, in_te = offsets(sequence, j * BT + i, T, e, E)
-        tn, in_tn = offsets(sequence, j * BT + i, T, n, N)
+        te, in_te = rows(sequence, j * BT + i, T, e, E)
+        tn, in_tn = rows(sequence, j * BT + i, T, n, N)
         if KEEP:
             tl.store(states + (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], carry, mask=here)
         dt_t = load(dt, te, in_te)
@@ -661,9 +661,9 @@ def selective_backward(
     dA_e = tl.zeros_like(A_e)
     for back in tl.range(0, tiles, num_stages=3):
         j = tiles - 1 - back
-        te, in_te = offsets(sequence, j * BT + i, T, e, E)
-        tn, in_tn = offsets(sequence, j * BT + i, T, n, N)
-        parts, _ = offsets(sequence, j * BT + i, T, block * N + n, blocks * N)
+        te, in_te = rows(sequence, j * BT + i, T, e, E)
+        tn, in_tn = rows(sequence, j * BT + i, T, n, N)
+        parts, _ = rows(sequence, j * BT + i, T, block * N + n, blocks * N)
         dt_t, x_t, dy_t = load(dt, te, in_te), load(x, te, in_te), load(dy, te, in_te)
         B_t, C_t = load(B, tn, in_tn)[:, :, None], load(C, tn, in_tn)[:, :, None]
         before = load(states, (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], here)
