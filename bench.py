@@ -5,11 +5,13 @@ Speed and memory: our models beside what one would otherwise run, on this machin
     python bench.py generate    one token at a time, at the start of a text and far into it
     python bench.py score       minimal pairs, beside lm-eval's harness
     python bench.py start       from `python train.py` to the first step
+    python bench.py kernels     the recurrences alone, over sequence length; see bench_kernels.py
+    python bench.py compile     what the Triton kernels take of GPUs that are not here; see compile_kernels.py
 
 All models have the same width, depth and tokens, about the same number of parameters, and take turns in one
 process, so that whatever else the machine does meets all of them; figures are medians. The peers come with
-`pip install transformers "lm_eval[hf]"`; one that is not here is a row that says so. Writes
-results/bench_cpu.json (or _cuda, _mps); `python figures.py results/bench_cpu.json` draws it.
+`pip install transformers "lm_eval[hf]" flash-linear-attention`; one that is not here is a row that says so. Writes
+results/bench_cpu.json (or _cuda, _mps, compile.json); `python figures.py results/bench_cpu.json` draws it.
 """
 
 from start import begin
@@ -19,6 +21,7 @@ begin(__name__)  # before torch is loaded
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +35,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+import bench_kernels
+import compile_kernels
 import data
 from checkpoint import replacing
 from config import at_least, configure, fail, one_of, progress, run_script
@@ -45,7 +50,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 @dataclass
 class Settings:
-    what: str = ""  # train, generate, score or start
+    what: str = ""  # train, generate, score, start, kernels or compile
     models: str = ""  # which, with commas between; none: all
     d_model: int = 256  # width of all models
     n_layer: int = 6  # blocks of ours and of the Transformers; the LSTM and GRU have more, to be as large
@@ -56,6 +61,8 @@ class Settings:
     positions: str = "16 256 1024 4096"  # tokens already read when generation is timed
     pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
     pairs_each: int = 30  # of each paradigm
+    kernels: str = ""  # which recurrences, with commas between; none: all
+    minutes: float = 8.0  # after which no more of them are begun
     repeats: int = 9  # timings to take the median of
     threads: int = 0  # of the CPU; 0: as many as PyTorch takes
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
@@ -74,6 +81,8 @@ class Settings:
             fail(f"results = {self.results!r} is a folder: name a file in it")
         for name in self.models.split(",") if self.models else ():
             one_of("models", name, MODELS)
+        for name in self.kernels.split(",") if self.kernels else ():
+            one_of("kernels", name, bench_kernels.KERNELS)
         numbers = self.shapes.replace("x", " ").split() + self.positions.split()
         if not all(number.isdecimal() and int(number) for number in numbers):
             fail("shapes are like '8x256 1x4096', positions like '16 4096': whole numbers from 1 up")
@@ -252,13 +261,13 @@ def peak_memory(s, name, B, T):
     for shape in ((1, 16), (B, T)):
         for _ in range(2):
             step(*batch(s, *shape))
-        peaks.append(peak_of_this_process())
+        peaks.append(peak_of_this_process(s))
     return peaks[1] - peaks[0] if None not in peaks else None
 
 
-def peak_of_this_process():
-    """Bytes: the GPU's if there is one, else the process's."""
-    if torch.cuda.is_available():
+def peak_of_this_process(s):
+    """Bytes: the GPU's if that is where we are, else the process's."""
+    if find_device(s.device).type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
         import resource  # not on Windows
@@ -361,7 +370,8 @@ def start(s):
     return [{"model": "train.py config/toy.py", "seconds_to_first_step": statistics.median(seconds)}]
 
 
-BENCHMARKS = {"train": train, "generate": generate, "score": score, "start": start}
+OF_MODELS = {"train": train, "generate": generate, "score": score, "start": start}
+BENCHMARKS = OF_MODELS | {"kernels": bench_kernels.measure, "compile": compile_kernels.measure}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -404,17 +414,36 @@ def products_per_second(s):
 def main(s):
     """Measure, print a table, add it to the results file."""
     set_threads(s)
-    products = products_per_second(s)
+    about = machine(s)
+    if s.what in OF_MODELS:
+        about |= products_per_second(s)
+    if s.what == "kernels":
+        about |= bench_kernels.limits(find_device(s.device))
     rows = BENCHMARKS[s.what](s)
-    path = Path(s.results or f"results/bench_{find_device(s.device).type}.json")
+    name = "compile" if s.what == "compile" else f"bench_{find_device(s.device).type}"
+    path = Path(s.results or f"results/{name}.json")
     results = read_json(path)
-    results[f"{s.what}_{s.dtype}"] = machine(s) | products | {"rows": rows}
+    key = f"{s.what}_{s.dtype}" if s.what in OF_MODELS else s.what
+    results[key] = about | {"rows": kept(s, results.get(key, {}).get("rows", ())) + rows}
     with replacing(path) as file:
-        file.write(json.dumps(results, indent=1) + "\n")
+        file.write(as_text(results))
     for row in rows:
         print("  ".join(f"{name} {show(value)}" for name, value in row.items()))
-    print(f"written: {path}; python figures.py {path} draws it")
+    print(f"written: {path}" + f"; python figures.py {path} draws it" * (s.what != "compile"))
+    if wrong := [row for row in rows if row.get("wrong")]:
+        fail(f"{len(wrong)} of {len(rows)} kernels are wrong")
     return rows
+
+
+def kept(s, rows):
+    """Of the rows in the file those that are not measured again: of the kernels that are not asked for."""
+    asked = s.kernels.split(",") if s.what == "kernels" and s.kernels else ()
+    return [row for row in rows if asked and row["kernel"] not in asked]
+
+
+def as_text(results):
+    """JSON, with a line for each row."""
+    return re.sub(r"{[^{}]*}", lambda row: " ".join(row[0].split()), json.dumps(results, indent=1)) + "\n"
 
 
 def show(value):

@@ -3,7 +3,7 @@ Every picture, from the files that runs and evaluations write.
 
     python figures.py out/toy                     the learning curve of a run, as train.py draws it at its end
     python figures.py results/toy.json            the same from a result file, for the README
-    python figures.py results/bench_cpu.json      speed and memory, as bench.py measured them
+    python figures.py results/bench_cpu.json      speed and memory, as bench.py measured them; its kernels apart
 """
 
 import json
@@ -158,6 +158,66 @@ def draw_panel(axis, rows, over, what):
         axis.grid(alpha=0.25)
 
 
+KERNELS = {"linear_scan": "linear scan", "gated_linear_attention": "gated linear attention"}
+KERNELS |= {"selective_scan": "selective scan"}
+WAYS = {"ours": "#d7301f", "ours, k given": "#fc8d59", "ours in PyTorch": "#fdbb84", "loop": "#8856a7"}
+WAYS |= {"fla chunk_hgrn": "#045a8d", "fla chunk_gla": "#045a8d", "fla fused_recurrent_hgrn": "#74a9cf"}
+WAYS |= {"accelerated-scan": "#238b45", "mamba_ssm": "#238b45"}
+
+
+def draw_kernels(rows, path):
+    """Rows of `bench.py kernels` -> a picture at `path`: time over T, a column a kernel, a row a direction."""
+    names = [name for name in KERNELS if any(row["kernel"] == name and "seconds" in row for row in rows)]
+    passes = list(dict.fromkeys(row["pass"] for row in rows if "pass" in row))
+    size = dict(figsize=(4.4 * len(names), 3.4 * len(passes)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(passes), len(names), **size)
+    for line, direction in zip(axes, passes):
+        for axis, name in zip(line, names):
+            found = [row for row in rows if row["kernel"] == name and row.get("pass") == direction]
+            draw_times(axis, [row for row in found if "seconds" in row])
+            axis.set_xlabel(f"{AXES['T']}, {min(row['B'] * row['T'] for row in found):,} in all")
+            axis.set_title(f"{KERNELS[name]}, {direction}: ms")
+    labels = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=5)
+    return keep(figure, path)
+
+
+def draw_times(axis, rows):
+    """A line a way, peers dashed; below them what no kernel can reach."""
+    for name in dict.fromkeys(row["model"] for row in rows):
+        points = [(row["T"], 1e3 * row["seconds"]) for row in rows if row["model"] == name]
+        dashes = "-" if name.startswith("ours") else "--"
+        axis.plot(*zip(*points), label=name, color=WAYS.get(name, "gray"), ls=dashes, marker="o", ms=3)
+    floor = {row["T"]: 1e3 * row["floor_seconds"] for row in rows}
+    axis.fill_between(
+        list(floor), list(floor.values()), alpha=0.25, color="gray", lw=0, label="the machine's limit"
+    )
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_ylim(min(floor.values()) / 2)
+    axis.set_xticks(list(floor), [f"{T:,}" for T in floor], fontsize=7)
+    axis.yaxis.set_major_formatter("{x:,g}")
+    axis.grid(alpha=0.25)
+
+
+def draw_results(path):
+    """Draw what a result file holds, beside it -> the pictures' paths."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        log, benchmarks = results.get("training"), results.get("benchmarks")
+        rows = results.get("kernels", {}).get("rows")
+    except (ValueError, AttributeError):
+        results = log = rows = None
+    if rows:
+        yield draw_kernels(rows, path.with_name(f"{path.stem}_kernels.svg"))
+    if results and set(results) & set(BENCHMARKS):
+        yield draw_bench(results, path.with_suffix(".svg"))
+    elif log is not None and benchmarks is not None:
+        yield draw(log, benchmarks, path.with_suffix(".svg"), path.stem)
+    elif not rows:
+        fail(f"{path}: not a result file of evaluate.py or bench.py")
+
+
 def main(args):
     if not args:
         fail("of what? python figures.py out/toy, or python figures.py results/toy.json")
@@ -165,15 +225,7 @@ def main(args):
         if path.is_dir() and read_log(path):
             print(learning_curve(path))
         elif path.suffix == ".json" and path.exists():
-            try:
-                results = json.loads(path.read_text(encoding="utf-8"))
-                if set(results) & set(BENCHMARKS):
-                    print(draw_bench(results, path.with_suffix(".svg")))
-                    continue
-                log, benchmarks = results["training"], results["benchmarks"]
-            except (ValueError, KeyError, TypeError):
-                fail(f"{path}: not a result file of evaluate.py or bench.py")
-            print(draw(log, benchmarks, path.with_suffix(".svg"), path.stem))
+            print(*draw_results(path), sep="\n")
         else:
             fail(f"{path}: neither a run folder with a log.jsonl nor a result file")
 

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import bench
+import bench_kernels
+import figures
 
 SMALL = dict(
     n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=300, repeats=1, device="cpu",
@@ -59,6 +62,73 @@ def test_results_of_another_benchmark_stay(workplace):
     assert results["generate_float32"]["threads"] == torch.get_num_threads()
 
 
+TINY = {
+    "linear_scan": [dict(B=2, T=T, D=4) for T in (16, 8)], "gated_linear_attention": [dict(B=1, T=16, H=2, K=16)],
+    "selective_scan": [dict(B=1, T=16, E=4, N=2)], "layer": [dict(B=1, T=8, D=4)],
+    "small": [dict(B=1, T=8, H=2, K=16)],
+}  # fmt: skip
+
+
+@pytest.fixture
+def kernels(workplace, monkeypatch):
+    """kernels(...) -> the rows of its benchmark, on next to nothing."""
+    monkeypatch.setitem(bench_kernels.SIZES, "cpu", TINY)
+    monkeypatch.setattr(bench_kernels, "limits", lambda device: {"copy_bytes_per_second": 1e9})
+    return lambda **settings: measure("kernels", models="", **settings)
+
+
+def test_kernels_are_rows_for_each_size_and_way(kernels):
+    rows = kernels()
+    assert not [row for row in rows if "failed" in row]
+    scans = [(x["T"], x["pass"], x["model"]) for x in rows if x["kernel"] == "linear_scan"]
+    passes = "forward", "forward and backward"
+    assert scans == [(T, way, name) for T in (8, 16) for way in passes for name in ("ours", "loop")]
+    one = rows[0]
+    assert one["bytes"] == 3 * 2 * 8 * 4 * 4  # a, b and h, in float32
+    assert one["floor_seconds"] == one["bytes"] / 1e9
+    assert one["share_of_bandwidth"] == pytest.approx(one["floor_seconds"] / one["seconds"])
+    assert {x["kernel"] for x in rows} == set(TINY)
+
+
+def test_kernels_that_were_not_asked_for_stay(kernels):
+    kernels(kernels="layer,linear_scan")
+    kernels(kernels="layer", minutes=0)
+    with open("bench.json", encoding="utf-8") as file:
+        rows = json.load(file)["kernels"]["rows"]
+    assert len(rows) == 9 and "seconds" in rows[0] and rows[-1]["failed"] == "no time was left"
+
+
+def test_a_way_that_fails_is_a_row_that_says_so(kernels, monkeypatch):
+    def broken(*inputs, **sizes):
+        return [torch.ones(2)], torch.ones(2), {
+            "works": lambda: bench_kernels.Way(lambda x: x * 2, [torch.ones(2)]),
+            "is not there": lambda: bench_kernels.theirs("no_such_package", "scan"),
+            "breaks": lambda: bench_kernels.Way(lambda x: x.no_such_method(), [torch.ones(2)]),
+        }  # fmt: skip
+
+    monkeypatch.setitem(bench_kernels.KERNELS, "layer", broken)
+    works, missing, breaks = kernels(kernels="layer")[:3]
+    assert works["seconds"] > 0 and missing["failed"].startswith("not installed")
+    assert breaks["failed"].startswith("AttributeError")
+
+
+def test_ours_in_pytorch_is_not_ours_in_triton(monkeypatch):
+    """Forward and backward."""
+    asked = []
+    monkeypatch.setattr(bench_kernels.kernels, "runs_triton", lambda x: asked.append(x))
+    inputs = [torch.rand(1, 8, 2), torch.rand(1, 8, 2)]
+    for in_pytorch in (False, True):
+        asked.clear()
+        bench_kernels.Way(bench_kernels.kernels.linear_scan, inputs, in_pytorch=in_pytorch).task(True)()
+        assert bool(asked) != in_pytorch
+
+
+def test_the_figure_of_kernels_takes_what_there_is(kernels):
+    kernels()
+    figures.main(["bench.json"])
+    assert Path("bench_kernels.svg").stat().st_size > 10_000
+
+
 def test_all_models_learn_the_same_task_with_about_as_many_parameters():
     """Else a figure would compare unequals."""
     s = bench.Settings(vocab_size=4096)
@@ -75,6 +145,7 @@ def test_all_models_learn_the_same_task_with_about_as_many_parameters():
     "wrong, remedy",
     [(dict(what="trian"), "did you mean 'train'"), (dict(models="HGRN"), "did you mean 'HGRN2'"),
      (dict(shapes="8*256"), "whole numbers"), (dict(shapes="8x0"), "whole numbers"),
+     (dict(kernels="liner_scan"), "did you mean 'linear_scan'"),
      (dict(n_head=3), "does not divide"), (dict(results="."), "is a folder")],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(wrong, remedy, refusal):
