@@ -93,7 +93,7 @@ def positive(z, KIND: tl.constexpr):
 
 @triton.jit
 def join_groups(kept, h, carry):
-    """What each group of steps would do, kept and h (S, G, BD), and the h before -> h before each group, and after."""
+    """What each group does, kept and h (S, G, BD), and the h before all -> the h before each, and after all."""
     s, g = tl.arange(0, kept.shape[0])[:, None, None], tl.arange(0, kept.shape[1])
     last = s == kept.shape[0] - 1
     kept, h = tl.sum(tl.where(last, kept, 0.0), 0), tl.sum(tl.where(last, h, 0.0), 0)  # (G, BD)
@@ -140,8 +140,7 @@ def scan_backward(
     d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
     steps = tl.arange(0, G)[None, :, None] * S + tl.arange(0, S)[:, None, None]
     at = d * one - steps * D
-    h_before = load(h0, sequence * D + d, d < D)[None, None, :]
-    carry = tl.zeros([BD], tl.float32)
+    h_before, carry = load(h0, sequence * D + d, d < D)[None, None, :], tl.zeros([BD], tl.float32)
     for start in range(0, T, S * G):
         t = T - 1 - start - steps
         last, mask = (sequence * T + T - 1 - start) * D, (t >= 0) & (d < D)
@@ -173,16 +172,20 @@ def scan_backward(
             tl.store(dh0 + sequence * D + d, dh_first.to(dh0.dtype.element_ty), mask=d < D)
 
 
-def scan_tile(z):
-    """-> steps of a group, groups and channels of a tile, warps."""
-    return 16, 8, 32, 8
+def scan_tile(kind, backward=False):
+    """
+    -> steps of a group, groups and channels of a tile, warps. A warp has a group, a thread a channel of it: its
+    steps follow each other in one thread's registers. Chosen with no GPU at hand: 16 steps are as many as fit
+    there, for about 20 instructions a step forward and 45 backward.
+    """
+    return 8 if backward and kind == "min_lstm" else 16, 8, 32, 8
 
 
 def scan(kind, x, y, z, h0):
     """x, y, z (B, T, D), h0 (B, D) -> h (B, T, D) in z's type; for kind see scan_forward."""
     B, T, D = z.shape
     x, y, z, h0 = contiguous(x, y, z, h0)
-    S, G, BD, warps = scan_tile(z)
+    S, G, BD, warps = scan_tile(kind)
     h = torch.empty_like(z)
     grid = (B * triton.cdiv(D, BD),)
     with torch.cuda.device_of(z):
@@ -194,7 +197,7 @@ def scan_gradients(kind, x, y, z, h0, h, dh):
     """-> the gradients of x, y (if there is one), z and h0."""
     B, T, D = z.shape
     x, y, z, h0, dh = contiguous(x, y, z, h0, dh)
-    S, G, BD, warps = scan_tile(z)
+    S, G, BD, warps = scan_tile(kind, backward=True)
     dx, dy, dz, dh0 = (None if like is None else torch.empty_like(like) for like in (x, y, z, h0))
     grid = (B * triton.cdiv(D, BD),)
     with torch.cuda.device_of(z):
@@ -462,44 +465,35 @@ def value_gradients(
 
 
 @triton.jit
-def key_gradients(
-    q, k, v, g, states, dA, do, dstates, dq, dk, dg, marks, T,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    # One program: BK columns of dq, dk and dlog_f in one chunk, for one head.
-    piece, number, first, left = place(C, H, T, (K + BK - 1) // BK)
-    i = tl.arange(0, C)
-    r, t = i[:, None], i[None, :]
-    M = marks + (r * C + t)
-    c = (piece * BK + tl.arange(0, BK))[None, :]
-    Z = read_rows(dA, first, r, t, left, H, C).to(DOT)
-    diagonal = on_diagonal(Z.to(tl.float32))
-    log_f = gates(g, first, r, c, left, H, G)
-    Q, X = (
-        read_rows(q, first, r, c, left, H, K).to(DOT),
-        keys(k, log_f, first, r, c, left, H, K, TIED, DOT).to(DOT),
-    )
-    # Inside leaves, of which a row with itself knows no gate.
+def leaf_gradients(M, Z, Q, X, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """What rows of a leaf owe each other, but for each to itself: dq, dk and what log f owes."""
+    C: tl.constexpr = Z.shape[0]
     decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
     query, key = (Q * decays).to(DOT), (X * growths).to(DOT)
     dQ = product(Z * tl.load(M + LEAF_BELOW * C * C), key, DOT)
     dK = product(Z * tl.load(M + LEAF_ABOVE * C * C), query, DOT)
-    owed = query * dQ - key * dK
-    dQ = dQ * decays + diagonal[:, None] * X
-    dK = dK * growths + diagonal[:, None] * Q
-    # Between the halves of blocks.
-    for level in tl.range(LEVELS, num_stages=1):
-        half = LEAF << level
-        lower = r & half > 0
-        decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
-        meet = (tl.where(lower, Q, X) * decays).to(DOT)
-        gradient = product(Z * tl.load(M + (ACROSS + 2 * level) * C * C), meet, DOT)
-        owed += tl.where(lower, meet, -meet) * gradient
-        gradient *= decays
-        dQ += tl.where(lower, gradient, 0.0)
-        dK += tl.where(lower, 0.0, gradient)
-    # Through the states: rows read what is from before the chunk, and leave for after it.
+    return dQ * decays, dK * growths, query * dQ - key * dK
+
+
+@triton.jit
+def halves_gradients(M, Z, Q, X, log_f, level, r, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """What halves of blocks owe each other, likewise."""
+    C: tl.constexpr = Z.shape[0]
+    lower = r & (LEAF << level) > 0
+    decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
+    meet = (tl.where(lower, Q, X) * decays).to(DOT)
+    gradient = product(Z * tl.load(M + (ACROSS + 2 * level) * C * C), meet, DOT)
+    owed = tl.where(lower, meet, -meet) * gradient
+    gradient *= decays
+    return tl.where(lower, gradient, 0.0), tl.where(lower, 0.0, gradient), owed
+
+
+@triton.jit
+def state_gradients(
+    v, states, do, dstates, number, first, r, c, left, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """What rows read of the state before the chunk and leave for after it, and all that goes across, (BK,)."""
     read, left_behind = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
     across = tl.zeros([BK, BK], tl.float32)
     for start in range(0, V, BV):
@@ -509,19 +503,47 @@ def key_gradients(
         read = add_product(read_rows(do, first, r, cv, left, H, V), S, read, DOT)
         left_behind = add_product(read_rows(v, first, r, cv, left, H, V), dS, left_behind, DOT)
         across = add_product(tl.trans(S), dS, across, DOT)
+    return read, left_behind, on_diagonal(across)
+
+
+@triton.jit
+def key_gradients(
+    q, k, v, g, states, dA, do, dstates, dq, dk, dg, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BK columns of dq, dk and dlog_f in one chunk, for one head.
+    piece, number, first, left = place(C, H, T, (K + BK - 1) // BK)
+    WIDE: tl.constexpr = DOT == tl.float32
+    r, t = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    M, c = marks + (r * C + t), (piece * BK + tl.arange(0, BK))[None, :]
+    Z = read_rows(dA, first, r, t, left, H, C).to(DOT)
+    log_f = gates(g, first, r, c, left, H, G)
+    X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT).to(DOT)
+    Q = read_rows(q, first, r, c, left, H, K).to(DOT)
+    dQ, dK, owed = leaf_gradients(M, Z, Q, X, log_f, DOT, EXACT)
+    diagonal = on_diagonal(Z.to(tl.float32))[:, None]
+    dQ += diagonal * X
+    dK += diagonal * Q
+    for level in tl.range(LEVELS, num_stages=1):
+        more_dQ, more_dK, more_owed = halves_gradients(M, Z, Q, X, log_f, level, r, DOT, EXACT)
+        dQ, dK, owed = dQ + more_dQ, dK + more_dK, owed + more_owed
+
+    read, left_behind, across = state_gradients(
+        v, states, do, dstates, number, first, r, c, left, H, K, V, C, BK, BV, DOT
+    )
     decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
     read *= decays
     left_behind *= exp(summed(tl.load(M + TO_END * C * C), log_f, DOT, EXACT))
     write_rows(dq, dQ + read, first, r, c, left, H, K)
-    owed += Q * read + tl.where(r == C - 1, decays * on_diagonal(across)[None, :], 0.0)
     dK += left_behind
-    dlog_f = tl.zeros([C, BK], tl.float32)
-    if TIED:
-        dlog_f -= exp(log_f) * dK
-    else:
+    if not TIED:
         write_rows(dk, dK, first, r, c, left, H, K)
-    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, DOT == tl.float32)
-    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, DOT == tl.float32)
+    # A gate owes for what rows from it on owe, for what rows before it leave behind, and for all that goes across.
+    owed += Q * read + tl.where(r == C - 1, decays * across[None, :], 0.0)
+    dlog_f = -exp(log_f) * dK if TIED else tl.zeros([C, BK], tl.float32)
+    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, WIDE)
+    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, WIDE)
     write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
 
 
@@ -684,7 +706,7 @@ def selective_backward(
     of_state, here = e[None, :] * N + n[:, None], (n < N)[:, None] & (e < E)[None, :]
     A_e, owed = load(A, of_state, here), load(dh, sequence * E * N + of_state, here)
     dA_e = tl.zeros_like(A_e)
-    for back in tl.range(0, tiles, num_stages=3):
+    for back in tl.range(0, tiles, num_stages=2):
         j = tiles - 1 - back
         te, in_te = rows(sequence, j * BT + i, T, e, E)
         tn, in_tn = rows(sequence, j * BT + i, T, n, N)

@@ -86,6 +86,27 @@ def sentences_on_speed():
     yield f"first step is done {bench['start_float32']['rows'][0]['seconds_to_first_step']:.1f} s after"
 
 
+def table_of_kernels():
+    """What `bench.py compile` found for bfloat16, a row a kernel: the most of any shape."""
+    rows = [x for x in results("compile")["compile"]["rows"] if "bfloat16" in x["for"]]
+    yield "| kernel | registers on A100, A6000, H100 | spilled | shared memory, KB | on tensor cores |"
+    yield "|---|--:|--:|--:|---|"
+    for name in dict.fromkeys(x["kernel"] for x in rows):
+        found = [x for x in rows if x["kernel"] == name]
+        registers = (max(x["registers"] for x in found if x["capability"] == card) for card in (80, 86, 90))
+        shared = max(x["shared_bytes"] for x in found) / 1024
+        products = "all products" if all(x["wgmma"] + x["mma"] for x in found) else "has none"
+        spilled = max(x["spilled_bytes"] for x in found)
+        yield f"| `{name}` | {', '.join(map(str, registers))} | {spilled} | {shared:.0f} | {products} |"
+
+
+def test_the_table_of_kernels_is_that_of_the_result_file():
+    table, rows = "\n".join(table_of_kernels()), results("compile")["compile"]["rows"]
+    assert f"\n\n{table}\n\n" in README, f"README.md, On a GPU, should hold\n{table}"
+    wrong = [x for x in rows if x["wrong"]]
+    assert f"{len(rows)} compiled kernels, {len(wrong) or 'none'} of them wrong" in README.replace("\n", " ")
+
+
 def test_the_section_on_speed_is_that_of_the_result_file():
     table = "\n".join(table_of_speed())
     assert f"\n\n{table}\n\n" in README, f"README.md, Speed, should hold\n{table}"

@@ -38,7 +38,7 @@ def interpreted(monkeypatch):
 @pytest.fixture
 def tile(monkeypatch):
     """A small one, since the interpreter joins steps one by one."""
-    monkeypatch.setattr(triton_kernels, "scan_tile", lambda z: (4, 4, 8, 1))
+    monkeypatch.setattr(triton_kernels, "scan_tile", lambda kind, backward=False: (4, 4, 8, 1))
 
 
 @pytest.mark.parametrize(
