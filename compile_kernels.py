@@ -37,9 +37,12 @@ def scan(kind, inputs, dtype, B=8, T=4096, D=1024):
     call(getattr(kernels, kind), *[x] * inputs, x[:, 0])
 
 
-def attention(K, V, dtype, B=8, T=2048, H=8, tied=True, one_gate=False, with_state=False, backward=True):
+def attention(
+    K, V, dtype, B=8, T=2048, H=8, tied=True, gates=None, one_gate=False, with_state=False, backward=True
+):
     q, v = torch.empty(B, T, H, K, dtype=dtype), torch.empty(B, T, H, V, dtype=dtype)
-    log_f, S0 = (q[..., :1] if one_gate else q), (torch.empty(B, H, K, V) if with_state else None)
+    log_f = torch.empty(B, T, H, 1 if one_gate else K, dtype=gates or dtype)
+    S0 = torch.empty(B, H, K, V) if with_state else None
     call(kernels.gated_linear_attention, q, None if tied else q, v, log_f, S0, backward=backward)
 
 
@@ -63,6 +66,8 @@ def configurations():
     heads = [dict(K=K, V=V) for K, V in widths]
     ways = ({}, dict(backward=False), dict(tied=False), dict(one_gate=True), dict(tied=False, one_gate=True))
     heads += [dict(K=128, V=128) | more for more in (*ways, dict(with_state=True), dict(T=77, H=3))]
+    mixed = dict(gates=torch.float32), dict(gates=torch.float32, tied=False, one_gate=True)  # under autocast
+    heads += [dict(K=width, V=width) | more for width in (64, 128) for more in mixed]
     kinds = dict(linear_scan=2, min_gru=2, min_lstm=3)
     scans = [dict(kind=kind, inputs=kinds[kind]) for kind in kinds]
     scans += [scan | dict(T=77, D=20) for scan in scans]

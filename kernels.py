@@ -474,8 +474,10 @@ def attention_results(q, k, v, log_f, S0, keep):
     (B, T, H, K), V = q.shape, v.shape[-1]
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
     if runs_triton(q):
-        C = triton_kernels.attention_chunk(q)
-        states, A = q.new_empty(keep * B, H, -(-T // C), K, V), q.new_empty(B, T, H, keep * C)
+        C, low = triton_kernels.attention_chunk(q, v), triton_kernels.in_bfloat16(q, v)
+        kept = torch.bfloat16 if low else torch.float32
+        states = q.new_empty(keep * B, H, -(-T // C), K, V, dtype=kept)
+        A = q.new_empty(B, T, H, keep * C, dtype=kept)
     else:
         states, A = q.new_empty(keep * (len(segments(q, v)) - 1), B, H, K, V, dtype=dtype), q.new_empty(0)
     return v.new_empty(v.shape), q.new_empty(B, H, K, V, dtype=dtype), states, A

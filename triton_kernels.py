@@ -8,7 +8,7 @@ up in float32; all else is float32. A GPU runs the functions marked @triton.jit 
 "program" that finds out from its number which part of the data it owns: the first comment of each says which.
 
     linear_scan               one program walks through time with some channels of one sequence
-    gated_linear_attention    two or three kernels per direction, a chunk of time at a time
+    gated_linear_attention    two kernels forward, three backward: states from chunk to chunk, then all in a chunk
     selective_scan            one program walks through time with some channels of one sequence, and their states
 
 On a machine without a GPU, TRITON_INTERPRET=1 runs them in Python, slowly; the tests do.
@@ -37,11 +37,15 @@ def contiguous(*tensors):
 # ---------------------------------------------------------------------------------------------------
 # linear scan:  h_t = a_t h_{t-1} + b_t
 
-# Steps can be joined: (a, b) followed by (a', b') is (a' a, a' b + b'). Joining is associative, so BT steps need
-# not wait for each other: a tile of them is joined in log2(BT) rounds, and then takes in the h before it at once.
-# The next tile is fetched meanwhile. Backwards, db_t = a_{t+1} db_{t+1} + dh_t is the same from the last step to
-# the first. minGRU and minLSTM compute a and b on the way in, from what their linear layers give, and their
+# Steps can be joined: (a, b) followed by (a', b') is (a' a, a' b + b'). Joining is associative, so not all need
+# wait for each other: a tile of G groups of S steps is joined inside each group, then from group to group, and at
+# last takes in the h before it at once. Backwards, db_t = a_{t+1} db_{t+1} + dh_t is the same from the last step
+# to the first. minGRU and minLSTM compute a and b on the way in, from what their linear layers give, and their
 # gradients on the way out: 3 and 4 tensors are moved in place of 8 and 11.
+#
+# A thread is to have one channel and the S steps of a group, which it joins without asking any other. Triton lays
+# threads along the last axis first, that of channels, but would give each 8 of them to load at once, and then have
+# threads left for the steps. So it is not told that `one`, the distance from channel to channel, is 1.
 
 
 @triton.jit
@@ -570,15 +574,20 @@ def is_hopper(device):
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def attention_chunk(q):
+def in_bfloat16(q, v):
+    """Whether products are: in float16 the factors of a leaf would overflow, so they are in float32 there."""
+    return q.dtype == v.dtype == torch.bfloat16
+
+
+def attention_chunk(q, v):
     """-> C"""
-    return 64 if q.dtype == torch.bfloat16 and is_hopper(q.device) else 32
+    return 64 if in_bfloat16(q, v) and is_hopper(q.device) else 32
 
 
 def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
-    T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q)
-    bfloat16 = q.dtype == v.dtype == torch.bfloat16
+    T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
+    bfloat16 = in_bfloat16(q, v)
     table = TILES[f"bfloat16{', Hopper' * is_hopper(q.device)}" if bfloat16 else "float32"]
     BK, BV, warps, stages = table[kernel.__name__]
     BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
@@ -592,10 +601,10 @@ def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
 def attend(q, k, v, log_f, S0, o, S, states, A):
     """Write o (B, T, H, V), the last S (B, H, K, V) and, if there is room, the states before each chunk and A."""
     q, k, v, log_f, S0 = contiguous(q, k, v, log_f, S0)
-    inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q), q.shape[0] * q.shape[2]
+    inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q, v), q.shape[0] * q.shape[2]
     n = triton.cdiv(q.shape[1], C)
     if not keep:
-        states = q.new_empty(heads, n, q.shape[3], v.shape[3])
+        states = A.new_empty(heads, n, q.shape[3], v.shape[3])
     with torch.cuda.device_of(q):
         tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None)
         launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
@@ -607,7 +616,7 @@ def attend_backward(q, k, v, log_f, S0, states, A, do, dS, grads):
     """Write the gradients of q, k, v, log_f, S0 to grads, but for those that are None there."""
     q, k, v, log_f, do, dS = contiguous(q, k, v, log_f, do, dS)
     dq, dk, dv, dlog_f, dS0 = grads
-    inputs, C, heads = (q, k, v, log_f), attention_chunk(q), q.shape[0] * q.shape[2]
+    inputs, C, heads = (q, k, v, log_f), attention_chunk(q, v), q.shape[0] * q.shape[2]
     n = triton.cdiv(q.shape[1], C)
     dstates, dS_first, dA = torch.empty_like(states), torch.empty_like(dS), torch.empty_like(A)
     dg = dlog_f if dlog_f.shape == q.shape else log_f.new_empty(q.shape, dtype=torch.float32)

@@ -34,9 +34,7 @@ else:
         import triton.experimental.gluon.language  # noqa: F401  (later it would miss the variable)
 
         kernels.triton_kernels.INTERPRETED = False
-    del os.environ[
-        "TRITON_INTERPRET"
-    ]  # other tests, and scripts that they start, take the plain PyTorch forms
+    os.environ.pop("TRITON_INTERPRET")  # other tests, and scripts they start, take the plain PyTorch forms
 
 import checkpoint
 import data
