@@ -1,7 +1,10 @@
 """Nothing is relied on that only some systems have: a look at the source, and at what is asked of each device."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,18 @@ def test_float16_is_said_on_the_first_line_and_trains_with_a_scaler(workplace, t
     train.main(tiny(run="half", dtype="auto", max_steps=5))
     assert "parameters, float16 on cpu; step 0 of 5\n" in capsys.readouterr().out
     assert torch.load("out/half/checkpoint.pt", weights_only=True)["scaler"]["scale"] > 1
+
+
+def test_without_triton_all_recurrences_run():
+    """As on a Mac and on Windows, where PyTorch brings none."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, kernels
+q, S = torch.rand(2, 9, 3, 4), torch.rand(2, 3, 4, 4)
+assert kernels.triton_kernels is None
+kernels.gated_linear_attention(q, q, q, -q, S), kernels.min_gru(q[..., 0], q[..., 0])
+kernels.selective_scan(q[..., 0], q[..., 0], -S[0, :, 0], q[:, :, 0], q[:, :, 0])
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}  # which changes nothing then
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
