@@ -62,6 +62,11 @@ def where_given(inputs, gradients):
     return [None if x is None else next(gradients) for x in inputs]
 
 
+def zeros_where_none(gradients, results):
+    """The gradients, and zeros for those of results that nothing was made of."""
+    return [torch.zeros_like(y) if dy is None else dy for dy, y in zip(gradients, results)]
+
+
 # ---------------------------------------------------------------------------------------------------
 # linear scan:  h_t = a_t h_{t-1} + b_t
 
@@ -506,12 +511,14 @@ def _(q, k, v, log_f, S0, states, A, do, dS):
 def keep_for_attention_backward(ctx, inputs, output):
     _, _, states, A = output
     ctx.mark_non_differentiable(states, A)
+    ctx.set_materialize_grads(False)  # zeros as large as states and A
     ctx.save_for_backward(*inputs[:5], states, A)
 
 
 def run_attention_backward(ctx, do, dS, *_):
-    inputs = ctx.saved_tensors
-    return *where_given(inputs[:5], attention_backward(*inputs, do, dS)), None
+    *inputs, states, A = ctx.saved_tensors
+    do, dS = zeros_where_none((do, dS), attention_results(*inputs, False))
+    return *where_given(inputs, attention_backward(*inputs, states, A, do, dS)), None
 
 
 attention.register_autograd(run_attention_backward, setup_context=keep_for_attention_backward)
@@ -698,11 +705,14 @@ def _(x, dt, A, B, C, h0, states, dy, dh):
 def keep_for_selective_backward(ctx, inputs, output):
     states = output[2]
     ctx.mark_non_differentiable(states)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6], states)
 
 
 def run_selective_backward(ctx, dy, dh, _):
-    return *selective_backward(*ctx.saved_tensors, dy, dh), None
+    *inputs, states = ctx.saved_tensors
+    dy, dh = zeros_where_none((dy, dh), selective_results(*inputs, False))
+    return *selective_backward(*inputs, states, dy, dh), None
 
 
 selective.register_autograd(run_selective_backward, setup_context=keep_for_selective_backward)

@@ -517,3 +517,14 @@ def test_operators_keep_what_they_promise_pytorch(name, monkeypatch):
     f, arguments = example(name)
     f(**{x: y.requires_grad_() for x, y in arguments.items()})
     torch.library.opcheck(original, calls[0])
+
+
+@pytest.mark.parametrize("name", ["gated_linear_attention", "selective_scan"])
+def test_a_result_that_nothing_is_made_of_changes_no_gradient(name):
+    f, arguments = example(name)
+    inputs = [x.requires_grad_() for x in arguments.values()]
+    for used in (0, 1):
+        alone = torch.autograd.grad(f(*inputs)[used].sum(), inputs, materialize_grads=True)
+        both = f(*inputs)
+        zeros = torch.autograd.grad(both[used].sum() + 0 * both[1 - used].sum(), inputs)
+        assert all(map(torch.equal, alone, zeros))
