@@ -3,7 +3,7 @@
 # make test-long  every fault many times, into results/faults.json
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
-#                 nothing, so PYTHON=... has to have torch and triton; or a part of it: make gpu-test, gpu-kernels,
+#                 nothing, so PYTHON=... has to have the packages of requirements.txt and pytest; or a part of it: make gpu-test, gpu-kernels,
 #                 gpu-train, gpu-generate, gpu-score
 
 PYTHON ?= python3

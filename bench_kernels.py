@@ -1,7 +1,7 @@
 """
 The recurrences alone: ours beside the loop, the same in plain PyTorch, and what others have written.
 
-    python bench.py kernels                          all, in 8 minutes on an H200
+    python bench.py kernels                          all, in 8 minutes at most
     python bench.py kernels --kernels=linear_scan    one of them; the rows of the others stay
 
 Each is timed over the length of a sequence at about the same number of tokens, without a gradient ("forward") and

@@ -68,10 +68,17 @@ def configurations():
     heads += [dict(K=128, V=128) | more for more in (*ways, dict(with_state=True), dict(T=77, H=3))]
     mixed = dict(gates=torch.float32), dict(gates=torch.float32, tied=False, one_gate=True)  # under autocast
     heads += [dict(K=width, V=width) | more for width in (64, 128) for more in mixed]
+    heads += [dict(K=64, V=64, B=1, T=1, H=1)]  # lengths of 1 are constants to Triton
     kinds = dict(linear_scan=2, min_gru=2, min_lstm=3)
     scans = [dict(kind=kind, inputs=kinds[kind]) for kind in kinds]
-    scans += [scan | dict(T=77, D=20) for scan in scans]
-    states = [dict(N=8), dict(N=16), dict(N=16, backward=False), dict(N=5, T=77, E=20)]
+    scans += [scan | more for scan in scans for more in (dict(T=77, D=20), dict(B=1, T=1, D=1))]
+    states = [
+        dict(N=8),
+        dict(N=16),
+        dict(N=16, backward=False),
+        dict(N=5, T=77, E=20),
+        dict(N=1, B=1, T=1, E=1),
+    ]
     for function, sets in ((scan, scans), (attention, heads), (selective, states)):
         for arguments in sets:
             for dtype in (torch.bfloat16, torch.float32):
@@ -131,7 +138,7 @@ def launched(function, arguments, capability):
     driver.set_active(SimpleNamespace(**card))
     with (
         patch.object(JITFunction, "run", compile_only),
-        patch.object(kernels, "runs_triton", lambda x: True),
+        patch.object(kernels.triton_kernels, "run_on", lambda device: True),
         patch.object(kernels.triton_kernels, "is_hopper", lambda device: capability == 90),
     ):
         function(**arguments)

@@ -32,9 +32,8 @@ except ImportError:
 
 
 def runs_triton(x):
-    """Whether the Triton form is taken for x: on an NVIDIA GPU, or interpreted on a CPU; not in float64."""
-    on = x.is_cuda or (x.device.type == "cpu" and triton_kernels and triton_kernels.INTERPRETED)
-    return triton_kernels is not None and on and x.dtype != torch.float64
+    """Whether the Triton form is taken for x: on a recent NVIDIA GPU, or interpreted on a CPU; not in float64."""
+    return triton_kernels is not None and x.dtype != torch.float64 and triton_kernels.run_on(x.device)
 
 
 def check(**tensors):
@@ -570,6 +569,7 @@ def selective_scan_loop(x, dt, A, B, C, h0):
 # and E last, so that a step is one piece of memory, and sums over N or E are matrix products.
 
 STEPS = 16  # of a chunk; in triton_kernels.py too
+MOST_STATES = 128  # of a channel in Triton; more do not fit there
 STATES = 2**19  # numbers of h that are worked on at once, so that they stay in the cache
 LOG2_E = 1.4426950408889634  # exp(z) = 2^(z log2(e)), which takes a CPU half the time
 
@@ -666,7 +666,7 @@ def selective(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, the last h, and if asked the states that the gradient needs"""
     results = selective_results(x, dt, A, B, C, h0, keep)
-    if runs_triton(x):
+    if runs_triton(x) and A.shape[1] <= MOST_STATES:
         triton_kernels.selective(x, dt, A, B, C, h0, *results)
     else:
         with torch.autocast(x.device.type, enabled=False):
@@ -688,7 +688,7 @@ def selective_backward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, states: Tensor, dy: Tensor, dh: Tensor
 ) -> list[Tensor]:
     """-> the gradients of x, dt, A, B, C, h0"""
-    if runs_triton(x):
+    if runs_triton(x) and A.shape[1] <= MOST_STATES:
         return triton_kernels.selective_gradients(x, dt, A, B, C, h0, states, dy, dh)
     dx, ddt, dB, dC, dh0 = (z.new_empty(z.shape) for z in (x, dt, B, C, h0))
     with torch.autocast(x.device.type, enabled=False):

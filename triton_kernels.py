@@ -16,7 +16,8 @@ On a machine without a GPU, TRITON_INTERPRET=1 runs them in Python, slowly; the 
 Rules kept throughout:
  * plain pointers; 64-bit offsets for all that grows with B x T; one-dimensional grids, which cannot be too long;
  * rows past T and columns past K or V are read as what changes nothing, and are not written;
- * the result of a product is never transposed: Triton 3.4 to 3.7.0 gets that wrong on Hopper;
+ * what comes of a product is transposed as a right factor only: as a left one, Triton 3.4 to 3.7.0 gets it wrong
+   on Hopper;
  * no autotuning: the first step of a run is not its slowest, and equal inputs are rounded equally.
 """
 
@@ -28,6 +29,18 @@ import triton
 import triton.language as tl
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def capability(device):
+    """Of an NVIDIA GPU, such as (9, 0) for an H100; of anything else (0, 0)."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return torch.cuda.get_device_capability(device) if nvidia else (0, 0)
+
+
+def run_on(device):
+    """Whether the kernels do: on NVIDIA GPUs since the A100, or interpreted on a CPU."""
+    return capability(device) >= (8, 0) or (INTERPRETED and device.type == "cpu")
 
 
 def contiguous(*tensors):
@@ -66,7 +79,7 @@ def load(p, at, mask):
 
 @triton.jit
 def sigmoids(x):
-    """sigmoid(x) and sigmoid(-x), both to the last bit, for the price of one."""
+    """sigmoid(x) and sigmoid(-x), both to about 1e-6 of themselves, for the price of one."""
     e = exp(-tl.abs(x))
     large = 1 / (1 + e)
     return tl.where(x >= 0, large, e * large), tl.where(x >= 0, e * large, large)
@@ -148,10 +161,10 @@ def scan_backward(
     for start in range(0, T, S * G):
         t = T - 1 - start - steps
         last, mask = (sequence * T + T - 1 - start) * D, (t >= 0) & (d < D)
-        X = load(x + last + D, at, mask & (t < T - 1))
-        Y = load(y + last + D, at, mask & (t < T - 1)) if KIND == "min_lstm" else X
-        keep, new = shares(X, Y, KIND)  # of the step after
-        kept, db = tl.associative_scan((keep, load(dh + last, at, mask)), 0, join)
+        X_after = load(x + last + D, at, mask & (t < T - 1))
+        Y_after = load(y + last + D, at, mask & (t < T - 1)) if KIND == "min_lstm" else X_after
+        keep_after, new_after = shares(X_after, Y_after, KIND)
+        kept, db = tl.associative_scan((keep_after, load(dh + last, at, mask)), 0, join)
         before, carry = join_groups(kept, db, carry)
         db += kept * before[None, :, :]
         h_last = tl.where(t > 0, load(h + last - D, at, mask & (t > 0)), h_before)
@@ -518,7 +531,7 @@ def key_gradients(
 ):  # fmt: skip
     # One program: BK columns of dq, dk and dlog_f in one chunk, for one head.
     piece, number, first, left = place(C, H, T, (K + BK - 1) // BK)
-    WIDE: tl.constexpr = DOT == tl.float32
+    ALL_EXACT: tl.constexpr = DOT == tl.float32
     r, t = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     M, c = marks + (r * C + t), (piece * BK + tl.arange(0, BK))[None, :]
     Z = read_rows(dA, first, r, t, left, H, C).to(DOT)
@@ -546,8 +559,8 @@ def key_gradients(
     # A gate owes for what rows from it on owe, for what rows before it leave behind, and for all that goes across.
     owed += Q * read + tl.where(r == C - 1, decays * across[None, :], 0.0)
     dlog_f = -exp(log_f) * dK if TIED else tl.zeros([C, BK], tl.float32)
-    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, WIDE)
-    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, WIDE)
+    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, ALL_EXACT)
+    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, ALL_EXACT)
     write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
 
 
@@ -569,9 +582,8 @@ TILES = {
 }  # fmt: skip
 
 
-@functools.cache
 def is_hopper(device):
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return capability(device)[0] == 9
 
 
 def in_bfloat16(q, v):
@@ -588,8 +600,9 @@ def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
     T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
     bfloat16 = in_bfloat16(q, v)
-    table = TILES[f"bfloat16{', Hopper' * is_hopper(q.device)}" if bfloat16 else "float32"]
-    BK, BV, warps, stages = table[kernel.__name__]
+    on_hopper = bfloat16 and is_hopper(q.device)
+    tiles = TILES["bfloat16, Hopper" if on_hopper else "bfloat16" if bfloat16 else "float32"]
+    BK, BV, warps, stages = tiles[kernel.__name__]
     BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
     kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
         *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,

@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 ON_GPU = ("test_triton.py",)  # where there is one; all else is about the CPU, on every machine
 if torch.cuda.is_available():
     torch.cuda.init()
+    torch.cuda.device_count()  # kept from here on; PyTorch 2.11 would count again below, and find none
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # from here on: scripts that tests start find no GPU
 else:
     os.environ["TRITON_INTERPRET"] = "1"  # as they are first imported, for test_triton.py; see there

@@ -1,5 +1,6 @@
 """The benchmark: it measures what it says, among equals, and a peer that is not here is a row that says so."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ def test_training_is_a_row_for_each_model_and_shape(workplace):
     rows = measure("train", shapes="2x16")
     assert [row["model"] for row in rows] == ["HGRN2", "transformers Llama"]
     for row in rows:
+        if row["model"] == "transformers Llama" and not importlib.util.find_spec("transformers"):
+            continue  # then its row is empty
         assert row["tokens_per_second"] == pytest.approx(32 / row["seconds"]) and row["peak_bytes"] >= 0
 
 

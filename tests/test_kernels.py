@@ -45,7 +45,7 @@ def values_and_gradients(f, inputs, dtype):
     inputs = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
     results = f(*inputs)
     results = results if isinstance(results, tuple) else (results,)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype) for y in results]
     gradients = torch.autograd.grad(results, inputs, weights)
     return [x.detach() for x in (*results, *gradients)]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from test_kernels import (
+    FUNCTIONS,
     GATES,
     STEPS,
     assert_same,
     attention_inputs,
+    example,
     log_gates,
     min_gru_listing,
     min_lstm_listing,
@@ -39,7 +41,9 @@ def interpreted(monkeypatch):
 
 @pytest.fixture
 def tile(monkeypatch):
-    """A small one, since the interpreter joins steps one by one."""
+    """A small one for the interpreter, which joins steps one by one."""
+    if torch.cuda.is_available():
+        return
     monkeypatch.setattr(triton_kernels, "scan_tile", lambda kind, backward=False: (4, 4, 8, 1))
 
 
@@ -234,19 +238,55 @@ def assert_near(fast, loop, inputs):
         assert (x.double() - y).norm() <= 1e-2 * y.norm() + 1e-30, f"number {i} of results and gradients"
 
 
+SHAPES = [(1, 100, 1, 32, 32)]
+if torch.cuda.is_available():  # every tile as it is: several slices of K and of V, several chunks
+    SHAPES += [(2, 300, 3, K, V) for K, V in ((16, 16), (64, 64), (128, 128), (256, 64), (64, 256))]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("gates", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(
     "kind", ["at initialisation", "near 1", "near 0", "wide", "a hard reset now and then"]
 )
-def test_gated_linear_attention_in_bfloat16(kind, gates, bfloat16, monkeypatch):
+def test_gated_linear_attention_in_bfloat16(kind, gates, shape, bfloat16, monkeypatch):
     fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
     for hopper in [None] if torch.cuda.is_available() else [True, False]:
         if hopper is not None:
             monkeypatch.setattr(triton_kernels, "is_hopper", lambda device, answer=hopper: answer)
-        q, k, v, log_f, S0 = attention_inputs(1, 100, 1, 32, 32, kind)
+        q, k, v, log_f, S0 = attention_inputs(*shape, kind)
         q, k, v, log_f = q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f.to(gates)
         assert_near(fast, loop, [q, k, v, log_f, S0])
         assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
+
+
+def test_the_gradient_of_a_hard_reset_is_zero():
+    *inputs, log_f, S0 = attention_inputs(1, 40, 1, 16, 16, "a hard reset now and then")
+    log_f.requires_grad_()
+    o, S = kernels.gated_linear_attention(*inputs, log_f, S0)
+    (gradient,) = torch.autograd.grad(o.sum() + S.sum(), log_f)
+    assert (gradient[log_f == -torch.inf] == 0).all() and (gradient != 0).any()
+
+
+def test_keys_of_gates_near_1_are_exact():
+    """1 - exp(-1e-4) has lost a thousandth of itself to rounding."""
+    q, _, v, log_f, S0 = attention_inputs(1, 20, 1, 16, 16)
+    inputs = [q, v, torch.full_like(log_f, -1e-4), 0 * S0]
+    assert_same(tied(kernels.gated_linear_attention), tied(kernels.gated_linear_attention_loop), inputs)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_tensors_may_lie_in_memory_as_they_like(name, tile):
+    """Arguments, and the gradients of results."""
+    f, arguments = example(name)
+    found = []
+    for lie in (lambda x: x, lambda x: x.mT.contiguous().mT):
+        inputs = [lie(x).requires_grad_() for x in arguments.values()]
+        results = f(*inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        given = [lie(torch.arange(x.numel()).view(x.shape).to(x)) for x in results]
+        found.append([*results, *torch.autograd.grad(results, inputs, given)])
+    for x, y in zip(*found):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
 
 
 def test_float16_is_computed_in_float32():
