@@ -3,8 +3,8 @@
 # make test-long  every fault many times, into results/faults.json
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
-#                 nothing, so PYTHON=... has to have the packages of requirements.txt and pytest; or a part of it: make gpu-test, gpu-kernels,
-#                 gpu-train, gpu-generate, gpu-score
+#                 nothing, so PYTHON=... has to have pytest and what is in requirements.txt; or a part of it:
+#                 make gpu-test, gpu-kernels, gpu-train, gpu-generate, gpu-score
 
 PYTHON ?= python3
 

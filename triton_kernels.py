@@ -577,7 +577,7 @@ TILES = {
     ),
     "float32": dict(
         chunk_states=(32, 32, 8, 1), chunk_outputs=(16, 32, 8, 1),
-        value_gradients=(16, 32, 8, 1), key_gradients=(16, 32, 8, 1),
+        value_gradients=(16, 32, 8, 1), key_gradients=(16, 16, 8, 1),
     ),
 }  # fmt: skip
 
