@@ -31,16 +31,15 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
-def capability(device):
-    """Of an NVIDIA GPU, such as (9, 0) for an H100; of anything else (0, 0)."""
+def generation(device):
+    """Of an NVIDIA GPU: 8 since the A100, 9 since the H100; of anything else 0. To torch.compile a constant."""
     nvidia = device.type == "cuda" and torch.version.hip is None
-    return torch.cuda.get_device_capability(device) if nvidia else (0, 0)
+    return torch.cuda.get_device_properties(device).major if nvidia else 0
 
 
 def run_on(device):
     """Whether the kernels do: on NVIDIA GPUs since the A100, or interpreted on a CPU."""
-    return capability(device) >= (8, 0) or (INTERPRETED and device.type == "cpu")
+    return generation(device) >= 8 or (INTERPRETED and device.type == "cpu")
 
 
 def contiguous(*tensors):
@@ -583,7 +582,7 @@ TILES = {
 
 
 def is_hopper(device):
-    return capability(device)[0] == 9
+    return generation(device) == 9
 
 
 def in_bfloat16(q, v):

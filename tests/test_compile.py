@@ -41,6 +41,7 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("error:Dynamo detected")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_model_is_one_graph(name, backend, request):
