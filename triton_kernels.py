@@ -291,6 +291,15 @@ def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """x M, in the same way."""
+    total = tl.dot(x.to(DOT), M, input_precision="ieee")
+    if not EXACT:
+        total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
 def product(a, b, DOT: tl.constexpr):
     return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee")
 
@@ -360,7 +369,7 @@ def leaf_decays(M, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
     """Of queries and of keys, since the first row of their leaf."""
     most = tl.maximum(log_f, LEAST)
     within = summed(M, most, DOT, EXACT) + SHIFT
-    return exp(within + (log_f - most)), exp(-within)
+    return exp(within + (log_f - most)), exp(-within)  # a query's own gate is not clamped
 
 
 @triton.jit
@@ -396,15 +405,6 @@ def chunk_states(
         Y = read_rows(y, first, t, cv, left, H, V)
         S = S * exp(tl.sum(log_f, 1))[:, None] + product(X, Y, DOT)
     write_state(S_out, S, bh, c, cv, K, V)
-
-
-@triton.jit
-def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """x M: see `summed`."""
-    total = tl.dot(x.to(DOT), M, input_precision="ieee")
-    if not EXACT:
-        total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
-    return total
 
 
 @triton.jit
