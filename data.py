@@ -86,11 +86,20 @@ def read_meta(folder):
     return meta
 
 
-PAIRS = {  # sets of minimal pairs -> where they lie in a data folder
+BENCHMARKS = {  # what evaluate.py scores -> where it lies in a data folder
     "toyland": "toyland/blimp",
+    "toyland_ewok": "toyland/ewok",
+    "toyland_bear": "toyland/bear",
     "blimp": "blimp/blimp.zip",
     "blimp_filtered": "babylm_eval/blimp_filtered.zip",
     "blimp_fast": "babylm_eval/blimp_fast.zip",
+    "supplement": "babylm_eval/supplement_filtered",
+    "supplement_fast": "babylm_eval/supplement_fast",
+    "ewok": "ewok/ewok-core-1.0.zip",
+    "ewok_filtered": "ewok/ewok-core-1.0.zip",  # the items marked in_babylm_vocab
+    "ewok_fast": "ewok/ewok_fast.zip",
+    "bear": "bear/BEAR.zip",
+    "bear_big": "bear/BEAR-big.zip",
 }
 
 
@@ -106,24 +115,25 @@ def start_of(tokenizer):
     return tokenizer.token_to_id("\n") if bos is None else bos
 
 
-def find_pairs(task):
-    """The file or folder of a set of minimal pairs, named or given itself. Toyland's are made on the spot."""
+def find_benchmark(task):
+    """The file or folder of a benchmark, named or given itself. Toyland's are made on the spot."""
     if Path(task).exists():
         return Path(task)
+    toy = task.startswith("toyland")
     for folder in data_folders():
-        if (folder / PAIRS[task]).exists() and (task != "toyland" or (folder / "toyland/train.txt").exists()):
-            return folder / PAIRS[task]
-    if task == "toyland":
+        if (folder / BENCHMARKS[task]).exists() and (not toy or (folder / "toyland/train.txt").exists()):
+            return folder / BENCHMARKS[task]
+    if toy:
         toyland.write("data/toyland")
-        return Path("data") / PAIRS[task]
-    fail(f"{task}: put its pairs at data/{PAIRS[task]}, or set NANORNN_DATA to the folder that holds them")
+        return Path("data") / BENCHMARKS[task]
+    fail(f"{task}: put it at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that holds it")
 
 
 def check_tasks(name, tasks):
-    """Refuse names, with commas between, that are neither sets of pairs nor files."""
+    """Refuse names, with commas between, that are neither benchmarks nor files."""
     for task in tasks.split(",") if tasks else []:
         if not task or not os.path.exists(task):
-            one_of(name, task, [*PAIRS, "a file that is there"])
+            one_of(name, task, [*BENCHMARKS, "a file that is there"])
 
 
 def data_folders():

@@ -75,8 +75,8 @@ def main(s):
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
         results["perplexity"] = perplexity(model, trained)
         for task, paradigms in tasks.items():
-            name = task if task in data.PAIRS else re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
-            file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(data.find_pairs(task))}
+            name = task if task in data.BENCHMARKS else re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
+            file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(data.find_benchmark(task))}
             scores = score_paradigms(model, tokenizer, paradigms, s.protocol, file, header)
             results["benchmarks"][name] = summary(paradigms, scores)
             print_table(name, results["benchmarks"][name], s.protocol)
@@ -193,7 +193,7 @@ def perplexity(model, trained):
 def read_pairs(task):
     """A task -> {paradigm: {"term": phenomenon, "pairs": [(good, bad), ...]}}, by UID or else by file."""
     paradigms = {}
-    for name, text in read_texts(data.find_pairs(task)):
+    for name, text in read_texts(data.find_benchmark(task)):
         for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
             try:
                 record = json.loads(line)
@@ -205,7 +205,7 @@ def read_pairs(task):
                 uid, {"term": str(record.get("linguistics_term", "")), "pairs": []}
             )
             paradigm["pairs"].append(pair)
-    return paradigms or fail(f"{data.find_pairs(task)}: no .jsonl files with pairs in it")
+    return paradigms or fail(f"{data.find_benchmark(task)}: no .jsonl files with pairs in it")
 
 
 def read_texts(path):

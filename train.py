@@ -252,7 +252,7 @@ def find_corpus(s):
     if World.rank == 0:
         data.find(s.corpus)
         for task in s.eval_pairs.split(",") if s.eval_pairs else []:
-            data.find_pairs(task)
+            data.find_benchmark(task)
     wait_for_all()
     corpus = data.find(s.corpus)
     entries = data.read_meta(corpus)["vocab_size"]

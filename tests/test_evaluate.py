@@ -258,7 +258,7 @@ def test_odd_sentences_are_scored(workplace, odd):
 
 
 def test_where_there_are_no_pairs_the_line_says_where_to_put_them(workplace, refusal):
-    assert "put its pairs at data/blimp/blimp.zip, or set NANORNN_DATA" in refusal(
+    assert "put it at data/blimp/blimp.zip, or set NANORNN_DATA" in refusal(
         evaluate.read_pairs, "blimp"
     )
 
