@@ -28,19 +28,22 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 import bench_kernels
 import compile_kernels
 import data
+from benchmarks import ask, read_benchmark
 from checkpoint import replacing
-from config import at_least, configure, fail, one_of, progress, run_script
-from evaluate import read_json, read_pairs, score_pairs
+from config import at_least, configure, fail, one_of, progress, reason, run_script
+from evaluate import score_subtask
 from layers import linear
 from model import Config, LanguageModel, find_device
 from train import NextToken
@@ -60,7 +63,7 @@ class Settings:
     shapes: str = "8x256 4x512 2x1024 1x2048 1x4096"  # sequences x tokens in a training step
     positions: str = "16 256 1024 4096"  # tokens already read when generation is timed
     pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
-    pairs_each: int = 30  # of each paradigm
+    pairs_each: int = 1000  # of each paradigm
     kernels: str = ""  # which recurrences, with commas between; none: all
     minutes: float = 8.0  # after which no more of them are begun
     repeats: int = 9  # timings to take the median of
@@ -313,39 +316,80 @@ class Reader:
 
 
 def score(s):
-    """-> rows: pairs/s of ours, and of lm-eval with a Llama of the same size at its best batch size."""
-    paradigms = read_pairs(s.pairs)
-    pairs = [pair for paradigm in paradigms.values() for pair in paradigm["pairs"][: s.pairs_each]]
-    sentences = [sentence for pair in pairs for sentence in pair]
+    """
+    -> rows: pairs/s of ours, and of lm-eval with a Llama of the same size at its best batch size. They take turns
+    paradigm by paradigm, each read once, after two small ones to warm up and to find that size.
+    """
+    subtasks = [x._replace(records=x.records[: s.pairs_each]) for x in read_benchmark(s.pairs).values()]
+    sentences = [
+        text for subtask in subtasks for record in subtask.records for _, text in ask(subtask, record)
+    ]
     tokenizer = data.train_tokenizer(((text, True, True) for text in sentences * 2), s.vocab_size)
-    tasks = {}
-    for name in names(s, ["HGRN2", "minGRU", "our Llama", "transformers Llama"]):
-        module = make(s, name)
-        if module and isinstance(module.model, LanguageModel):
-            tasks[name] = lambda model=module.model.eval(): score_pairs(model, tokenizer, pairs)
-        elif module:
-            for size in (16, 64, 256):
-                if task := lm_eval(module.model.eval(), tokenizer, sentences, size, s):
-                    tasks[f"lm-eval, {name}, batches of {size}"] = task
+    rows, tasks = [], {}
+    for name in progress(names(s, ["HGRN2", "minGRU", "our Llama"]), desc="memory"):
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+            peak = alone.submit(peak_of_scoring, s, name, subtasks[0], tokenizer.to_str()).result()
+        rows.append({"model": name, "pairs": len(sentences) // 2, "peak_bytes": peak})
+        tasks[name] = lambda subtask, model=make(s, name).model.eval(): score_subtask(
+            model, tokenizer, subtask
+        )
+    theirs = {
+        f"lm-eval, transformers Llama, batches of {size}": lm_eval(tokenizer, size, s)
+        for size in (16, 64, 256)
+    }
     with torch.inference_mode(), autocast(s):
-        seconds = take_turns(tasks, s.repeats, progress(total=(s.repeats + 2) * len(tasks)))
-    rows = [{"model": x, "pairs": len(pairs), "pairs_per_second": len(pairs) / seconds[x]} for x in seconds]
-    return rows if any("lm-eval" in x for x in tasks) else rows + [{"model": "lm-eval", "pairs": len(pairs)}]
+        small = subtasks[0]._replace(records=subtasks[0].records[:100])
+        tasks |= fastest({name: task for name, task in theirs.items() if task}, small, s)
+        for task in tasks.values():
+            task(small)
+        seconds = dict.fromkeys(tasks, 0.0)
+        for subtask, name in product(progress(subtasks, unit="paradigm"), tasks):
+            began = time.perf_counter()
+            tasks[name](subtask)
+            seconds[name] += time.perf_counter() - began
+    peer = next((name for name in tasks if "lm-eval" in name), "lm-eval")
+    rows.append({"model": peer, "pairs": len(sentences) // 2})
+    return [
+        row | {"pairs_per_second": row["pairs"] / seconds[row["model"]]} if row["model"] in seconds else row
+        for row in rows
+    ]
 
 
-def lm_eval(model, tokenizer, sentences, size, s):
-    """A function that has lm-eval score the sentences as it does for BLiMP; None where it is not installed."""
+def fastest(tasks, subtask, s):
+    """Of {name: function of a subtask} the one that is done first; {} of none."""
+    seconds = take_turns({name: lambda f=task: f(subtask) for name, task in tasks.items()}, repeats=3)
+    return {name: tasks[name] for name in sorted(tasks, key=seconds.get)[:1]}
+
+
+def peak_of_scoring(s, name, subtask, tokenizer):
+    """Bytes that a process takes in all, PyTorch included, to score a subtask."""
+    set_threads(s)
+    with torch.inference_mode(), autocast(s):
+        score_subtask(make(s, name).model.eval(), Tokenizer.from_str(tokenizer), subtask)
+    return peak_of_this_process(s)
+
+
+def lm_eval(tokenizer, size, s):
+    """A function that has lm-eval score a subtask as it does BLiMP; None if it is not here or not asked for."""
+    module = make(s, "transformers Llama") if names(s, ["transformers Llama"]) else None
     try:
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
         from transformers import PreTrainedTokenizerFast
     except ImportError:
         return None
+    if not module:
+        return None
     words = dict(bos_token=data.BOS, eos_token=data.EOS, pad_token=data.PAD)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **words)
-    lm = HFLM(pretrained=model, tokenizer=wrapped, batch_size=size, max_length=512)
-    asked = [Instance("loglikelihood", {}, ("", " " + x), i) for i, x in enumerate(sentences)]
-    return lambda: lm.loglikelihood(asked, disable_tqdm=True)
+    lm = HFLM(pretrained=module.model.eval(), tokenizer=wrapped, batch_size=size, max_length=512)
+
+    def score(subtask):
+        texts = [text for record in subtask.records for _, text in ask(subtask, record)]
+        asked = [Instance("loglikelihood", {}, ("", " " + text), i) for i, text in enumerate(texts)]
+        return lm.loglikelihood(asked, disable_tqdm=True)
+
+    return score
 
 
 def start(s):
@@ -422,7 +466,7 @@ def main(s):
     rows = BENCHMARKS[s.what](s)
     name = "compile" if s.what == "compile" else f"bench_{find_device(s.device).type}"
     path = Path(s.results or f"results/{name}.json")
-    results = read_json(path)
+    results = measured_before(path)
     key = f"{s.what}_{s.dtype}" if s.what in OF_MODELS else s.what
     results[key] = about | {"rows": kept(s, results.get(key, {}).get("rows", ())) + rows}
     with replacing(path) as file:
@@ -433,6 +477,14 @@ def main(s):
     if wrong := [row for row in rows if row.get("wrong")]:
         fail(f"{len(wrong)} of {len(rows)} kernels are wrong")
     return rows
+
+
+def measured_before(path):
+    """What a results file holds."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        fail(f"{path}: not a results file of bench.py ({reason(error)}); move it away")
 
 
 def kept(s, rows):

@@ -305,7 +305,11 @@ def documents(lines):
 def train_tokenizer(pieces, vocab_size):
     """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909): any bytes can be encoded, none is changed."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    lines = pre_tokenizers.Split(
+        "\n", "merged_with_previous"
+    )  # each begins with a space, as documents() has it
+    words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -258,8 +258,15 @@ def linear_cross_entropy(x, weight, targets):
 
 
 @torch.no_grad()
-def token_losses(x, weight, targets):
-    """x (N, D), weight (V, D), targets (N,) -> -log p(target) of each (N,), in float32 at least: to evaluate."""
-    slices = zip(x.split(SLICE), targets.split(SLICE))
-    logits = ((at_least_float32(linear(x, weight))[0], targets) for x, targets in slices)
-    return torch.cat([F.cross_entropy(*pair, reduction="none") for pair in logits])
+def next_token_log_p(x, weight, rows, tokens):
+    """
+    x (N, D), weight (V, D) -> log p(tokens[j]) after x[rows[j]], for each j, in float32 at least: to evaluate.
+    Many tokens may be asked of one row, whose logits are made once; of rows that nobody asks for, none are.
+    """
+    wanted, rows = rows.unique(return_inverse=True)
+    rows, order = rows.sort()
+    counts = torch.bincount(rows // SLICE).tolist()  # of questions to each slice
+    rows, tokens = (z.to(x.device).split(counts) for z in (rows % SLICE, tokens[order]))
+    slices = (at_least_float32(linear(part, weight))[0] for part in x[wanted.to(x.device)].split(SLICE))
+    log_p = [y.log_softmax(dim=-1)[row, token] for y, row, token in zip(slices, rows, tokens)]
+    return torch.cat(log_p)[order.argsort().to(x.device)]

@@ -325,10 +325,10 @@ evaluate.py out/tiny --task=toyland             -> there is no setting 'task'; d
 evaluate.py out/tiny --tasks=blmp               -> tasks = 'blmp': did you mean 'blimp'?
 evaluate.py out/tiny --tasks=missing.jsonl      -> tasks = 'missing.jsonl': possible: toyland, blimp
 evaluate.py out/tiny --tasks=,                  -> tasks = '': possible: toyland
-evaluate.py out/tiny                            -> blimp: put its pairs at data/blimp/blimp.zip, or set
-evaluate.py out/tiny --tasks=folder             -> folder: no .jsonl files with pairs in it
-evaluate.py out/tiny --tasks=text.txt           -> text.txt:1: not a pair in BLiMP's format
-evaluate.py out/tiny --tasks=half.jsonl         -> half.jsonl:1: not a pair in BLiMP's format ('sentence_bad')
+evaluate.py out/tiny                            -> blimp: put it at data/blimp/blimp.zip, or set
+evaluate.py out/tiny --tasks=folder             -> folder: no .jsonl files with records in it
+evaluate.py out/tiny --tasks=text.txt           -> text.txt:1: not a record of BLiMP, EWoK or BEAR
+evaluate.py out/tiny --tasks=half.jsonl         -> half.jsonl:1: not a record of BLiMP, EWoK or BEAR
 evaluate.py out/tiny --tasks=latin1.jsonl       -> latin1.jsonl: cannot be read (byte 19 is not UTF-8)
 evaluate.py out/tiny --tasks=pairs.jsonl,cut.gz -> cut.gz: cannot be read
 evaluate.py out/tiny --tasks=none.zip           -> none.zip: cannot be read (File is not a zip file)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
+import benchmarks
 import checkpoint
 import data
 import evaluate
-from model import load
+import scores
+from model import Config, LanguageModel, load
 
 
 def minimal_pairs(n=12, seed=0):
@@ -53,49 +56,141 @@ def lines_of(file):
     return [json.loads(line) for line in Path(file).read_text().splitlines()]
 
 
-def by_brute_force(model, tokenizer, sentence):
-    """sum of log p(token | <s>, tokens before), one token after the other, in float64."""
-    ids = [tokenizer.token_to_id("<s>"), *tokenizer.encode(sentence, add_special_tokens=False).ids]
+def by_brute_force(model, tokenizer, context, text, protocol="2024"):
+    """sum of log p(token | tokens before), one token after the other, in float64."""
+
+    def encode(text):
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    ids, first = [tokenizer.token_to_id("<s>"), *encode(" " * (protocol == "2024") + text)], 1
+    if context:
+        start = [] if protocol == "2024" else ids[:1]
+        ids, first = start + encode(f"{context} {text}"), len(start) + len(encode(context))
     total = 0.0
     with torch.no_grad():
-        for t in range(1, len(ids)):
+        for t in range(first, len(ids)):
             logits, _ = model.double()(torch.tensor([ids[:t]]))
             total += logits[0, -1].log_softmax(dim=-1)[ids[t]].item()
     return total
 
 
-def sentences(source, real_data):
+def texts_of(source, real_data):
+    """Some texts of a benchmark, whole records of two subtasks, each (context, text)."""
     if source == "ours":
-        paradigms = minimal_pairs().values()
-    else:
-        archive = zipfile.ZipFile(real_data("blimp/blimp.zip"))
-        names = random.Random(0).sample(archive.namelist(), 4)
-        paradigms = [[json.loads(line) for line in archive.read(name).splitlines()[:4]] for name in names]
-    return [
-        pair[side]
-        for paradigm in paradigms
-        for pair in paradigm
-        for side in ("sentence_good", "sentence_bad")
-    ]
+        return [
+            ("", pair[x]) for n in (0, 1) for pair in minimal_pairs(4, n)["order_1"] for x in list(pair)[:2]
+        ]
+    if (
+        source == "odd"
+    ):  # nothing shared; one begins the other; equal; line breaks; longer than any in training
+        odd = ["The cat sees.", "A dog.", "The cat sees. The", "A dog.", "What?\nThe cat.", "What?\nThe dog."]
+        return [("", x) for x in [*odd, "the cat and " * 40, "", " "]] + [
+            ("What?\nA cat.", "Good"),
+            ("A", "b"),
+        ]
+    real_data(data.BENCHMARKS[source])
+    subtasks = list(benchmarks.read_benchmark(source).values())[1::5][:2]
+    each = [benchmarks.ask(subtask, record) for subtask in subtasks for record in subtask.records[:3]]
+    return [text for texts in each for text in texts[:5]]
 
 
-@pytest.mark.parametrize("source", ["ours", "blimp"])
-def test_scores_equal_brute_force(workplace, real_data, source):
-    """One sentence at a time in float64 against batches in float32: within 1e-5."""
+@pytest.mark.parametrize("protocol", ["2024", "2025"])
+@pytest.mark.parametrize("source", ["ours", "odd", "blimp", "supplement", "ewok_fast", "bear"])
+def test_scores_equal_brute_force(workplace, real_data, monkeypatch, source, protocol):
+    """One text at a time in float64 against shared prefixes and batches in float32: within 5e-6."""
+    if source not in ("ours", "odd"):
+        monkeypatch.setenv("NANORNN_DATA", str(real_data("blimp/blimp.zip").parent.parent))
     model, tokenizer, _ = load("out/tiny")
-    texts = sentences(source, real_data)[:32]
+    texts = texts_of(source, real_data)
     with torch.no_grad():
-        found = evaluate.sentence_scores(model, tokenizer, texts)
-    assert found == pytest.approx([by_brute_force(model, tokenizer, text) for text in texts], rel=1e-5)
+        found = evaluate.score_texts(model, evaluate.encode(tokenizer, texts, protocol))
+    assert found == pytest.approx([by_brute_force(model, tokenizer, *x, protocol) for x in texts], rel=5e-6)
+
+
+def branching(n, seed=0):
+    """Lists of tokens as of sentences: each goes on where one before it was cut."""
+    r, rows = random.Random(seed), [[1]]
+    for _ in range(n):
+        rows.append(
+            r.choice(rows)[: r.randrange(1, 9)] + [r.randrange(2, 40) for _ in range(r.randrange(1, 5))]
+        )
+    return rows[1:]
+
+
+@pytest.mark.parametrize(
+    "mixer", ["hgrn2", "mingru", "minlstm", "attention", "hgrn2 attention", "learned", "conv"]
+)
+@pytest.mark.parametrize("room", [512, 7])
+def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
+    """Whatever the mixer, wherever scoring starts, in large batches and in batches of a sentence, in float64."""
+    more = {"learned": dict(mixer="attention", position="learned"), "conv": dict(mixer="mingru", conv=4)}
+    config = Config(
+        n_layer=2, d_model=16, n_head=2, d_mlp=24, vocab_size=40, **more.get(mixer, dict(mixer=mixer))
+    )
+    model, r = LanguageModel(config).double().eval(), random.Random(1)
+    for weight in model.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    texts = [(ids, min(r.choice([1, 1, 1, 2, 4]), len(ids))) for ids in branching(80)]
+    monkeypatch.setitem(scores.BATCH_TOKENS, "cpu", room)
+    monkeypatch.setitem(scores.STATE_BYTES, "cpu", 1 << 28 if room > 9 else 1)
+    done, alone = [], []
+    with torch.no_grad():
+        found = scores.score_texts(model, texts, done.append)
+        for ids, first in texts:
+            log_p = model(torch.tensor([ids]))[0][0].log_softmax(dim=-1)
+            alone.append(sum(log_p[t - 1, ids[t]].item() for t in range(first, len(ids))))
+    assert found == pytest.approx(alone, rel=1e-12) and sum(done) == len(texts)
+
+
+def test_families_leave_the_fewest_tokens_to_read():
+    """Against all ways to cut up to eight rows; and each row is in one family, which shares what it says."""
+
+    def cost(rows, start, end):
+        shared = 0 if end - start == 1 else scores.common(rows[start], rows[end - 1])
+        return shared and shared + scores.COPY * (end - start) - shared * (end - start)
+
+    def best(rows, end):
+        return (
+            0 if end == 0 else min(best(rows, start) + min(0, cost(rows, start, end)) for start in range(end))
+        )
+
+    for seed in range(60):
+        rows = sorted(branching(2 + seed % 7, seed))
+        found = scores.families(rows)
+        assert [start for start, _, _ in found] == [0] + [end for _, end, _ in found[:-1]]
+        assert found[-1][1] == len(rows)
+        assert all(row[:n] == rows[a][:n] for a, b, n in found for row in rows[a:b])
+        saved = sum(n + scores.COPY * (b - a) - n * (b - a) for a, b, n in found if n)
+        assert saved == best(rows, len(rows))
+
+
+def test_a_shared_prefix_is_read_once(workplace, monkeypatch):
+    """Sixty answers to one question cost one reading of it."""
+    model, tokenizer, _ = load("out/tiny")
+    texts = evaluate.encode(
+        tokenizer, [("", f"the cat sees the dog and the child and {'abcde'[i]}") for i in range(5)]
+    )
+    read, features = [], model.features
+    monkeypatch.setattr(
+        model, "features", lambda x, states=None: read.append(x.numel()) or features(x, states)
+    )
+    with torch.no_grad():
+        scores.score_texts(model, texts)
+    assert sum(read) - 16 < 1.3 * len(texts[0][0])  # 16 to see how large a state is
+
+
+def test_a_tokenizer_without_a_start_is_refused(workplace, refusal):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    assert "has no <s>" in refusal(scores.encode, tokenizer, [("", "a")])
 
 
 def test_scores_do_not_depend_on_the_batch(workplace, real_data, monkeypatch):
     model, tokenizer, _ = load("out/tiny")
     found = []
     for size in (1, 64, 4096):
-        monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", size)
+        monkeypatch.setitem(scores.BATCH_TOKENS, "cpu", size)
         with torch.no_grad():
-            found.append(evaluate.sentence_scores(model, tokenizer, sentences("ours", real_data)))
+            found.append(evaluate.score_texts(model, evaluate.encode(tokenizer, texts_of("ours", real_data))))
     assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] == pytest.approx(found[2], abs=1e-4)
 
 
@@ -139,17 +234,81 @@ def test_results_and_every_pair_are_written(pairs):
     assert list(rows[0]) == ["uid", "i", "good", "bad"] and rows[0]["good"] < 0
 
 
+def subtask(kind="pairs", n=1, **record):
+    return benchmarks.Subtask(kind, "", [{"i": i} | record for i in range(n)], "")
+
+
 def test_ties_intervals_and_means_by_hand():
     """
     4 of 6 right, a tie among them: p = (4 + 2) / (6 + 4) = 0.6, half width 1.96 sqrt(0.6 * 0.4 / 10) = 30.36 %.
     2 of 2: p = 4 / 6, 1.96 sqrt(p (1 - p) / 6) = 37.72 %. Of the mean: sqrt(30.36^2 + 37.72^2) / 2 = 24.21 %.
+    The mean is of subtasks, whatever their sizes: 83.3 %, where all eight pairs together would give 75 %.
     """
-    scores = {"a": [(-1, -2)] * 3 + [(-2, -2)] + [(-3, -2)] * 2, "b": [(-1, -9)] * 2}
-    result = evaluate.summary({uid: {"term": "", "pairs": ...} for uid in scores}, scores)
+    values = {"a": [(-1, -2)] * 3 + [(-2, -2)] + [(-3, -2)] * 2, "b": [(-1, -9)] * 2}
+    rows = {uid: [{"good": good, "bad": bad} for good, bad in pairs] for uid, pairs in values.items()}
+    result = benchmarks.summary({"a": subtask(n=6), "b": subtask(n=2)}, rows)
     a, b = result["subtasks"]["a"], result["subtasks"]["b"]
     assert (a["score"], b["score"], a["n"], b["n"]) == (pytest.approx(100 * 4 / 6), 100, 6, 2)
     assert (a["interval"], b["interval"]) == (pytest.approx(30.36, abs=0.01), pytest.approx(37.72, abs=0.01))
     assert result["score"] == pytest.approx(250 / 3) and result["interval"] == pytest.approx(24.21, abs=0.01)
+
+
+def test_both_readings_of_ewok_by_hand():
+    """
+    log p of T1 after C1, T2 after C1, T2 after C2, T1 after C2. The pipeline compares targets after one context, a
+    tie is right; the paper compares one target after both contexts, a tie is wrong.
+    """
+    one, two = subtask("ewok", 2), subtask("ewok", 1)
+    rows = {"a": [], "b": benchmarks.judge(two, {}, [-1, -1, -1, -1])}
+    for values in (
+        [-1, -2, -1, -3],
+        [-2, -1, -5, -4],
+    ):  # right, right | right, right; wrong, wrong | right, wrong
+        rows["a"] += benchmarks.judge(one, {}, values)
+    result = benchmarks.summary({"a": one, "b": two}, rows)
+    assert [(row["swapped"], row["good"], row["bad"]) for row in rows["a"][:2]] == [
+        (False, -1, -2),
+        (True, -1, -3),
+    ]
+    assert result["subtasks"]["a"]["score"] == 50 and result["subtasks"]["b"]["score"] == 100
+    assert result["score"] == 75 and result["subtasks"]["a"]["n"] == 4
+    assert result["readings"] == {"p(T1|C1) > p(T2|C1)": 75, "p(T1|C1) > p(T1|C2)": 37.5}
+
+
+def test_bear_by_hand():
+    """All statements count alike, whatever their relation; of a tie the first answer is the one that is given."""
+    three = dict(templates=["[X] is [Y].", "[Y]!"], answers=["a", "b", "c"], right=1, sub_label="my x")
+    one, two = subtask("bear", 2, **three), subtask("bear", 1, **three | {"answers": ["a", "b"]})
+    assert benchmarks.ask(one, one.records[0])[:4] == [("", f"My x is {x}.") for x in "abc"] + [("", "A!")]
+    rows = {
+        "one": [],
+        "two": benchmarks.judge(two, two.records[0], [-2, -1, -1, -1]),
+    }  # right, then a tie: wrong
+    for values in ([-3, -1, -2, -2, -2, -2], [-1, -1, -3, -3, -1, -1]):  # right, wrong; wrong, right
+        rows["one"] += benchmarks.judge(one, one.records[0], values)
+    result = benchmarks.summary({"one": one, "two": two}, rows)
+    assert [row["answer"] for row in rows["one"]] == [1, 0, 0, 1]
+    assert (rows["one"][0]["good"], rows["one"][0]["bad"]) == (-1, -2)
+    assert result["score"] == 50 and result["templates"] == pytest.approx([200 / 3, 100 / 3])
+    assert result["chance"] == pytest.approx(100 * (1 / 3 + 1 / 3 + 1 / 2) / 3)
+
+
+def test_a_random_scorer_is_at_chance_on_bear(workplace, real_data, monkeypatch):
+    """4.68 % on BEAR, known from its answer spaces; a random scorer is within 0.75 of it on each template."""
+    monkeypatch.setenv("NANORNN_DATA", str(real_data("bear/BEAR.zip").parent.parent))
+    subtasks, r, rows = benchmarks.read_benchmark("bear"), random.Random(0), {}
+    texts = sum(len(benchmarks.ask(x, x.records[0])) * len(x.records) for x in subtasks.values())
+    for uid, x in subtasks.items():
+        count = len(benchmarks.ask(x, x.records[0]))
+        rows[uid] = [
+            row
+            for record in x.records
+            for row in benchmarks.judge(x, record, [r.random() for _ in range(count)])
+        ]
+    result = benchmarks.summary(subtasks, rows)
+    assert texts == 3 * 209_499 and len(subtasks) == 60
+    assert result["chance"] == pytest.approx(4.68, abs=0.005)
+    assert result["templates"] == pytest.approx([4.68] * 3, abs=0.75)
 
 
 def test_another_task_is_added_and_another_protocol_or_model_starts_anew(pairs):
@@ -163,27 +322,22 @@ def test_another_task_is_added_and_another_protocol_or_model_starts_anew(pairs):
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(pairs, monkeypatch):
-    whole, score_pairs, scored = score(), evaluate.score_pairs, []
+    whole, score_subtask, scored = score(), evaluate.score_subtask, []
     rows = Path("out/tiny/pairs_pairs.jsonl").read_bytes()
 
     def stop_in_the_second(*args):
-        scored.append(args[2][0])
+        scored.append(args[2])
         if len(scored) == 2:
             raise KeyboardInterrupt
-        return score_pairs(*args)
+        return score_subtask(*args)
 
-    monkeypatch.setattr(evaluate, "score_pairs", stop_in_the_second)
+    monkeypatch.setattr(evaluate, "score_subtask", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         score()
     with open("out/tiny/pairs_pairs.jsonl.part", "a") as file:
         file.write('{"order_2": [[-1')  # as if killed while writing
-    with pytest.raises(ZeroDivisionError):
-        monkeypatch.setattr(
-            evaluate, "score_pairs", lambda *args: score_pairs(*args) if args[2][0] == scored[1] else 1 / 0
-        )
-        score()
     monkeypatch.setattr(
-        evaluate, "score_pairs", lambda *args: score_pairs(*args) if args[2][0] not in scored else 1 / 0
+        evaluate, "score_subtask", lambda *args: 1 / 0 if args[2] == scored[0] else score_subtask(*args)
     )
     assert score() == whole and Path("out/tiny/pairs_pairs.jsonl").read_bytes() == rows
     assert not Path("out/tiny/pairs_pairs.jsonl.part").exists()
@@ -198,18 +352,24 @@ def test_a_copied_run_is_scored_without_its_corpus(pairs):
 # What is read
 
 
+def read(path):
+    """A benchmark's records, wherever they were."""
+    return {uid: (x.kind, x.term, x.records) for uid, x in benchmarks.read_benchmark(path).items()}
+
+
 def test_folders_archives_and_packed_files_are_the_same(pairs):
     Path("packed").mkdir()
     with zipfile.ZipFile("pairs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for uid, paradigm in pairs.items():
             archive.writestr(f"blimp/{uid}.jsonl", jsonl(paradigm))
             Path("packed", f"{uid}.jsonl.gz").write_bytes(gzip.compress(jsonl(paradigm).encode()))
-    folder = evaluate.read_pairs("pairs")
-    assert folder == evaluate.read_pairs("packed") == evaluate.read_pairs("pairs.zip")
-    assert {"twice": folder["twice"]} == evaluate.read_pairs("pairs/twice.jsonl")
-    assert {"twice": folder["twice"]} == evaluate.read_pairs("packed/twice.jsonl.gz")
-    first = pairs["twice"][0]
-    assert folder["twice"]["pairs"][0] == (first["sentence_good"], first["sentence_bad"])
+    folder = read("pairs")
+    assert folder == read("packed") == read("pairs.zip")
+    assert {"twice": folder["twice"]} == read("pairs/twice.jsonl") == read("packed/twice.jsonl.gz")
+    first = {name: pairs["twice"][0][name] for name in ("sentence_good", "sentence_bad")}
+    assert folder["twice"] == ("pairs", "doubling", folder["twice"][2]) and folder["twice"][2][0] == first | {
+        "i": 0
+    }
 
 
 def test_paradigms_are_told_apart_by_uid_and_hidden_files_are_left_out(pairs):
@@ -218,17 +378,35 @@ def test_paradigms_are_told_apart_by_uid_and_hidden_files_are_left_out(pairs):
     with zipfile.ZipFile("mac.zip", "w") as archive:
         archive.write("mix.jsonl", "mix.jsonl")
         archive.writestr("__MACOSX/._mix.jsonl", b"\x00\x05\x16\x07\xff")
-    assert evaluate.read_pairs("pairs") == evaluate.read_pairs("mix.jsonl") == evaluate.read_pairs("mac.zip")
+    found = read("pairs")
+    assert read("mix.jsonl") == read("mac.zip")  # but for the line, which is the file's
+    for uid, (_, _, records) in read("mix.jsonl").items():
+        assert [record | {"i": 0} for record in records] == [record | {"i": 0} for record in found[uid][2]]
+    assert sorted(record["i"] for _, _, records in read("mix.jsonl").values() for record in records) == [
+        *range(36)
+    ]
 
 
 @pytest.mark.parametrize(
-    "line", ["{", '{"sentence_good": "A."}', "[1]", '"text"', '{"sentence_good": null, "sentence_bad": "A."}']
+    "line",
+    [
+        "{",
+        "",
+        '{"sentence_good": "A."}',
+        "[1]",
+        '"text"',
+        '{"sentence_good": null, "sentence_bad": "A."}',
+        '{"Context1": "A.", "Context2": "B.", "Target1": "C."}',
+        '{"sub_label": "A", "obj_id": 1, "obj_label": "B"}',
+    ],
 )
 def test_a_broken_line_is_named(pairs, refusal, line):
     with open("pairs/twice.jsonl", "a") as file:
         file.write(line + "\n")
-    said = refusal(evaluate.read_pairs, "pairs")
-    assert said.startswith("pairs/twice.jsonl:13: not a pair") and said.count("\n") == 1
+    said = refusal(evaluate.read_benchmark, "pairs")
+    assert (
+        said.startswith("pairs/twice.jsonl:13: not a record of BLiMP, EWoK or BEAR") and said.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +419,7 @@ def test_a_file_that_cannot_be_read_is_named(pairs, refusal, name):
     Path("not.zip").write_bytes(packed)
     Path("latin.jsonl").write_bytes(b'{"sentence_good": "\xe9"}\n')
     Path("empty.jsonl").write_bytes(b"")
-    said = refusal(evaluate.read_pairs, name)
+    said = refusal(evaluate.read_benchmark, name)
     assert said.startswith(f"{name}: ") and said.count("\n") == 1
 
 
@@ -258,13 +436,154 @@ def test_odd_sentences_are_scored(workplace, odd):
 
 
 def test_where_there_are_no_pairs_the_line_says_where_to_put_them(workplace, refusal):
-    assert "put it at data/blimp/blimp.zip, or set NANORNN_DATA" in refusal(
-        evaluate.read_pairs, "blimp"
+    assert "put it at data/blimp/blimp.zip, or set NANORNN_DATA" in refusal(evaluate.read_benchmark, "blimp")
+
+
+@pytest.fixture
+def real(workplace, real_data, monkeypatch):
+    """The real benchmarks, by name."""
+    folder = real_data("blimp/blimp.zip").parent.parent
+    monkeypatch.setenv("NANORNN_DATA", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "task, subtasks, verdicts",
+    [
+        ("blimp", 67, 67_000),
+        ("blimp_filtered", 67, 59_875),
+        ("blimp_fast", 67, 13_400),
+        ("supplement", 5, 5218),
+        ("supplement_fast", 5, 250),
+        ("ewok", 11, 8748),
+        ("ewok_filtered", 11, 7618),
+        ("ewok_fast", 11, 2200),
+        ("bear", 60, 3 * 7731),
+        ("bear_big", 78, 3 * 40_916),
+    ],
+)
+def test_real_benchmarks_are_whole(real, task, subtasks, verdicts):
+    found = benchmarks.read_benchmark(task)
+    each = {"pairs": 1, "ewok": 2, "bear": 3}
+    assert len(found) == subtasks
+    assert sum(each[x.kind] * len(x.records) for x in found.values()) == verdicts
+
+
+def test_domains_of_ewok_have_the_counts_that_are_published(real):
+    counts = {uid: 2 * len(x.records) for uid, x in benchmarks.read_benchmark("ewok_filtered").items()}
+    assert counts["agent-properties"] == 2210 and counts["material-dynamics"] == 770
+
+
+def test_no_text_of_ewok_is_written(real):
+    """Scores and numbers only, in every file that an evaluation leaves."""
+    score(tasks="ewok_fast")
+    written = "".join(path.read_text() for path in Path("out/tiny").rglob("*.json*"))
+    for x in benchmarks.read_benchmark("ewok_fast").values():
+        for record in x.records:
+            assert all(record[name] not in written for name in ("Context1", "Context2", "Target1", "Target2"))
+    assert list(lines_of("out/tiny/pairs_ewok_fast.jsonl")[0]) == [
+        "uid",
+        "i",
+        "swapped",
+        "good",
+        "bad",
+        "elsewhere",
+    ]
+
+
+def damaged(real, task, change):
+    """A benchmark's folder or archive under data/, its files changed by change(name, bytes) -> bytes or None."""
+    source, target = real / data.BENCHMARKS[task], Path("data", data.BENCHMARKS[task])
+    target.parent.mkdir(parents=True)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            if (raw := change(name, old.read(name))) is not None:
+                new.writestr(name, raw)
+
+
+def one_line_less(name, raw):
+    return raw[: raw[:-1].rfind(b"\n") + 1] if "adjunct_island" in name or "P103" in name else raw
+
+
+@pytest.mark.parametrize(
+    "task, change, said",
+    [
+        (
+            "blimp",
+            one_line_less,
+            "adjunct_island.jsonl: adjunct_island has 999 lines and not 1,000; fetch it again",
+        ),
+        ("blimp_fast", one_line_less, "adjunct_island has 199 lines and not 200; fetch it again"),
+        (
+            "blimp_filtered",
+            one_line_less,
+            "59,874 lines in all and not 59,875; fetch it again: python data.py blimp",
+        ),
+        (
+            "blimp",
+            lambda name, raw: raw[:-9] if "adjunct" in name else raw,
+            "adjunct_island.jsonl:1000: not a record",
+        ),
+        ("blimp", lambda name, raw: None if "adjunct" in name else raw, "66,000 lines in all and not 67,000"),
+        ("blimp", lambda name, raw: raw.replace(b"sentence_bad", b"bad", 7), "jsonl:1: not a record"),
+        ("bear", one_line_less, "7,730 lines in all and not 7,731"),
+        (
+            "bear",
+            lambda name, raw: raw[:999] if "metadata" in name else raw,
+            "metadata_relations.json: not BEAR's",
+        ),
+        (
+            "bear",
+            lambda name, raw: b'{"P103": {}}' if "metadata" in name else raw,
+            "relation P103 does not fit",
+        ),
+        (
+            "bear",
+            lambda name, raw: raw.replace(b"Q", b"R") if "P103" in name else raw,
+            "relation P103 does not fit",
+        ),
+        ("bear", lambda name, raw: None if "metadata" in name else raw, "relation P103 does not fit"),
+        (
+            "bear",
+            lambda name, raw: b"\xff" if "P103" in name else raw,
+            "cannot be read (byte 0 is not UTF-8)",
+        ),
+    ],
+)
+def test_a_damaged_benchmark_is_refused(real, monkeypatch, refusal, task, change, said):
+    damaged(real, task, change)
+    monkeypatch.delenv("NANORNN_DATA")
+    line = refusal(benchmarks.read_benchmark, task)
+    assert said in line and line.count("\n") == 1 and line.startswith(f"data/{data.BENCHMARKS[task]}")
+
+
+def test_another_password_is_refused(real, monkeypatch, refusal):
+    """One clear line, of EWoK under a lock that nobody published."""
+    monkeypatch.setattr(benchmarks, "PASSWORDS", (b"wrong", b"also wrong"))
+    line = refusal(benchmarks.read_benchmark, "ewok_fast")
+    assert (
+        "ewok_fast.zip: cannot be read (locked, and not with a password that" in line
+        and line.count("\n") == 1
     )
 
 
-def test_blimp_is_found_where_nanornn_data_says(workplace, real_data, monkeypatch):
-    """67 paradigms of 1,000 pairs."""
-    monkeypatch.setenv("NANORNN_DATA", str(real_data("blimp/blimp.zip").parent.parent))
-    paradigms = evaluate.read_pairs("blimp")
-    assert len(paradigms) == 67 and {len(paradigm["pairs"]) for paradigm in paradigms.values()} == {1000}
+def test_a_cut_archive_is_refused(real, monkeypatch, refusal):
+    monkeypatch.delenv("NANORNN_DATA")
+    for task in ("blimp", "ewok_fast", "bear"):
+        target = Path("data", data.BENCHMARKS[task])
+        target.parent.mkdir(parents=True)
+        target.write_bytes((real / data.BENCHMARKS[task]).read_bytes()[:-99])
+        line = refusal(benchmarks.read_benchmark, task)
+        assert line.startswith(f"{target}: cannot be read (") and line.count("\n") == 1
+
+
+def test_two_benchmarks_in_one_folder_are_refused(pairs, refusal):
+    record = {"Context1": "A.", "Context2": "B.", "Target1": "C.", "Target2": "D.", "Domain": "d"}
+    Path("pairs/ewok.jsonl").write_text(jsonl([record]))
+    assert "files of different benchmarks" in refusal(benchmarks.read_benchmark, "pairs")
+
+
+def test_toyland_knows_all_three_kinds(workplace, monkeypatch):
+    """Made on the spot, and scored by default of a run on toyland."""
+    for task, kind in (("toyland", "pairs"), ("toyland_ewok", "ewok"), ("toyland_bear", "bear")):
+        assert {x.kind for x in benchmarks.read_benchmark(task).values()} == {kind}

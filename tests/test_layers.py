@@ -144,11 +144,14 @@ def test_the_loss_takes_a_factor_and_repeats_itself():
     assert all(torch.equal(x, 4 * y) for x, y in zip(runs[0], runs[2]))
 
 
-def test_token_losses_are_what_the_mean_is_of():
-    x, weight, targets = torch.randn(600, 16), torch.randn(50, 16), torch.randint(50, (600,))
-    losses = layers.token_losses(x, weight, targets)
-    torch.testing.assert_close(losses, F.cross_entropy(x @ weight.T, targets, reduction="none"))
-    torch.testing.assert_close(losses.mean(), layers.linear_cross_entropy(x, weight, targets))
+def test_log_p_of_the_tokens_asked_for():
+    """Rows in any order, some asked for several times, some never."""
+    x, weight = torch.randn(600, 16), torch.randn(50, 16)
+    rows, tokens = torch.randint(600, (900,)), torch.randint(50, (900,))
+    expected = (x @ weight.T).log_softmax(dim=-1)[rows, tokens]
+    torch.testing.assert_close(layers.next_token_log_p(x, weight, rows, tokens), expected)
+    losses = -layers.next_token_log_p(x, weight, torch.arange(600), tokens[:600])
+    torch.testing.assert_close(losses.mean(), layers.linear_cross_entropy(x, weight, tokens[:600]))
 
 
 def test_only_what_needs_a_gradient_gets_one():
