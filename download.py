@@ -59,8 +59,8 @@ def supplement(*counts):
     return {f"{name}.jsonl": count for name, count in zip(names.split(), counts)}
 
 
-# The organisers' files of 2025 in their home of 2026: names and revision as public scripts have them, no hashes that
-# could be looked up, so their lines are counted.
+# The organisers' files of 2025 in their home of 2026: names and revision are those of public scripts; hashes could
+# not be looked up, so lines are counted.
 EVALS = "BabyLM-community/BabyLM-2026-Strict-Evals@8d52da9424a9ff30b9e8266c4f751aba9c504233"
 FULL, FAST = "evaluation_data/full_eval", "evaluation_data/fast_eval"
 # The same of 2024: OSF packs a folder as it is asked for. Not seen either.
@@ -103,11 +103,14 @@ SETS = {
     ],
 }
 # fmt: on
-GATED = """\
-EWoK-core-1.0 is given to those who accept its terms, and is never to lie on a disk as plain text. Log in at
-huggingface.co/datasets/ewok-core/ewok-core-1.0 and accept them, write its items in the format of JSON lines to
+GATED = " ".join(
+    """
+EWoK-core-1.0 is given to those who accept its terms, and is never to lie on a disk as plain text: log in at
+huggingface.co/datasets/ewok-core/ewok-core-1.0 and accept them, write its items as lines of JSON to
 ewok-core-1.0/ewok-core-1.0.jsonl, lock that with the password ewok (zip -e) as data/ewok/ewok-core-1.0.zip, and
-delete the plain file. For the set of BabyLM, ewok_filtered, each item also says in_babylm_vocab: true or false."""
+delete the plain file. For ewok_filtered, BabyLM's set, each item also says "in_babylm_vocab": true or false.
+""".split()
+)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def obtain(name, folders, file=None):
             (from_archive if packed else from_hub)(part, DOWNLOADS / name)
     shutil.rmtree(DOWNLOADS / name, ignore_errors=True)
     if name == "ewok" and not any((folder / "ewok/ewok-core-1.0.zip").exists() for folder in folders):
-        fail(" ".join(GATED.split()))
+        fail(GATED)
 
 
 def complete(path, part):
@@ -151,6 +154,7 @@ def from_hub(part, folder):
     repo = f"huggingface.co/datasets/{part.home.partition('@')[0]}"
     zipped = "zipped " if part.place.endswith(".zip") and part.rows else ""
     by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at data/{part.place}"
+    by_hand += f". {GATED}" * (folder.name == "ewok")
     hub(part.home, part.names, folder, by_hand)
     files = {path.name: path.read_bytes() for path in folder.glob(part.names) if expected(str(path), part)}
     with discarding(folder):
@@ -282,13 +286,16 @@ def hub(home, pattern, folder, by_hand):
     """Files of owner/name@revision on the Hugging Face hub -> folder, by the hub's own library."""
     repo, _, revision = home.partition("@")
     try:
-        from huggingface_hub import snapshot_download  # comes with tokenizers
+        from huggingface_hub import HfApi, snapshot_download  # comes with tokenizers
 
+        HfApi().repo_info(
+            repo, repo_type="dataset", revision=revision or None
+        )  # would be tried for half a minute
         snapshot_download(
             repo, repo_type="dataset", revision=revision or None, allow_patterns=pattern, local_dir=folder
         )
     except Exception as error:  # it has many
-        why = (reason(error).strip() or type(error).__name__).splitlines()[0]
+        why = (reason(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Got: ")
         fail(f"huggingface.co/datasets/{repo}: cannot be fetched ({why}); {by_hand}")
 
 

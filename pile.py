@@ -7,7 +7,7 @@ The Pile in small: BabyHGRN's samples of 10 and 100 million words (arXiv:2412.15
 Each line of a copy is {"text": ..., "meta": {"pile_set_name": ...}}. Of every domain documents are drawn at random
 until its quota of words is full; the last one is cut, so that quotas hold to the word. Without files the Pile's own
 validation text is fetched, for 100M its test text too (EleutherAI/pile_val_test on the Hugging Face hub, 1.4 and
-1.3 GB): they have every domain; whoever scores models on the Pile should name files of its training text instead.
+1.3 GB). They have every domain; to score models on the Pile itself, name files of its training text instead.
 The copy monology/pile-uncopyrighted lacks OpenWebText2, which is 31 % of the sample. The paper's own samples,
 PatrickHaller/pile-10M-words and -100M-words, are in parquet by all signs, which takes a library not used here.
 """
@@ -65,7 +65,7 @@ def sample(name, files, seed=0, quotas=None):
 def fetch_copy(name, count):
     folder, names = Path("data/pile"), ["val.jsonl", "test.jsonl"][:count]
     if not all((folder / file).exists() for file in names):
-        print(f"{name}: fetching {' and '.join(names)} of huggingface.co/datasets/{COPY}, 1.4 GB each")
+        print(f"{name}: fetching {' and '.join(names)} of huggingface.co/datasets/{COPY}, {count * 1.4} GB")
         hub(COPY, names, folder, f"name files of a copy of the Pile: python data.py {name} FILES...")
     return [folder / file for file in names]
 
@@ -102,7 +102,9 @@ def document(line, place):
         record = json.loads(line)
         return record["text"] + "", record["meta"]["pile_set_name"] + ""
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        fail(f"{place[0]}:{place[1]}: not a document of the Pile ({type(error).__name__}: {error})")
+        fail(
+            f"{place[0]}:{place[1]}: not a document of the Pile ({type(error).__name__}: {error}); is the file whole?"
+        )
 
 
 def tidy(text, words):
@@ -125,7 +127,7 @@ def lines(files, purpose):
                         if line.strip():
                             yield (path, number), line
             except Exception as error:  # what unpacks has its own
-                fail(f"{path}: cannot be read ({reason(error)})")
+                fail(f"{path}: cannot be read ({reason(error)}); is the file whole?")
             done += path.stat().st_size
 
 
@@ -139,7 +141,9 @@ def unpacked(raw, path):
     elif find_spec("compression"):  # Python 3.14
         yield import_module("compression.zstd").open(raw)
     elif tool := shutil.which("zstd"):
-        with subprocess.Popen([tool, "-dcq"], stdin=raw, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [tool, "-dcq"], stdin=raw, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
             yield process.stdout
             if process.wait():
                 raise ValueError("zstd could not unpack it")
