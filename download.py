@@ -15,7 +15,6 @@ import hashlib
 import re
 import shutil
 import stat
-import tarfile
 import time
 import zipfile
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from tarfile import open as open_tar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -92,9 +92,9 @@ SETS = {
              "310ffb7d7006533d116a2e58e3b89b05a0812cc27a83153b83e46c3cd10d95ba", "CC BY 4.0 with terms of use"),
     ],
     "bear": [
-        Part("bear/BEAR.zip", BEAR, "BEAR/*.json*", 12_196, 1_329_992,
+        Part("bear/BEAR.zip", BEAR, "BEAR/*.json*", 12_197, 1_329_992,
              "e6746ec4736cfbd688eebde2086d747ea5c63ea2aecc2198dd6ffd42ceafd572", "no licence; Wikidata's facts"),
-        Part("bear/BEAR-big.zip", BEAR, "BEAR-big/*.json*", 41_470, 5_616_881,
+        Part("bear/BEAR-big.zip", BEAR, "BEAR-big/*.json*", 41_471, 5_616_881,
              "0bfa07b7951801e49b1f7b8a194ce78c9357e6d0b2debe339f3cf3c550eb47ca", "no licence; Wikidata's facts"),
     ],
     "glue": [
@@ -148,6 +148,8 @@ def from_archive(part, folder):
         fetch(part.home, path, by_hand)
     with discarding(folder):
         store(part, members(path, part), f"{part.home}: ", by_hand)
+    if part is [other for other in SETS[folder.name] if other.home == part.home][-1]:
+        path.unlink()
 
 
 def from_hub(part, folder):
@@ -156,7 +158,9 @@ def from_hub(part, folder):
     by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at data/{part.place}"
     by_hand += f". {GATED}" * (folder.name == "ewok")
     hub(part.home, part.names, folder, by_hand)
-    files = {path.name: path.read_bytes() for path in folder.glob(part.names) if expected(str(path), part)}
+    files = {
+        path.name: path.read_bytes() for path in folder.glob(part.names) if expected(path.as_posix(), part)
+    }
     with discarding(folder):
         store(part, files, f"{repo}: ", by_hand)
 
@@ -215,13 +219,16 @@ def members(path, part):
     files, seen, room = {}, set(), part.size
     try:
         for name, odd, size, file in each_in_zip(path) if zipfile.is_zipfile(path) else each_in_tar(path):
+            base = name.rpartition("/")[2]
             odd = odd_name(name) or odd or ("is there twice" if name in seen else None)
             seen.add(name)
-            if not odd and expected(name, part):
+            if not odd and expected(name, part) and base in files:
+                odd = "is there twice, in another folder"
+            elif not odd and expected(name, part):
                 raw = b"" if size > room else file().read(room + 1)
                 room -= max(size, len(raw))
                 odd = "is larger than all that is expected" if room < 0 else None
-                files[name.rpartition("/")[2]] = raw
+                files[base] = raw
             if odd:
                 fail(f"{path}: {name!r} in it {odd}; nothing of this archive was used")
     except Exception as error:  # a broken archive can raise many
@@ -258,7 +265,7 @@ def each_in_zip(path):
 
 def each_in_tar(path):
     """The same of a .tar.gz."""
-    with gzip.open(path) as raw, tarfile.open(fileobj=Limited(raw), mode="r|") as archive:
+    with gzip.open(path) as raw, open_tar(fileobj=Limited(raw), mode="r|") as archive:
         for entry in archive:
             odd = None if entry.isfile() or entry.isdir() else "is a link, or no file"
             yield entry.name, odd, entry.size, partial(archive.extractfile, entry)
@@ -337,9 +344,10 @@ def receive(url, part, size):
             raise HTTPException("the server sent another part than was asked for")
         total = size or None if answer.length is None else done + answer.length
         with (
-            open(part, "ab" if done else "wb", buffering=0) as file,
+            open(part, "ab", buffering=0) as file,
             progress(total=total, initial=done, desc=part.stem, unit="B") as bar,
         ):
+            file.truncate(done)
             while done <= (size or LARGEST) and (raw := answer.read(1 << 16)):
                 append(file, raw, done)
                 done += len(raw)

@@ -5,9 +5,9 @@ The Pile in small: BabyHGRN's samples of 10 and 100 million words (arXiv:2412.15
     python data.py pile-100m [FILES...]
 
 Each line of a copy is {"text": ..., "meta": {"pile_set_name": ...}}. Of every domain documents are drawn at random
-until its quota of words is full; the last one is cut, so that quotas hold to the word. Without files the Pile's own
+until its quota of words is full; the last one is cut, so that quotas hold to the word. Without files, the Pile's
 validation text is fetched, for 100M its test text too (EleutherAI/pile_val_test on the Hugging Face hub, 1.4 and
-1.3 GB). They have every domain; to score models on the Pile itself, name files of its training text instead.
+1.3 GB). They have every domain. To score models on the Pile too, name files of its training text instead.
 The copy monology/pile-uncopyrighted lacks OpenWebText2, which is 31 % of the sample. The paper's own samples,
 PatrickHaller/pile-10M-words and -100M-words, are in parquet by all signs, which takes a library not used here.
 """
@@ -103,7 +103,7 @@ def document(line, place):
         return record["text"] + "", record["meta"]["pile_set_name"] + ""
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         fail(
-            f"{place[0]}:{place[1]}: not a document of the Pile ({type(error).__name__}: {error}); is the file whole?"
+            f"{place[0]}:{place[1]}: not a document of the Pile ({type(error).__name__}); is the file whole?"
         )
 
 
@@ -139,7 +139,7 @@ def unpacked(raw, path):
     elif path.suffix != ".zst":
         yield io.BufferedReader(raw)
     elif find_spec("compression"):  # Python 3.14
-        yield import_module("compression.zstd").open(raw)
+        yield import_module("compression.zstd").ZstdFile(raw)
     elif tool := shutil.which("zstd"):
         with subprocess.Popen(
             [tool, "-dcq"], stdin=raw, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""What is fetched is whole, checked and continued; an archive gives the files expected of it and does nothing else."""
+"""What is fetched is whole, checked and continued; an archive gives the files expected of it and no more."""
 
 import gzip
 import hashlib
@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 from collections import Counter
 from fnmatch import fnmatchcase
@@ -193,12 +194,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(home, refusal, m
                 raise OSError(28, "No space left on device")
             return super().write(raw)
 
-    monkeypatch.setattr(
-        download, "open", lambda p, m, **x: Disk(p, m) if "w" in m else open(p, m, **x), raising=False
-    )
+    opened = lambda path, mode, **how: Disk(path, mode) if "a" in mode else open(path, mode, **how)  # noqa: E731
+    monkeypatch.setattr(download, "open", opened, raising=False)
     said = refusal(fetch, url)
     assert said.count("\n") == 1 and re.match(r"data/file\.part: not written after .* \(No space left", said)
     assert left() == ["data/file.part"]
+    room[0] = 10**6
     fetch(url)
     assert FILE.read_bytes() == CONTENT and home.asked[-1] == "bytes=100000-"
 
@@ -276,6 +277,7 @@ def lying_zip():
     return bytes(raw)
 
 
+warnings.filterwarnings("ignore", "Duplicate name")
 TWICE = [*GOOD.items(), ("top/inner/a.jsonl", b"other\n")]
 BOMB = GOOD | {"inner/c.jsonl": bytes(5_000_000)}
 LINKED = dict(linkname="../../outside")
@@ -299,6 +301,10 @@ HOSTILE = {
         "is a link, or no file",
     ),
     "a zip with a name twice": (zipped(TWICE), "is there twice"),
+    "a zip with a name in two folders": (
+        zipped(GOOD | {"other/inner/a.jsonl": b"x"}),
+        "is there twice, in another",
+    ),
     "a zip with a bomb": (zipped(BOMB), "is larger than all that is expected"),
     "a tar that leads above": (tarred(GOOD | {"../inner/c.jsonl": b"x"}), "leads out of its folder"),
     "a tar with an absolute name": (tarred(GOOD | {"/inner/c.jsonl": b"x"}), "has an absolute name"),
@@ -621,7 +627,7 @@ def documents_of_the_pile(count, seed=0):
 
 @pytest.fixture
 def little_pile(home, monkeypatch):
-    """A Pile of two files, quotas that ask for about a tenth of it, and who counts the sample's words by domain."""
+    """A Pile of two files, with quotas of about a tenth of it -> counts the words of a sample by domain."""
     quotas = {domain: (137 + 10 * i, 200) for i, domain in enumerate(pile.QUOTAS)}
     monkeypatch.setattr(pile, "QUOTAS", quotas)
     Path("a.jsonl").write_text("\n".join(documents_of_the_pile(700)) + "\n\n")
