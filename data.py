@@ -514,9 +514,7 @@ def babylm_files(name):
     """The text files of data/NAME or of NANORNN_DATA, fetched if they are in neither, with their words counted."""
     home, size, ending, words = BABYLM[name]
     names, repo = [domain + ending for domain in DOMAINS], home.partition("@")[0]
-    by_hand = (
-        f"fetch {', '.join(names)} of huggingface.co/datasets/{repo} by hand and put them in data/{name}"
-    )
+    by_hand = f"fetch {', '.join(names)} of huggingface.co/datasets/{repo} by hand, into data/{name}"
     there = [x / name for x in data_folders() if all((x / name / file).is_file() for file in names)]
     folder = there[0] if there else Path("data") / name
     if there:
@@ -530,7 +528,7 @@ def babylm_files(name):
 
 
 def check_words(path, count, by_hand):
-    """Refuse a text that has not so many words."""
+    """Refuse a text that has not so many words, by str.split or by bytes.split: who counted how is not said."""
     found = found_in_bytes = 0
     try:
         with (
@@ -538,9 +536,7 @@ def check_words(path, count, by_hand):
             progress(total=path.stat().st_size, desc="counting words", unit="B") as bar,
         ):
             for line in file:
-                found_in_bytes += len(
-                    line.split()
-                )  # these know fewer kinds of space; who counted how is not said
+                found_in_bytes += len(line.split())
                 found += len(line.decode("utf-8", "replace").split())
                 bar.update(len(line))
     except OSError as error:
@@ -566,18 +562,17 @@ RECIPES = {  # corpora that can be made or fetched by name
 
 def main(args):
     words = [arg for arg in args if not arg.startswith("-")]
-    s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
+    flags = {arg for arg in args if arg.startswith("-")}
+    s = configure(Settings(), [arg for arg in args if arg in flags])
     match words:
-        case ["pile-10m" | "pile-100m" as name, *files] if all(
-            arg.startswith("--seed=") for arg in set(args) - set(words)
-        ):
+        case ["pile-10m" | "pile-100m" as name, *files] if flags <= {f"--seed={s.seed}"}:
             RECIPES[name](*files, seed=s.seed)
         case [name] | ["shakespeare" as name, _] if name in RECIPES:
-            if len(args) > len(words):
+            if flags:
                 fail(f"{name} is always made the same way: no settings, please")
             RECIPES[name](*words[1:])
         case [name] | ["blimp" | "bear" | "glue" as name, _] if name in download.SETS:
-            if len(args) > len(words):
+            if flags:
                 fail(f"{name} is fetched as it is: no settings, please")
             download.obtain(name, data_folders(), *words[1:])
         case ["text", name, _, *_]:

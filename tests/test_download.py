@@ -568,7 +568,7 @@ def test_without_a_network_one_line_says_what_to_fetch_and_where_to_put_it(
     assert said.count("\n") == 1 and re.search(
         r"cannot be fetched \((no network|Connection refused)\); ", said
     )
-    assert re.search(rf"python data.py {name} FILE|by hand and put (it|them) (zipped )?(at|in) data/", said)
+    assert re.search(rf"python data.py {name} FILE|by hand(,| and put it( zipped)?) (at|into) data/", said)
     assert left() == []
 
 
