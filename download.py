@@ -216,18 +216,15 @@ def difference(part, files):
 
 def members(path, part):
     """{name: bytes} of a part's files in a .zip or .tar.gz, which is refused if anything in it is odd."""
-    files, seen, room = {}, set(), part.size
+    files, room = {}, part.size
     try:
         for name, odd, size, file in each_in_zip(path) if zipfile.is_zipfile(path) else each_in_tar(path):
-            base = name.rpartition("/")[2]
-            odd = odd_name(name) or odd or ("is there twice" if name in seen else None)
-            seen.add(name)
-            if not odd and expected(name, part) and base in files:
-                odd = "is there twice, in another folder"
-            elif not odd and expected(name, part):
-                raw = b"" if size > room else file().read(room + 1)
+            base, odd = name.rpartition("/")[2], odd_name(name) or odd
+            if not odd and expected(name, part):
+                raw = file().read(room + 1)
                 room -= max(size, len(raw))
                 odd = "is larger than all that is expected" if room < 0 else None
+                odd = odd or ("is there twice" if base in files else None)
                 files[base] = raw
             if odd:
                 fail(f"{path}: {name!r} in it {odd}; nothing of this archive was used")
