@@ -220,12 +220,12 @@ def members(path, part):
     try:
         for name, odd, size, file in each_in_zip(path) if zipfile.is_zipfile(path) else each_in_tar(path):
             base, odd = name.rpartition("/")[2], odd_name(name) or odd
-            if not odd and expected(name, part):
-                raw = file().read(room + 1)
-                room -= max(size, len(raw))
+            if not odd and expected(name, part) and base in files:
+                odd = "is there twice"
+            elif not odd and expected(name, part):
+                files[base] = file().read(room + 1)
+                room -= max(size, len(files[base]))
                 odd = "is larger than all that is expected" if room < 0 else None
-                odd = odd or ("is there twice" if base in files else None)
-                files[base] = raw
             if odd:
                 fail(f"{path}: {name!r} in it {odd}; nothing of this archive was used")
     except Exception as error:  # a broken archive can raise many
