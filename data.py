@@ -4,6 +4,18 @@ Corpora, from text files to the token files that training reads.
     python data.py toy                                 a small made-up English (toyland.py) for the default job
     python data.py text NAME FILES... [--val=FILES]    your own text, plain or .gz, of any size
     python data.py shakespeare [FILE]                  tiny Shakespeare in single characters, fetched unless given
+    python data.py babylm-10m                          BabyLM's corpus of 10 million words, 55 MB
+    python data.py babylm-100m                         the same of 100 million words, 550 MB
+    python data.py pile-10m [FILES...] [--seed=0]      10 million words of the Pile in the shares of BabyHGRN's
+    python data.py pile-100m [FILES...] [--seed=0]     the same of 100 million words; see pile.py
+
+and what models are tested on, for evaluate.py; an archive fetched by hand can be named:
+
+    python data.py blimp [FILE]                        BLiMP; and as the BabyLM challenge filters it
+    python data.py supplement                          BLiMP-Supplement
+    python data.py ewok                                EWoK's fast set, and how to come by the rest
+    python data.py bear [FILE]                         BEAR and BEAR-big
+    python data.py glue [FILE]                         the tasks of GLUE and SuperGLUE in BabyLM's format
 
 A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
 (byte-level BPE) and meta.json (counts, hashes of the sources). In the text an empty line ends a document; each
@@ -21,10 +33,9 @@ import io
 import json
 import os
 import re
-import urllib.request
 import zlib
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +43,8 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+import download
+import pile
 import toyland
 from checkpoint import not_written, replacing
 from config import at_least, configure, fail, one_of, progress, reason, run_script
@@ -47,10 +60,12 @@ class Settings:
     vocab_size: int = 16_000  # entries of the tokenizer, bytes and <pad> <s> </s> included
     val: str = ""  # files to validate on, names or patterns with commas; none: a share of the documents
     val_share: float = 0.01  # that share
+    longest: int = 0  # lines after which a document ends in any case; 0: only an empty line ends it
+    seed: int = 0  # of the Pile's sample
 
     def check(self):
         at_least(260, self, "vocab_size")
-        at_least(0, self, "val_share")
+        at_least(0, self, "val_share", "longest")
         if self.vocab_size > 65_536:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.val_share >= 1 or not (self.val or self.val_share):
@@ -126,7 +141,9 @@ def find_benchmark(task):
     if toy:
         toyland.write("data/toyland")
         return Path("data") / BENCHMARKS[task]
-    fail(f"{task}: put it at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that holds it")
+    name = re.match("blimp|supplement|ewok|bear", task)[0]
+    by_hand = f"put it at data/{BENCHMARKS[task]}, or set NANORNN_DATA to the folder that holds it"
+    fail(f"{task}: {by_hand}, or fetch it: python data.py {name}")
 
 
 def check_tasks(name, tasks):
@@ -194,11 +211,14 @@ def prepare(name, files, s):
     val_files = list(val_files.values())
     if not files:
         fail(f"val = {s.val!r}: these are all the files there are; leave some to train on")
-    tokenizer = train_tokenizer(Text(files, "learning the tokenizer"), s.vocab_size)
+    tokenizer = train_tokenizer(Text(files, "learning the tokenizer", s.longest), s.vocab_size)
     with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
         train, val = Split(train), Split(val)
         held_out = 0 if val_files else s.val_share
-        text, val_text = Text(files, "encoding"), Text(val_files, "encoding for validation")
+        text, val_text = (
+            Text(files, "encoding", s.longest),
+            Text(val_files, "encoding for validation", s.longest),
+        )
         encode(text, tokenizer, lambda document: val if chosen(document, held_out) else train)
         encode(val_text, tokenizer, lambda document: val)
         if train.words and held_out and not val.documents:
@@ -244,8 +264,8 @@ class Text:
     long one, and whether it begins and ends a document. Bytes that are not UTF-8 become U+FFFD; `replaced` counts.
     """
 
-    def __init__(self, files, purpose):
-        self.files, self.purpose, self.replaced = files, purpose, 0
+    def __init__(self, files, purpose, longest=0):
+        self.files, self.purpose, self.longest, self.replaced = files, purpose, longest, 0
 
     def __iter__(self):
         self.replaced, done = 0, 0
@@ -258,7 +278,7 @@ class Text:
                         if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
                             raise UnicodeError("this is UTF-16; save it as UTF-8")
                         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
-                        for piece in documents(self.clean(line) for line in lines(text)):
+                        for piece in documents((self.clean(line) for line in lines(text)), self.longest):
                             bar.update(done + raw.tell() - bar.n)
                             yield piece
                 except (OSError, EOFError, zlib.error, UnicodeError) as error:
@@ -286,20 +306,26 @@ def lines(file):
         yield rest
 
 
-def documents(lines):
+def documents(lines, longest=0):
     """
-    Lines -> (text, first, last). An empty line ends a document and is left out with the line break before it. Each
-    line begins with a space, as it does where the tokenizer meets it alone.
+    Lines -> (text, first, last). An empty line ends a document and is left out with the line break before it; any
+    `longest` lines end one too. Each line begins with a space, as it does where the tokenizer meets it alone.
     """
-    text, first, line_begins = None, True, True
+    text, first, line_begins, count = None, True, True, 0
     for line in chain(lines, [None]):
-        ends = line is None or (line_begins and not line.strip())
+        empty = line is None or (line_begins and not line.strip())
+        ends = empty or (line_begins and count == longest > 0)
         if text is not None:  # held back until it was known whether the document ends after it
             yield text.removesuffix("\n") if ends else text, first, ends
             text, first = None, ends
-        if not ends:
+        if ends:
+            count = 0
+        if not empty:
+            count += line_begins
             text = " " + line if line_begins and line[0] != " " else line
-        line_begins = ends or line.endswith("\n")  # of a long line, all that is empty is before its beginning
+        line_begins = empty or line.endswith(
+            "\n"
+        )  # of a long line, all that is empty is before its beginning
 
 
 def train_tokenizer(pieces, vocab_size):
@@ -441,43 +467,125 @@ def read_shakespeare(path=None):
     """The bytes of tiny Shakespeare, to the letter: of a file, plain or .gz, of a data folder, or of the web."""
     names = "tinyshakespeare.txt", "tinyshakespeare.txt.gz"
     found = [folder / name for folder in data_folders() for name in names if (folder / name).is_file()]
-    path = Path(path) if path is not None else found[0] if found else None
+    path = Path(path) if path is not None else found[0] if found else Path("data") / names[0]
     by_hand = f"fetch {URL} by hand and put it at data/{names[0]}"
+    if not found and path == Path("data") / names[0]:
+        download.fetch(URL, path, by_hand, BYTES, SHA256)
     try:
-        if path:
-            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-                text = file.read(BYTES + 1)
-        else:
-            print(f"fetching {URL}")
-            with urllib.request.urlopen(URL, timeout=30) as answer:
-                text = answer.read(BYTES + 1)
-    except (OSError, EOFError, zlib.error, HTTPException) as error:
-        fail(f"{path or URL}: cannot be read ({reason(error)}); {by_hand}")
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            text = file.read(BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        fail(f"{path}: cannot be read ({reason(error)}); {by_hand}")
     if hashlib.sha256(text).hexdigest() != SHA256:
-        fail(f"{path or URL}: not tiny Shakespeare, {BYTES:,} bytes of SHA-256 {SHA256[:12]}...; {by_hand}")
-    if not path:
-        with replacing(Path("data") / names[0], "wb") as file:
-            file.write(text)
+        fail(f"{path}: not tiny Shakespeare, {BYTES:,} bytes of SHA-256 {SHA256[:12]}...; {by_hand}")
     return text
 
 
-RECIPES = {"toy": make_toy, "shakespeare": make_shakespeare}  # corpora that can be made or fetched by name
+DOMAINS = "bnc_spoken childes gutenberg open_subtitles simple_wiki switchboard".split()
+BABYLM = {  # folder -> home, megabytes, ending of the files, words of each; the three are BabyLM's of 2026
+    "babylm-10m": (
+        "BabyLM-community/BabyLM-2026-Strict-Small@c92ab16b4f08858304b0815706065b3354d8fc0a",
+        55,
+        ".train.txt",
+        (762_073, 2_841_101, 2_557_721, 2_282_877, 1_531_437, 24_791),
+    ),
+    "babylm-100m": (
+        "BabyLM-community/BabyLM-2026-Strict@9e57baaaa91ac3c638746be14d1d5fa6c789f4cf",
+        550,
+        ".train.txt",
+        (7_620_671, 28_410_878, 25_576_896, 22_828_747, 15_314_317, 248_491),
+    ),
+    "babylm-dev": (
+        "BabyLM-community/BabyLM-dev@169f42e32d0aaf65ec6b91d55bafad27a3afc729",
+        57,
+        ".dev",
+        (1_252_593, 2_716_591, 2_819_070, 2_077_019, 1_405_366, 148_340),
+    ),
+}
+
+
+def make_babylm(name):
+    """
+    data/babylm-10m or -100m. A line of these files is an utterance, a paragraph or a title; where empty lines end
+    documents is left to them, but speech has none for very long. So a document also ends after 20 lines, and <s>,
+    which every score starts from, is read some 50,000 times in 10 million words.
+    """
+    files, val_files = babylm_files(name), babylm_files("babylm-dev")
+    return prepare(name, files, Settings(val=",".join(val_files), longest=20))
+
+
+def babylm_files(name):
+    """The text files of data/NAME or of NANORNN_DATA, fetched if they are in neither, with their words counted."""
+    home, size, ending, words = BABYLM[name]
+    names, repo = [domain + ending for domain in DOMAINS], home.partition("@")[0]
+    by_hand = f"fetch {', '.join(names)} of huggingface.co/datasets/{repo} by hand, into data/{name}"
+    there = [x / name for x in data_folders() if all((x / name / file).is_file() for file in names)]
+    folder = there[0] if there else Path("data") / name
+    if there:
+        print(f"{folder}: the text is already there")
+    else:
+        print(f"{folder}: fetching the text from huggingface.co/datasets/{repo}, {size} MB")
+        download.hub(home, names, folder, by_hand)
+    for file, count in zip(names, words):
+        check_words(folder / file, count, by_hand)
+    return [str(folder / file) for file in names]
+
+
+def check_words(path, count, by_hand):
+    """Refuse a text that has not so many words, by str.split or by bytes.split: who counted how is not said."""
+    found = found_in_bytes = 0
+    try:
+        with (
+            open(path, "rb") as file,
+            progress(total=path.stat().st_size, desc="counting words", unit="B") as bar,
+        ):
+            for line in file:
+                found_in_bytes += len(line.split())
+                found += len(line.decode("utf-8", "replace").split())
+                bar.update(len(line))
+    except OSError as error:
+        fail(f"{path}: cannot be read ({reason(error)}); {by_hand}")
+    if count not in (found, found_in_bytes):
+        fail(f"{path}: {found:,} words in place of {count:,}; delete it and try again, or {by_hand}")
+
+
+def make_pile(name, *files, seed=0):
+    """data/pile-10m or -100m, of a copy of the Pile: the named files, or fetched ones."""
+    return prepare(name, [str(pile.sample(name, list(expand(files).values()), seed))], Settings())
+
+
+RECIPES = {  # corpora that can be made or fetched by name
+    "toy": make_toy,
+    "shakespeare": make_shakespeare,
+    "babylm-10m": partial(make_babylm, "babylm-10m"),
+    "babylm-100m": partial(make_babylm, "babylm-100m"),
+    "pile-10m": partial(make_pile, "pile-10m"),
+    "pile-100m": partial(make_pile, "pile-100m"),
+}
 
 
 def main(args):
     words = [arg for arg in args if not arg.startswith("-")]
-    s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
+    flags = {arg for arg in args if arg.startswith("-")}
+    s = configure(Settings(), [arg for arg in args if arg in flags])
     match words:
+        case ["pile-10m" | "pile-100m" as name, *files] if flags <= {f"--seed={s.seed}"}:
+            RECIPES[name](*files, seed=s.seed)
         case [name] | ["shakespeare" as name, _] if name in RECIPES:
-            if len(args) > len(words):
+            if flags:
                 fail(f"{name} is always made the same way: no settings, please")
             RECIPES[name](*words[1:])
+        case [name] | ["blimp" | "bear" | "glue" as name, _] if name in download.SETS:
+            if flags:
+                fail(f"{name} is fetched as it is: no settings, please")
+            download.obtain(name, data_folders(), *words[1:])
         case ["text", name, _, *_]:
             check_name(name)
             prepare(name, words[2:], s)
         case _:
             recipes = "toy | shakespeare [FILE] | text NAME FILES..."
-            fail(f"what to prepare? python data.py {recipes} (see --help)")
+            others = " | ".join([*RECIPES, *download.SETS][2:])
+            fail(f"what to prepare? python data.py {recipes} | {others} (see --help)")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,707 @@
+"""What is fetched is whole, checked and continued; an archive gives the files expected of it and no more."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import tarfile
+import threading
+import time
+import warnings
+import zipfile
+from collections import Counter
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import stories
+
+import data
+import download
+import evaluate
+import pile
+
+
+class Home(http.server.BaseHTTPRequestHandler):
+    """Serves `files`; `trouble`, a function of (handler, content), may answer first and then returns True."""
+
+    files, trouble, asked = {}, None, []
+
+    def do_GET(self):
+        self.asked.append(self.headers.get("Range"))
+        content = self.files.get(self.path)
+        if self.trouble and self.trouble(content):
+            return
+        if content is None:
+            return self.answer(404, b"no such file")
+        start = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        if start >= len(content) > 0:
+            return self.answer(416, b"")
+        span = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        self.answer(206 if start else 200, content[start:], **span)
+
+    def answer(self, status, content, promised=None, **headers):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(promised or len(content))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """home("/a", content, trouble) -> the address of a file that is served; home.asked: the Ranges asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "WAITS", (0, 0, 0))
+    handler = type("Handler", (Home,), {"files": {}, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def serve(path, content, trouble=None):
+        handler.files[path], handler.trouble = content, trouble
+        return f"http://127.0.0.1:{server.server_port}{path}"
+
+    serve.asked = handler.asked
+    yield serve
+    server.shutdown()
+    server.server_close()
+
+
+CONTENT = random.Random(0).randbytes(300_000)
+FILE = Path("data/file")
+
+
+def fetch(url, content=CONTENT):
+    download.fetch(url, FILE, "fetch it by hand", len(content), hashlib.sha256(content).hexdigest())
+
+
+def left():
+    """The files below the current folder."""
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def cut(after, times=1):
+    """A server that breaks off after so many bytes, so many times."""
+    count = iter(range(times))
+
+    def trouble(handler, content):
+        if next(count, None) is None:
+            return False
+        start = int((handler.headers.get("Range") or "bytes=0-")[6:-1])
+        span = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        handler.answer(206 if start else 200, content[start : start + after], len(content) - start, **span)
+        return True
+
+    return trouble
+
+
+def status(code, times=99):
+    """A server that answers with an error, so many times."""
+    count = iter(range(times))
+
+    def trouble(handler, content):
+        return next(count, None) is not None and not handler.answer(code, b"an error")
+
+    return trouble
+
+
+def ignore_range(handler, content):
+    return not handler.answer(200, content)
+
+
+def test_a_file_is_fetched_with_one_request(home):
+    fetch(home("/a", CONTENT))
+    assert FILE.read_bytes() == CONTENT and left() == ["data/file"] and home.asked == [None]
+
+
+def test_a_cut_connection_is_continued_where_it_was_cut(home):
+    fetch(home("/a", CONTENT, cut(100_000, times=2)))
+    assert FILE.read_bytes() == CONTENT and home.asked == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_after_too_many_cuts_one_line_says_so_and_the_same_command_continues(home, refusal):
+    url = home("/a", CONTENT, cut(1000, times=4))
+    said = refusal(fetch, url)
+    assert said == f"{url}: cannot be fetched (the connection was cut after 4,000 bytes); fetch it by hand\n"
+    assert left() == ["data/file.part"]
+    home("/a", CONTENT)
+    fetch(url)
+    assert FILE.read_bytes() == CONTENT and home.asked[-1] == "bytes=4000-" and left() == ["data/file"]
+
+
+def test_a_server_that_will_not_send_a_rest_starts_anew(home):
+    url = home("/a", CONTENT, ignore_range)
+    FILE.parent.mkdir()
+    Path("data/file.part").write_bytes(b"x" * 1000)
+    fetch(url)
+    assert FILE.read_bytes() == CONTENT and home.asked == ["bytes=1000-"]
+
+
+def test_a_part_that_is_whole_already_is_only_checked(home):
+    FILE.parent.mkdir()
+    Path("data/file.part").write_bytes(CONTENT)
+    fetch(home("/a", CONTENT))
+    assert FILE.read_bytes() == CONTENT and home.asked == []
+
+
+@pytest.mark.parametrize("code, tries", [(404, 1), (403, 1), (500, 4), (503, 4), (429, 4)])
+def test_an_error_of_the_server_is_one_line(home, refusal, code, tries):
+    url = home("/a", CONTENT, status(code))
+    said = refusal(fetch, url)
+    assert re.fullmatch(rf"{url}: cannot be fetched \(HTTP {code}, [\w ]+\); fetch it by hand\n", said)
+    assert left() == [] and len(home.asked) == tries
+
+
+def test_an_error_that_passes_is_waited_out(home):
+    fetch(home("/a", CONTENT, status(503, times=3)))
+    assert FILE.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("wrong", [CONTENT[:-1], CONTENT + b"x", CONTENT * 2, b"x" + CONTENT[1:], b""])
+def test_altered_bytes_are_refused_and_not_kept(home, refusal, wrong):
+    said = refusal(fetch, home("/a", wrong))
+    assert said.count("\n") == 1 and "in place of 300,000 bytes of SHA-256" in said and left() == []
+
+
+def test_without_a_network_there_is_one_line_and_no_waiting(home, refusal, monkeypatch):
+    monkeypatch.setattr(download, "WAITS", (99,))
+    said = refusal(fetch, "http://127.0.0.1:9/a")
+    assert said == "http://127.0.0.1:9/a: cannot be fetched (Connection refused); fetch it by hand\n"
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(home, refusal, monkeypatch):
+    url, room = home("/a", CONTENT), [100_000]
+
+    class Disk(io.FileIO):
+        def write(self, raw):
+            raw = raw[: room[0]]
+            room[0] -= len(raw)
+            if not raw:
+                raise OSError(28, "No space left on device")
+            return super().write(raw)
+
+    opened = lambda path, mode, **how: Disk(path, mode) if "a" in mode else open(path, mode, **how)  # noqa: E731
+    monkeypatch.setattr(download, "open", opened, raising=False)
+    said = refusal(fetch, url)
+    assert said.count("\n") == 1 and re.match(r"data/file\.part: not written after .* \(No space left", said)
+    assert left() == ["data/file.part"]
+    room[0] = 10**6
+    fetch(url)
+    assert FILE.read_bytes() == CONTENT and home.asked[-1] == "bytes=100000-"
+
+
+def slow(handler, content):
+    """A server that sends 30,000 bytes at a time."""
+    start = int((handler.headers.get("Range") or "bytes=0-")[6:-1])
+    span = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+    handler.answer(206 if start else 200, b"", len(content) - start, **span)
+    for i in range(start, len(content), 30_000):
+        handler.wfile.write(content[i : i + 30_000])
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_download_that_is_killed_three_times_is_continued(home):
+    """kill -9: what was received stays, under no final name, and only the rest is asked for."""
+    url, sizes, part = home("/a", CONTENT, slow), [0], Path("data/file.part")
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            fetch(url)
+            os._exit(0)
+        while not part.exists() or part.stat().st_size <= sizes[-1]:
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        sizes.append(part.stat().st_size)
+        assert not FILE.exists()
+    home("/a", CONTENT)
+    fetch(url)
+    assert FILE.read_bytes() == CONTENT and home.asked == [None, *(f"bytes={size}-" for size in sizes[1:])]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Archives
+
+PART = download.Part("set/set.zip", "http://127.0.0.1:9/a", "inner/*.jsonl", 2, 20)
+GOOD = {"top/inner/a.jsonl": b'{"a": 1}\n', "top/inner/b.jsonl": b'{"b": 2}\n', "top/README.md": b"hello\n"}
+
+
+def zipped(files, **how):
+    """{name: bytes} or [(name, bytes), ...] -> a .zip; how: attributes of its entries."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, raw in files.items() if isinstance(files, dict) else files:
+                entry = zipfile.ZipInfo("x")
+                entry.filename = entry.orig_filename = name
+                for key, value in (how if name not in GOOD else {}).items():
+                    setattr(entry, key, value)
+                archive.writestr(entry, raw, zipfile.ZIP_DEFLATED)
+        return file.getvalue()
+
+
+def tarred(files, **how):
+    """The same as a .tar.gz."""
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as archive:
+            for name, raw in files.items() if isinstance(files, dict) else files:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(raw)
+                for key, value in (how if name not in GOOD else {}).items():
+                    setattr(entry, key, value)
+                archive.addfile(entry, io.BytesIO(raw) if entry.isfile() else None)
+        return file.getvalue()
+
+
+def lying_zip():
+    """One file says that it holds 1 byte, and holds more."""
+    raw = bytearray(zipped(GOOD | {"inner/c.jsonl": b"x" * 10_000}))
+    for header, offset in ((b"PK\1\2", 24), (b"PK\3\4", 22)):
+        place = raw.rindex(header) + offset
+        raw[place : place + 4] = (1).to_bytes(4, "little")
+    return bytes(raw)
+
+
+warnings.filterwarnings("ignore", "Duplicate name")
+TWICE = [*GOOD.items(), ("top/inner/a.jsonl", b"other\n")]
+BOMB = GOOD | {"inner/c.jsonl": bytes(5_000_000)}
+LINKED = dict(linkname="../../outside")
+HOSTILE = {
+    "a zip that leads above": (zipped(GOOD | {"../inner/c.jsonl": b"x"}), "leads out of its folder"),
+    "a zip that leads above from inside": (
+        zipped(GOOD | {"inner/../../c.jsonl": b"x"}),
+        "leads out of its folder",
+    ),
+    "a zip that leads above, by Windows": (zipped(GOOD | {"inner\\..\\..\\c.jsonl": b"x"}), "leads out of"),
+    "a zip with backslashes": (zipped(GOOD | {"inner\\c.jsonl": b"x"}), "means another on some systems"),
+    "a zip with NUL": (zipped(GOOD | {"inner/c.jsonl\0.txt": b"x"}), "means another on some systems"),
+    "a zip with an absolute name": (zipped(GOOD | {"/inner/c.jsonl": b"x"}), "has an absolute name"),
+    "a zip with a drive": (zipped(GOOD | {"C:/inner/c.jsonl": b"x"}), "has an absolute name"),
+    "a zip with a link": (
+        zipped(GOOD | {"inner/c.jsonl": b"/etc/passwd"}, external_attr=(stat.S_IFLNK | 0o777) << 16),
+        "is a link, or no file",
+    ),
+    "a zip with a device": (
+        zipped(GOOD | {"inner/c.jsonl": b""}, external_attr=(stat.S_IFCHR | 0o777) << 16),
+        "is a link, or no file",
+    ),
+    "a zip with a name twice": (zipped(TWICE), "is there twice"),
+    "a zip with a name in two folders": (
+        zipped(GOOD | {"other/inner/a.jsonl": b"x"}),
+        "is there twice",
+    ),
+    "a zip with a bomb": (zipped(BOMB), "is larger than all that is expected"),
+    "a tar that leads above": (tarred(GOOD | {"../inner/c.jsonl": b"x"}), "leads out of its folder"),
+    "a tar with an absolute name": (tarred(GOOD | {"/inner/c.jsonl": b"x"}), "has an absolute name"),
+    "a tar with a link": (
+        tarred(GOOD | {"inner/c": b""}, type=tarfile.SYMTYPE, **LINKED),
+        "is a link, or no file",
+    ),
+    "a tar with a hard link": (
+        tarred(GOOD | {"inner/c": b""}, type=tarfile.LNKTYPE, **LINKED),
+        "is a link, or",
+    ),
+    "a tar with a device": (
+        tarred(GOOD | {"inner/c.jsonl": b""}, type=tarfile.CHRTYPE),
+        "is a link, or no file",
+    ),
+    "a tar with a pipe": (
+        tarred(GOOD | {"inner/c.jsonl": b""}, type=tarfile.FIFOTYPE),
+        "is a link, or no file",
+    ),
+    "a tar with a name twice": (tarred(TWICE), "is there twice"),
+    "a tar with a bomb": (tarred(BOMB), "is larger than all that is expected"),
+}
+BROKEN = {
+    "a zip cut short": zipped(GOOD)[:-30],
+    "a zip that lies about a size": lying_zip(),
+    "a zip with a wrong checksum": zipped(GOOD).replace(zipped(GOOD)[60:70], b"0123456789", 1),
+    "a tar cut short": tarred(GOOD)[:-30],
+    "a tar of 10 GB by its header": gzip.compress(
+        tarfile.TarInfo("inner/c").tobuf().replace(b"0" * 11, b"1" * 11, 1)
+    ),
+    "plain text": b"<html>log in first</html>",
+    "nothing": b"",
+}
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """archive(bytes) takes the set from such an archive, fetched by hand."""
+    folder = tmp_path / "work place"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(download, "SETS", {"set": [PART]})
+    monkeypatch.setattr(download, "LARGEST", 20_000_000)
+
+    def call(raw):
+        Path("by hand").write_bytes(raw)
+        download.obtain("set", [Path("data")], "by hand")
+
+    return call
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_of_an_archive_the_expected_files_are_taken(archive, pack):
+    archive(pack(GOOD))
+    with zipfile.ZipFile("data/set/set.zip") as found:
+        assert found.namelist() == ["inner/a.jsonl", "inner/b.jsonl"]
+        assert found.read("inner/b.jsonl") == GOOD["top/inner/b.jsonl"]
+    first = Path("data/set/set.zip").read_bytes()
+    Path("data/set/set.zip").unlink()
+    archive(pack(dict(reversed(GOOD.items()))))
+    assert Path("data/set/set.zip").read_bytes() == first, "the same files give the same bytes"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_odd_archive_is_refused_by_name_and_writes_nothing(archive, refusal, tmp_path, name):
+    raw, why = HOSTILE[name]
+    said = refusal(archive, raw)
+    assert re.match(r"by hand: '.*' in it ", said) and why in said and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "work place", tmp_path / "work place" / "by hand"]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_archive_is_one_line_and_writes_nothing(archive, refusal, tmp_path, name):
+    said = refusal(archive, BROKEN[name])
+    assert re.match(r"by hand: (cannot be read|.* in place of)", said) and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "work place", tmp_path / "work place" / "by hand"]
+
+
+def test_an_archive_that_unpacks_for_ever_is_left_in_time(archive, refusal, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 1_000_000)
+    assert "more than 0 MB once unpacked" in refusal(archive, tarred(GOOD | {"unexpected": bytes(5_000_000)}))
+
+
+def test_a_set_that_lacks_a_line_is_refused(archive, refusal):
+    said = refusal(archive, zipped({"inner/a.jsonl": b"1\n"}))
+    assert said == "by hand: 1 files with 1 lines in place of 2; is it http://127.0.0.1:9/a?\n"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Benchmarks from their homes
+
+
+def repository(zip_of_files, folders):
+    """A .tar.gz as GitHub makes it of a repository that holds such files, and others."""
+    files = {"repo-1/README.md": b"read me\n", "repo-1/raw_results/summary.jsonl": b"{}\n"}
+    for path in zip_of_files:
+        with zipfile.ZipFile(path) as archive:
+            files |= {f"repo-1/{name}": archive.read(name) for name in archive.namelist()}
+    assert {name.split("/")[1] for name in files} >= set(folders)
+    return tarred(files)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """hub.files: {path: bytes} on the Hugging Face hub, whatever the data set; hub.asked: [(name, revision)]."""
+    import huggingface_hub
+
+    there = SimpleNamespace(files={}, asked=[])
+
+    def snapshot_download(repo, repo_type, revision, allow_patterns, local_dir):
+        there.asked.append((repo, revision))
+        patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
+        for name, raw in there.files.items():
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                path = Path(local_dir, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(raw)
+
+    def repo_info(self, repo, **options):
+        if not there.files:
+            raise ConnectionError("Got: no network\nand more about it")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    return there
+
+
+def rehome(monkeypatch, name, url):
+    """Let the archives of a benchmark come from url."""
+    for part in download.SETS[name]:
+        if part.home.startswith("http"):
+            monkeypatch.setattr(part, "home", url)
+
+
+def unzipped(path, above=""):
+    with zipfile.ZipFile(path) as archive:
+        return {above + name: archive.read(name) for name in archive.namelist()}
+
+
+def test_blimp_comes_whole_and_reads_as_the_published_one(home, hub, real_data, monkeypatch, capsys):
+    """From GitHub as a .tar.gz, and BabyLM's forms of it from the hub; a second call fetches nothing."""
+    rehome(monkeypatch, "blimp", home("/blimp", repository([real_data("blimp/blimp.zip")], ["data"])))
+    hub.files |= unzipped(real_data("babylm_eval/blimp_filtered.zip"), "evaluation_data/full_eval/")
+    hub.files |= unzipped(real_data("babylm_eval/blimp_fast.zip"), "evaluation_data/fast_eval/")
+    data.main(["blimp"])
+    assert left() == [f"data/{part.place}" for part in sorted(download.SETS["blimp"], key=lambda x: x.place)]
+    assert [revision for _, revision in hub.asked] == [download.EVALS.partition("@")[2]] * 2
+    for part in download.SETS["blimp"]:
+        assert unzipped(Path("data", part.place)) == unzipped(real_data(part.place))
+    ours = evaluate.read_pairs("blimp")
+    monkeypatch.setenv("NANORNN_DATA", str(real_data("")))
+    assert ours == evaluate.read_pairs("blimp") and len(ours) == 67
+    capsys.readouterr()
+    data.main(["blimp"])
+    assert (
+        capsys.readouterr().out.count("already there") == 3 and len(home.asked) == 1 and len(hub.asked) == 2
+    )
+
+
+def test_bear_comes_whole_from_one_archive_fetched_once(home, real_data, monkeypatch):
+    packed = repository([real_data("bear/BEAR.zip"), real_data("bear/BEAR-big.zip")], ["BEAR", "BEAR-big"])
+    rehome(monkeypatch, "bear", home("/bear", packed))
+    data.main(["bear"])
+    assert left() == ["data/bear/BEAR-big.zip", "data/bear/BEAR.zip"] and len(home.asked) == 1
+    for name in ("bear/BEAR.zip", "bear/BEAR-big.zip"):
+        assert unzipped(Path("data", name)) == unzipped(real_data(name))
+
+
+def test_an_archive_fetched_by_hand_needs_no_network(home, real_data):
+    Path("bear.tar.gz").write_bytes(
+        repository([real_data(f"bear/{x}.zip") for x in ("BEAR", "BEAR-big")], ["BEAR"])
+    )
+    data.main(["bear", "bear.tar.gz"])
+    assert unzipped("data/bear/BEAR.zip") == unzipped(real_data("bear/BEAR.zip")) and home.asked == []
+
+
+def test_one_altered_byte_of_blimp_is_refused_and_fetched_anew(home, hub, real_data, monkeypatch, refusal):
+    good = repository([real_data("blimp/blimp.zip")], ["data"])
+    files = unzipped(real_data("blimp/blimp.zip"), "repo-1/")
+    name = "repo-1/data/wh_island.jsonl"
+    url = home("/blimp", tarred(files | {name: files[name].replace(b"Who", b"who", 1)}))
+    rehome(monkeypatch, "blimp", url)
+    said = refusal(data.main, ["blimp"])
+    assert re.match(rf"{url}: the files have SHA-256 .* by hand, and then: python data.py blimp FILE\n", said)
+    assert left() == []
+    home("/blimp", good)
+    refusal(data.main, ["blimp"])  # as the hub is out of reach
+    assert left() == ["data/blimp/blimp.zip"]
+
+
+def test_the_supplement_comes_from_the_hub(home, hub, real_data):
+    for name, above in (("supplement_filtered", "full_eval"), ("supplement_fast", "fast_eval")):
+        for file in real_data(f"babylm_eval/{name}").iterdir():
+            hub.files[f"evaluation_data/{above}/{name}/{file.stem}"] = gzip.decompress(file.read_bytes())
+    data.main(["supplement"])
+    for file in real_data("babylm_eval").glob("supplement_*/*"):
+        ours = Path("data/babylm_eval", file.parent.name, file.name)
+        assert gzip.decompress(ours.read_bytes()) == gzip.decompress(file.read_bytes())
+    assert sum(len(x["pairs"]) for x in evaluate.read_pairs("supplement").values()) == 5218
+    assert len(left()) == 10
+
+
+@pytest.fixture
+def glue(home, hub, monkeypatch):
+    """GLUE with as many lines as it has, nothing on them: seven tasks on the hub, four in an archive."""
+    ours, theirs = ({name: b"{}\n" * n for name, n in part.rows.items()} for part in download.SETS["glue"])
+    hub.files |= {f"evaluation_data/full_eval/glue_filtered/{name}": raw for name, raw in ours.items()}
+    rehome(
+        monkeypatch, "glue", home("/?zip=", zipped({f"glue_filtered/{x}": theirs[x] for x in theirs} | GOOD))
+    )
+    return hub
+
+
+def test_glue_comes_from_its_two_homes(glue):
+    data.main(["glue"])
+    tasks = "boolq cola mnli mrpc multirc qnli qqp rte sst2 wsc".split()
+    names = {f"{task}.{split}" for task in tasks for split in ("train", "valid")} | {"mnli-mm.valid"}
+    assert left() == sorted(f"data/glue/{name}.jsonl.gz" for name in names)
+
+
+def test_glue_with_a_line_too_few_is_refused_by_name(glue, refusal):
+    name = "evaluation_data/full_eval/glue_filtered/rte.valid.jsonl"
+    glue.files[name] = glue.files[name][:-3]
+    said = refusal(data.main, ["glue"])
+    assert "BabyLM-2026-Strict-Evals: rte.valid.jsonl has 138 lines in place of 139; fetch " in said
+    assert said.endswith("put it at data/glue\n") and left() == []
+
+
+def test_ewok_stays_locked_and_the_way_to_the_rest_is_told(home, hub, real_data, refusal, monkeypatch):
+    hub.files["evaluation_data/fast_eval/ewok_fast.zip"] = real_data("ewok/ewok_fast.zip").read_bytes()
+    said = refusal(data.main, ["ewok"])
+    assert said == download.GATED + "\n" and said.count("\n") == 1
+    assert "huggingface.co/datasets/ewok-core/ewok-core-1.0" in said and "data/ewok/ewok-core-1.0.zip" in said
+    assert left() == ["data/ewok/ewok_fast.zip"]
+    assert Path("data/ewok/ewok_fast.zip").read_bytes() == real_data("ewok/ewok_fast.zip").read_bytes()
+    Path("data/ewok/ewok-core-1.0.zip").write_bytes(b"")
+    data.main(["ewok"])  # now it has both
+
+
+def test_what_is_in_the_shared_folder_is_used_as_it_is(home, hub, real_data, monkeypatch, capsys):
+    monkeypatch.setenv("NANORNN_DATA", str(real_data("")))
+    for name in ("blimp", "supplement", "ewok", "bear", "shakespeare"):
+        data.main([name])
+    assert capsys.readouterr().out.count("already there") == 8 and not hub.asked
+    assert not Path("data/downloads").exists() and Path("data/shakespeare/meta.json").exists()
+
+
+def test_the_table_puts_benchmarks_where_evaluation_looks_for_them():
+    places = {part.place for parts in download.SETS.values() for part in parts}
+    looked_for = {place for place in data.BENCHMARKS.values() if not place.startswith("toyland")}
+    assert places - {"glue"} == looked_for - {"ewok/ewok-core-1.0.zip"}
+
+
+@pytest.mark.parametrize("name", [*download.SETS, "babylm-10m", "babylm-100m", "pile-10m", "pile-100m"])
+def test_without_a_network_one_line_says_what_to_fetch_and_where_to_put_it(
+    home, hub, refusal, monkeypatch, name
+):
+    for parts in download.SETS:
+        rehome(monkeypatch, parts, "http://127.0.0.1:9/a")
+    said = refusal(data.main, [name])
+    assert said.count("\n") == 1 and re.search(
+        r"cannot be fetched \((no network|Connection refused)\); ", said
+    )
+    assert re.search(rf"python data.py {name} FILE|by hand(,| and put it( zipped)?) (at|into) data/", said)
+    assert left() == []
+
+
+# ----------------------------------------------------------------------------------------------------
+# Corpora
+
+
+@pytest.fixture
+def babylm(home, hub, monkeypatch):
+    """BabyLM in small: the same names, and counts of words that are right."""
+    table = {}
+    for seed, (name, (where, size, ending, _)) in enumerate(data.BABYLM.items()):
+        texts = {x + ending: stories(5, seed=10 * seed + i) for i, x in enumerate(data.DOMAINS)}
+        texts = {x: texts[x].replace("\n\n", "\n") for x in texts} if name == "babylm-10m" else texts
+        if name != "babylm-100m":  # the hub of these tests knows a name only once
+            hub.files |= {x: texts[x].encode() for x in texts}
+        table[name] = (where, size, ending, tuple(len(text.split()) for text in texts.values()))
+    monkeypatch.setattr(data, "BABYLM", table)
+    return hub
+
+
+def test_a_run_that_names_babylm_gets_it(babylm):
+    """Six domains to train on, the organisers' dev files to validate; <s> at least every 20 lines."""
+    folder = data.find("babylm-10m")
+    meta = data.read_meta(folder)
+    assert folder == Path("data/babylm-10m") and meta["train"]["words"] == sum(data.BABYLM["babylm-10m"][3])
+    assert meta["val"]["words"] == sum(data.BABYLM["babylm-dev"][3]) and meta["val"]["documents"] == 6 * 5
+    assert meta["train"]["documents"] == 6 * 2  # of 30 lines without an empty one: 20 and 10
+    assert len(babylm.asked) == 2 and data.find("babylm-10m") == folder and len(babylm.asked) == 2
+
+
+def test_a_text_with_a_word_too_few_is_refused(babylm, refusal):
+    name = "childes.train.txt"
+    babylm.files[name] = b" ".join(babylm.files[name].split()[:-1])
+    words = data.BABYLM["babylm-10m"][3][1]
+    said = refusal(data.main, ["babylm-10m"])
+    assert said.startswith(f"data/babylm-10m/{name}: {words - 1:,} words in place of {words:,}; delete it")
+    assert not Path("data/babylm-10m/meta.json").exists()
+
+
+DOMAINS = [*pile.QUOTAS, "ArXiv", "Github"]
+DOMAINS.remove("Others")
+
+
+def documents_of_the_pile(count, seed=0):
+    """Lines of a made-up Pile: each word names its domain and its document; some texts are empty or odd."""
+    r = random.Random(seed)
+    for i in range(count):
+        domain = r.choice(DOMAINS)
+        word = f"{domain.replace(' ', '_')}:{seed}:{i}"
+        text = r.choice(["\n\n", " ", "\r\n \n\t"]).join([word] * r.choice([0, 1, 7, 30]))
+        yield json.dumps(
+            {"text": text + r.choice(["", "\n\n", "\u2028\u2028"]), "meta": {"pile_set_name": domain}}
+        )
+
+
+@pytest.fixture
+def little_pile(home, monkeypatch):
+    """A Pile of two files, with quotas of about a tenth of it -> counts the words of a sample by domain."""
+    quotas = {domain: (137 + 10 * i, 200) for i, domain in enumerate(pile.QUOTAS)}
+    monkeypatch.setattr(pile, "QUOTAS", quotas)
+    Path("a.jsonl").write_text("\n".join(documents_of_the_pile(700)) + "\n\n")
+    Path("b.jsonl.gz").write_bytes(gzip.compress("\n".join(documents_of_the_pile(700, seed=1)).encode()))
+
+    def count(path):
+        domains = (word.split(":")[0].replace("_", " ") for word in Path(path).read_text().split())
+        return Counter(domain if domain in pile.QUOTAS else "Others" for domain in domains)
+
+    return count
+
+
+def test_the_sample_of_the_pile_has_its_quotas_to_the_word(little_pile):
+    data.main(["pile-10m", "a.jsonl", "*.gz", "--seed=3"])
+    assert little_pile("data/pile-10m/pile.txt") == {
+        domain: words for domain, (words, _) in pile.QUOTAS.items()
+    }
+    text = Path("data/pile-10m/pile.txt").read_text()
+    documents = [set(document.split()) for document in text.strip().split("\n\n")]
+    assert all(len(words) == 1 for words in documents), "an empty line ends a document, and nothing else does"
+    assert len(set.union(*documents)) == len(documents), "each is drawn once"
+    meta = data.read_meta(data.find("pile-10m"))
+    assert meta["train"]["documents"] + meta["val"]["documents"] == len(documents)
+    assert meta["train"]["words"] + meta["val"]["words"] == sum(words for words, _ in pile.QUOTAS.values())
+
+
+def test_the_same_seed_draws_the_same_bytes_and_another_others(little_pile):
+    files, texts = [Path("a.jsonl"), Path("b.jsonl.gz")], []
+    for seed in (1, 1, 2):
+        texts.append(pile.sample("pile-10m", files, seed).read_bytes())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_every_document_is_drawn_as_often_as_any_other(monkeypatch, home):
+    """40 of one word each, quota 10: over 400 seeds each is in about a quarter of the samples (5 sigma: 43)."""
+    line = '{"text": "word", "meta": {"pile_set_name": "FreeLaw"}}\n'
+    Path("a.jsonl").write_text(line * 40)
+    drawn = Counter()
+    for seed in range(400):
+        drawn.update(
+            number for _, number in pile.choose([Path("a.jsonl")], {"FreeLaw": 10}, random.Random(seed))
+        )
+    assert sum(drawn.values()) == 4000 and all(abs(drawn[number] - 100) < 43 for number in range(1, 41))
+
+
+def test_too_little_of_the_pile_is_said_by_domain(little_pile, refusal, monkeypatch):
+    monkeypatch.setattr(pile, "QUOTAS", pile.QUOTAS | {"FreeLaw": (10**6, 1), "Others": (10**6, 1)})
+    said = refusal(data.main, ["pile-10m", "a.jsonl"])
+    assert re.fullmatch(
+        r"too little of the Pile in a.jsonl: FreeLaw [\d,]+ of 1,000,000 words, Others .*\n", said
+    )
+    assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"text": 3, "meta": {"pile_set_name": "x"}}', '{"text": "x"}', "[" * 9999]
+)
+def test_a_line_that_is_no_document_is_named(little_pile, refusal, line):
+    with open("a.jsonl", "a") as file:
+        file.write(line)
+    said = refusal(data.main, ["pile-10m", "a.jsonl"])
+    assert re.match(r"a\.jsonl:702: not a document of the Pile \(", said) and said.count("\n") == 1
+    assert not Path("data").exists()
+
+
+def test_a_pile_packed_by_zstd_is_read(little_pile, refusal):
+    if not shutil.which("zstd"):
+        pytest.skip("no zstd here")
+    subprocess.run(["zstd", "-q", "a.jsonl", "-o", "c.jsonl.zst"], check=True)
+    subprocess.run(["gzip", "-k", "a.jsonl"], check=True)
+    texts = [
+        pile.sample("pile-10m", [Path(x)]).read_bytes() for x in ("a.jsonl", "a.jsonl.gz", "c.jsonl.zst")
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    Path("c.jsonl.zst").write_bytes(Path("c.jsonl.zst").read_bytes()[:-100])
+    said = refusal(pile.sample, "pile-10m", [Path("c.jsonl.zst")])
+    assert said.startswith("c.jsonl.zst") and said.endswith("is the file whole?\n") and said.count("\n") == 1
