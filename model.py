@@ -11,7 +11,7 @@ Shapes:  B batch   T time   D model width   H heads   K, V key and value width o
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -413,12 +413,19 @@ def find_device(name, dtype="float32"):
 def load(path, device="cpu"):
     """
     A run folder (its checkpoint.pt) or a checkpoint file in one -> (model ready to use, tokenizer, settings);
-    settings.checkpoint is the file that was read. Ends with one line if there is none, or if it is damaged.
+    settings.checkpoint is the file that was read. Ends with one line if there is none, or if it is damaged or of
+    another version. What was no setting yet has its default.
     """
     saved, path = checkpoint.read(path)
-    settings = SimpleNamespace(**saved["settings"], checkpoint=path)
-    model = LanguageModel(Config(**{field.name: getattr(settings, field.name) for field in fields(Config)}))
-    model.load_state_dict(saved["model"])
+    try:
+        names = {field.name for field in fields(Config)}
+        config = Config(**{name: value for name, value in saved["settings"].items() if name in names})
+        settings = SimpleNamespace(**asdict(config) | saved["settings"], checkpoint=path)
+        model = LanguageModel(config)
+        model.load_state_dict(saved["model"])
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[-1].strip()
+        fail(f"{path}: not a model of this version of nanoRNN ({why}); use the version that trained it")
     return model.to(device).eval(), read_tokenizer(path.parent), settings
 
 

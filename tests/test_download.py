@@ -25,9 +25,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import stories
 
+import benchmarks
 import data
 import download
-import evaluate
 import pile
 
 
@@ -454,9 +454,10 @@ def test_blimp_comes_whole_and_reads_as_the_published_one(home, hub, real_data, 
     assert [revision for _, revision in hub.asked] == [download.EVALS.partition("@")[2]] * 2
     for part in download.SETS["blimp"]:
         assert unzipped(Path("data", part.place)) == unzipped(real_data(part.place))
-    ours = evaluate.read_pairs("blimp")
+    ours = {uid: x.records for uid, x in benchmarks.read_benchmark("blimp").items()}
     monkeypatch.setenv("NANORNN_DATA", str(real_data("")))
-    assert ours == evaluate.read_pairs("blimp") and len(ours) == 67
+    assert len(ours) == 67
+    assert ours == {uid: x.records for uid, x in benchmarks.read_benchmark("blimp").items()}
     capsys.readouterr()
     data.main(["blimp"])
     assert (
@@ -503,7 +504,7 @@ def test_the_supplement_comes_from_the_hub(home, hub, real_data):
     for file in real_data("babylm_eval").glob("supplement_*/*"):
         ours = Path("data/babylm_eval", file.parent.name, file.name)
         assert gzip.decompress(ours.read_bytes()) == gzip.decompress(file.read_bytes())
-    assert sum(len(x["pairs"]) for x in evaluate.read_pairs("supplement").values()) == 5218
+    assert sum(len(x["pairs"]) for x in benchmarks.read_benchmark("supplement").values()) == 5218
     assert len(left()) == 10
 
 

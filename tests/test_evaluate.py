@@ -179,6 +179,34 @@ def test_a_shared_prefix_is_read_once(workplace, monkeypatch):
     assert sum(read) - 16 < 1.3 * len(texts[0][0])  # 16 to see how large a state is
 
 
+@pytest.mark.parametrize("change", ["mixer", "weights", "settings", "d_model", "nothing"])
+def test_a_run_of_another_version_is_refused(workplace, refusal, change):
+    """One line that names the file, and nothing in the folder changed."""
+    state = torch.load("out/tiny/checkpoint.pt", weights_only=True)
+    settings = state["settings"]
+    new = {
+        "mixer": state | {"settings": settings | {"mixer": "hgrn9"}},
+        "weights": state | {"model": {f"old.{name}": x for name, x in state["model"].items()}},
+        "settings": {"model": state["model"]},
+        "d_model": state | {"settings": settings | {"d_model": 32}},
+        "nothing": {},
+    }
+    checkpoint.save(new[change], "out/tiny/checkpoint.pt")
+    before = {path: path.read_bytes() for path in Path("out/tiny").iterdir()}
+    said = refusal(evaluate.main, evaluate.Settings(run="out/tiny", tasks="toyland"))
+    assert said.startswith("out/tiny/checkpoint.pt: not a model of this version of nanoRNN (")
+    assert (
+        said.count("\n") == 1 and {path: path.read_bytes() for path in Path("out/tiny").iterdir()} == before
+    )
+
+
+def test_a_setting_that_a_run_does_not_know_yet_has_its_default(workplace):
+    state = torch.load("out/tiny/checkpoint.pt", weights_only=True)
+    del state["settings"]["conv"]
+    checkpoint.save(state, "out/tiny/checkpoint.pt")
+    assert load("out/tiny")[2].conv == 0
+
+
 def test_a_tokenizer_without_a_start_is_refused(workplace, refusal):
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     assert "has no <s>" in refusal(scores.encode, tokenizer, [("", "a")])
