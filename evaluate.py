@@ -23,7 +23,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -233,5 +233,69 @@ def print_table(name, result, protocol):
         print("  by chance".ljust(65) + f"{result['chance']:8.1f}")
 
 
+# ----------------------------------------------------------------------------------------------------
+# Many runs
+
+MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # what the paper's zero-shot mean is of
+PAPER = Path(__file__).parent / "results" / "papers.json"
+
+
+def compare(folders, flags):
+    """Run folders -> a table of them, and of the paper's rows, and its picture; evaluates what is not yet."""
+    from figures import draw_leaderboard  # not above: matplotlib takes a second to load
+
+    folders = [Path(x) for x in folders if (Path(x) / "checkpoint.pt").exists()] or fail(
+        "no runs among these"
+    )
+    rows = []
+    for folder in folders:
+        s = configure(Settings(), [str(folder), *flags], word="run")
+        results = read_results(folder, identity(s, folder / "checkpoint.pt")) or {"benchmarks": {}}
+        asked = s.tasks or ("" if results["benchmarks"] else None)
+        if asked is None or not {name_of(task) for task in asked.split(",") if task} <= set(
+            results["benchmarks"]
+        ):
+            results = main(replace(s, results=""))
+        scores = {name: x["score"] for name, x in results["benchmarks"].items()}
+        rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
+    rows += [row | {"paper": True} for row in json.loads(PAPER.read_text(encoding="utf-8"))["rows"]]
+    columns = [x for x in data.BENCHMARKS if any(x in row["benchmarks"] for row in rows[: len(folders)])]
+    rows = [row for row in rows if set(columns) & set(row["benchmarks"])]
+    if set(MACRO) <= set(columns):
+        columns.append("macro")
+        for row in rows:
+            if set(MACRO) <= set(row["benchmarks"]):
+                row["benchmarks"]["macro"] = sum(row["benchmarks"][name] for name in MACRO) / len(MACRO)
+    print_leaderboard(rows, columns)
+    print(f"drawn: {draw_leaderboard(rows, columns, folders[0].parent / 'leaderboard.svg')}")
+    if s.results:
+        write_json(s.results, rows)
+    return rows
+
+
+def print_leaderboard(rows, columns):
+    """A row a run, the best of our own first by the last column; the paper's as they stand there."""
+    print("per cent".ljust(38) + "parameters" + "".join(x.rjust(max(len(x) + 2, 8)) for x in columns))
+    for row in sorted(
+        rows, key=lambda row: (row.get("paper", False), -row["benchmarks"].get(columns[-1], 0))
+    ):
+        name = row["name"] + " (paper)" * row.get("paper", False)
+        size = f"{row['parameters'] / 1e6:,.1f}M" if "parameters" in row else ""
+        each = (f"{row['benchmarks'][x]:.1f}" if x in row["benchmarks"] else "" for x in columns)
+        print(
+            name.ljust(38)
+            + size.rjust(10)
+            + "".join(y.rjust(max(len(x) + 2, 8)) for x, y in zip(columns, each))
+        )
+
+
+def start(args):
+    """One run is evaluated, several are compared."""
+    runs = [arg for arg in args if not arg.startswith("-")]
+    if len(runs) > 1:
+        return compare(runs, [arg for arg in args if arg.startswith("-")])
+    return main(configure(Settings(), args, word="run"))
+
+
 if __name__ == "__main__":
-    run_script(lambda args: main(configure(Settings(), args, word="run")))
+    run_script(start)
