@@ -34,15 +34,15 @@ def learning_curve(folder):
 
 def draw(log, benchmarks, path, title):
     """
-    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: losses, the score of each
-    task, then when each paradigm was learned or, of benchmarks scored at the end, how well each phenomenon is known.
+    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: losses; the score of a task;
+    when each paradigm was learned or, of benchmarks scored only at the end, how well each phenomenon is known.
     """
     scored = [record for record in log if record.get("pairs")]
     learned = {task: rows_of(scored, task, benchmarks) for task in (scored[0]["pairs"] if scored else ())}
     panels = [(4.5, 3.5, draw_losses, log, title)]  # width, height in inches, what draws it
     panels += [(4.5, 3.5, draw_scores, scored)] * bool(scored)
     for task in sorted(learned, key=lambda x: -len(learned[x])):
-        width = 2.5 + min(4.5, max(2.0, 0.4 * len(scored)))
+        width = 2.5 + min(4.5, max(2.5, 0.4 * len(scored)))
         panels.append((width, 0.8 + 0.155 * len(learned[task]), draw_learning, scored, learned[task], task))
     for task in sorted(set(benchmarks) - set(learned)):
         panels.append((6, 4.5, draw_knowledge, benchmarks[task], task))
@@ -51,8 +51,8 @@ def draw(log, benchmarks, path, title):
 
 def lay_out(panels):
     """
-    [(width, height, function, arguments...), ...] -> a figure: each panel in the first column that has room for it.
-    Heat maps keep their height, the others share what is left of a column.
+    [(width, height, function, arguments...), ...] -> a figure, each panel in the first column with room for it.
+    Heat maps keep their height; the others share what is left of their column.
     """
     longest, columns = max(4.5, *(panel[1] for panel in panels)), []
     for panel in panels:
@@ -95,12 +95,12 @@ def draw_losses(axis, log, title):
         points = [(record["epoch"], record[name]) for record in log if name in record]
         if points:
             axis.plot(*zip(*points), label=f"{label}, {points[-1][1]:.3f} at the end", **style)
-    steps = log[-1]["step"] / log[-1]["epoch"] if log and log[-1]["epoch"] else 0
-    axis.set(
-        title=f"{title}: loss per token, nats", xlabel=f"epoch of {steps:,.0f} steps" if steps else "epoch"
-    )
+    steps = [record["step"] / record["epoch"] for record in log if record["epoch"]][:1]
+    epoch = "epoch" + "".join(f" of {x:,.0f} steps" for x in steps)
+    axis.set(title=f"{title}: loss per token, nats", xlabel=epoch)
     axis.grid(alpha=0.25)
-    axis.legend()
+    if axis.lines:
+        axis.legend()
 
 
 def draw_scores(axis, records):
@@ -110,13 +110,12 @@ def draw_scores(axis, records):
     tasks = sorted(records[0]["pairs"])
     for task in tasks if len(tasks) > 1 else []:
         scores = [record["pairs"][task]["score"] for record in records]
-        axis.plot(epochs, scores, lw=1.2, marker="o", ms=3, label=f"{task}, {scores[-1]:.1f} at the end")
+        axis.plot(epochs, scores, lw=1.2, marker="o", ms=3, label=f"{task}, {scores[-1]:.1f} last")
     name = "macro score" if len(tasks) > 1 else tasks[0]
-    axis.plot(
-        epochs, macro, lw=2, color="black", marker="o", ms=3, label=f"{name}, {macro[-1]:.1f} at the end"
-    )
-    best = max(range(len(macro)), key=macro.__getitem__)
-    label = f"best, {macro[best]:.1f} at epoch {epochs[best]:.3g}"
+    label = f"{name}, {macro[-1]:.1f} last"
+    axis.plot(epochs, macro, lw=2, color="black", marker="o", ms=3, label=label)
+    best = macro.index(max(macro))
+    label = f"best, {macro[best]:.1f} at epoch {round(epochs[best], 2):g}"
     axis.plot(epochs[best], macro[best], "*", ms=14, color="#d7301f", zorder=3, label=label)
     axis.axhline(50, color="black", ls=":", lw=1, label="chance of a pair")
     axis.set(title="per cent of pairs judged rightly", xlabel="epoch")
@@ -139,16 +138,17 @@ def rows_of(records, task, benchmarks):
 
 def draw_learning(axis, records, rows, task):
     """A row a paradigm, a column an evaluation: what was learned first is on top."""
-    names = sorted(rows, key=lambda x: -sum(rows[x]))
+    names, numbers = sorted(rows, key=lambda x: -sum(rows[x])), len(records) <= 20  # that there is room for
     axis.imshow([rows[x] for x in names], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
-    for row, name in enumerate(names if len(records) <= 20 else []):  # else there is no room for numbers
+    for row, name in enumerate(names if numbers else []):
         for column, score in enumerate(rows[name]):
             color = "white" if abs(score - 50) > 35 else "black"
             axis.text(column, row, f"{score:.0f}", ha="center", va="center", fontsize=5.5, color=color)
     shown = range(0, len(records), -(-len(records) // 12))
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=6.5)
     axis.set_xticks(shown, [f"{round(records[i]['epoch'], 2):g}" for i in shown])
-    axis.set(title=f"{task}: per cent right", xlabel="epoch")
+    colors = "" if numbers else "; red is 0, yellow 50, blue 100"
+    axis.set(title=f"{task}: per cent right", xlabel=f"epoch{colors}")
     axis.spines[:].set_visible(False)
 
 
