@@ -141,11 +141,11 @@ def test_kill_9_loses_none_of_the_kept_weights(workplace, uninterrupted, times):
     Path("keeping.py").write_text(KEEPING)
     flags = [f"--{name}={value}" for name, value in LONGER.items() if name != "run"]
     r, kills, ended = random.Random(0), 0, 0
-    while kills < times(4, 40) or not ended:
+    while kills < times(3, 40) or not ended:
         folder = Path(f"out/killed{ended}")
         command = [sys.executable, "keeping.py", "tiny.py", f"--run={folder.name}", "--save_every=3", *flags]
         training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        lines = len(log(folder.name)) + r.randrange(20 if kills < times(4, 40) else 999)
+        lines = len(log(folder.name)) + r.randrange(20 if kills < times(3, 40) else 999)
         inside = r.random() < 0.5  # a file being written
         while training.poll() is None and not (
             len(log(folder.name)) >= lines and (not inside or [*folder.glob("chck*.unfinished")])
