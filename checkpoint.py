@@ -6,6 +6,7 @@ is whole. Checkpoints are ordinary PyTorch files (zip archives) that carry the S
 archive's comment, and are loaded with weights_only=True, so nothing in them is executed.
 
     checkpoint.pt   the last one       previous.pt   the one before       best.pt   the best by validation
+    chck_10M.pt     the weights after 10 million words, where they are asked for
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import signal
 import struct
 import sys
 import time
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -166,7 +168,11 @@ def sync_folder(folder):
 
 # What a run may set otherwise when it is continued: how long, where and how often.
 MAY_CHANGE = {"run", "epochs", "max_steps", "accumulate", "device", "compile", "fresh"}
-MAY_CHANGE |= {"log_every", "eval_every", "save_every"}
+MAY_CHANGE |= {"log_every", "eval_every", "save_every", "checkpoints"}
+
+# Words read, in millions, after which weights are kept, by the name that a submission gives them: chck_10M.
+MILLION = 1_000_000
+MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}  # the challenge of 2025
 
 
 class Run:
@@ -179,13 +185,17 @@ class Run:
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
         self.corpus = data_digest(corpus)
+        self.marks = find_marks(s, corpus, blocks)
         self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
         last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
+        kept = sorted(self.folder.glob("chck_*.pt"))
         fresh = s.fresh and not World.restarts
         taken = self.resume() if not fresh and (last.exists() or previous.exists()) else None
+        if kept and not taken and not fresh:  # killed before the first checkpoint
+            self.refuse_another_run(*read(kept[0]))
         wait_for_all()  # no file changes before all processes have read it
         if World.rank == 0:
-            for file in [last, previous, best] * fresh + [*self.folder.glob("*.unfinished")]:
+            for file in [last, previous, best, *kept] * fresh + [*self.folder.glob("*.unfinished")]:
                 file.unlink(missing_ok=True)
             if taken == previous and last.exists():  # the next save would keep it in place of the good one
                 last.replace(self.folder / "damaged.pt")
@@ -194,6 +204,15 @@ class Run:
     def resume(self):
         """Take up the last checkpoint, if it is of the same settings. Returns its path."""
         saved, path = read(self.folder)
+        self.refuse_another_run(saved, path)
+        for name in ("model", "optimizer", "scaler"):
+            if saved[name]:  # the scaler's is empty unless it was used
+                getattr(self, name).load_state_dict(saved[name])
+        self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
+        return path
+
+    def refuse_another_run(self, saved, path):
+        """End the script if a checkpoint is of other settings or another corpus."""
         then, now = saved["settings"], asdict(self.s)
         changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
         if changed:
@@ -201,11 +220,6 @@ class Run:
             fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
         if saved.get("corpus") != self.corpus:
             fail(f"{path} is of another corpus by the name {self.s.corpus!r}: start anew with --fresh")
-        for name in ("model", "optimizer", "scaler"):
-            if saved[name]:  # the scaler's is empty unless it was used
-                getattr(self, name).load_state_dict(saved[name])
-        self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
-        return path
 
     def prepare_folder(self, corpus):
         """Settings and tokenizer beside the checkpoints, and a log that ends where the checkpoint does."""
@@ -231,11 +245,27 @@ class Run:
             save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
         wait_for_all()  # torchrun kills the one that saves soon after another has left
 
+    def keep(self):
+        """
+        Write chck_1M.pt, say, if this is its step: the weights without the optimizer. It comes before all that
+        saves the step, so the marks up to any step that a run goes on from are on disk. One that is whole stays.
+        """
+        for name in self.marks.get(self.step, ()):
+            self.check_finite()
+            self.check_weights()
+            if World.rank == 0 and damage(self.folder / name):  # none yet, or not whole
+                save(self.weights(), self.folder / name)
+            wait_for_all()
+
     def state(self):
         """All that a continued run needs; the order of the data and dropout follow from the step."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
-        place = {name: getattr(self, name) for name in ("step", "evaluated", "best", "corpus")}
-        return {"settings": asdict(self.s)} | parts | place
+        parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scaler")}
+        return self.weights() | parts | {"evaluated": self.evaluated, "best": self.best}
+
+    def weights(self):
+        """All that a model needs, and what it is of."""
+        place = {"step": self.step, "corpus": self.corpus}
+        return {"settings": asdict(self.s), "model": self.model.state_dict()} | place
 
     def log(self, record):
         """One line in log.jsonl: only what the next run with the same settings would log too, so no times."""
@@ -252,22 +282,39 @@ class Run:
         self.log({"loss": loss, "grad_norm": norm, "learning_rate": rate})
         return f"loss {loss:.3f}, lr {rate:.1e}"
 
-    def log_evaluation(self, record):
-        """Log {"val_loss": ..., "pairs": {...}}; keep the weights if they are the best. Returns a line to show."""
+    def log_evaluation(self, loss, pairs):
+        """
+        Log the validation loss and {task: {"score": ..., "subtasks": ...}}, if pairs are scored, with their macro
+        score; keep the weights if they are the best. Returns a line to show.
+        """
         self.check_weights()
-        if not math.isfinite(record["val_loss"]):
-            self.refuse(self.step, f"the validation loss is {record['val_loss']}")
-        pairs = record.get("pairs", {})
-        score = -record["val_loss"]
-        if self.s.best_by == "pairs":
-            score = sum(scores["score"] for scores in pairs.values()) / len(pairs)
+        if not math.isfinite(loss):
+            self.refuse(self.step, f"the validation loss is {loss}")
+        scored = {"macro": macro_score(pairs), "pairs": pairs} if pairs else {}
+        score = scored["macro"] if self.s.best_by == "pairs" else -loss
         self.evaluated = self.step
         if self.best is None or score > self.best:
             self.best = score
             if World.rank == 0:
                 save(self.state(), self.folder / "best.pt")
-        self.log(record)
-        return f"val {record['val_loss']:.3f}" + "".join(f", {x} {pairs[x]['score']:.1f} %" for x in pairs)
+        self.log({"val_loss": loss} | scored)
+        best = best_evaluation(read_log(self.folder))
+        scores = "".join(f", {task} {pairs[task]['score']:.1f} %" for task in pairs)
+        macro = f", macro {scored['macro']:.1f} %" if len(pairs) > 1 else ""
+        return f"val {loss:.3f}{scores}{macro}" + (f" (best: step {best['step']:,})" if best else "")
+
+    def harvest(self):
+        """What a run has brought besides its last weights, in lines."""
+        best = best_evaluation(read_log(self.folder))
+        if best:
+            where = f"step {best['step']:,}, epoch {best['epoch']:.2f}"
+            is_it = self.s.best_by == "pairs" and self.best == best["macro"]
+            file = self.folder / "best.pt" if is_it else f"best.pt is the best by {self.s.best_by}"
+            yield f"best macro score: {best['macro']:.1f} % at {where}; {file}"
+        names = [name for step in sorted(self.marks) for name in self.marks[step]]
+        kept = [name for name in names if (self.folder / name).exists()]
+        if names:
+            yield f"kept for BabyLM: {', '.join(kept) or f'none; {names[0]} is due at step {min(self.marks):,}'}"
 
     def check_finite(self):
         """End the script if a loss or gradient since the last look is not a number, before anything is saved."""
@@ -291,6 +338,29 @@ class Run:
         rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
         known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
         fail(f"step {step}: {what}, at a learning rate of {rate:.2g}. Lower it, or grad_clip; {known}")
+
+
+def find_marks(s, corpus, blocks):
+    """
+    {step: [chck_1M.pt, ...]}: when each is due, at the step that ends nearest to so many words, so that ten epochs
+    of 9,999,894 words come to 100M. Words are counted as shares of an epoch, which has `blocks` blocks.
+    """
+    words = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["train"]["words"]
+    marks = defaultdict(list)
+    for mark in MARKS.get(s.checkpoints, ()):
+        step = mark * MILLION * blocks / (words * s.batch_size)
+        marks[max(1, round(step))].append(f"chck_{mark}M.pt")
+    return marks
+
+
+def macro_score(pairs):
+    """The unweighted mean over benchmarks: {task: {"score": per cent}} -> per cent."""
+    return sum(task["score"] for task in pairs.values()) / len(pairs)
+
+
+def best_evaluation(log):
+    """The first of the records with the highest macro score; None if no pairs were scored."""
+    return max((x for x in log if "macro" in x), key=lambda x: x["macro"], default=None)
 
 
 def data_digest(corpus):

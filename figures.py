@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from checkpoint import read_log, replacing
+from checkpoint import macro_score, read_log, replacing
 from config import fail, run_script
 
 matplotlib.rcParams |= {
@@ -28,27 +28,52 @@ matplotlib.rcParams |= {
 
 
 def learning_curve(folder):
-    """Draw out/RUN/learning_curve.svg: loss over steps and, where pairs were scored, their accuracy. Its path."""
+    """Draw out/RUN/learning_curve.svg: losses and, where pairs were scored, what was learned when. Its path."""
     return draw(read_log(folder), {}, Path(folder) / "learning_curve.svg", Path(folder).name)
 
 
 def draw(log, benchmarks, path, title):
     """
-    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: the losses on the left, then
+    Records of log.jsonl and the benchmarks of a results.json -> a picture at `path`: losses; the score of a task;
     when each paradigm was learned or, of benchmarks scored only at the end, how well each phenomenon is known.
     """
-    learned = {task for record in log for task in record.get("pairs", {})}
-    known = [task for task in benchmarks if task not in learned]
-    count = len(learned) + len(known)
-    figure, axes = plt.subplots(
-        1, 1 + count, figsize=(4 + 6 * count, 4.5), squeeze=False, layout="constrained"
-    )
-    draw_losses(axes[0, 0], log, title)
-    for axis, task in zip(axes[0, 1:], sorted(learned)):
-        draw_learning(axis, [record for record in log if task in record.get("pairs", {})], task)
-    for axis, task in zip(axes[0, 1 + len(learned) :], known):
-        draw_knowledge(axis, benchmarks[task], task)
-    return keep(figure, path)
+    scored = [record for record in log if record.get("pairs")]
+    learned = {task: rows_of(scored, task, benchmarks) for task in (scored[0]["pairs"] if scored else ())}
+    panels = [(4.5, 3.5, draw_losses, log, title)]  # width, height in inches, what draws it
+    panels += [(4.5, 3.5, draw_scores, scored)] * bool(scored)
+    for task in sorted(learned, key=lambda x: -len(learned[x])):
+        width = 2.5 + min(4.5, max(2.5, 0.4 * len(scored)))
+        panels.append((width, 0.8 + 0.155 * len(learned[task]), draw_learning, scored, learned[task], task))
+    for task in sorted(set(benchmarks) - set(learned)):
+        panels.append((6, 4.5, draw_knowledge, benchmarks[task], task))
+    return keep(lay_out(panels), path)
+
+
+def lay_out(panels):
+    """
+    [(width, height, function, arguments...), ...] -> a figure, each panel in the first column with room for it.
+    Heat maps keep their height; the others share what is left of their column.
+    """
+    longest, columns = max(4.5, *(panel[1] for panel in panels)), []
+    for panel in panels:
+        for column in columns:
+            if sum(other[1] for other in column) + panel[1] <= longest:
+                column.append(panel)
+                break
+        else:
+            columns.append([panel])
+    widths = [max(panel[0] for panel in column) for column in columns]
+    figure = plt.figure(figsize=(sum(widths), longest), layout="constrained")
+    parts = figure.subfigures(1, len(columns), width_ratios=widths, squeeze=False)
+    for part, column in zip(parts.flat, columns):
+        elastic = [panel[2] is not draw_learning for panel in column]
+        left = longest - sum(panel[1] for panel in column)
+        heights = [panel[1] + left * grows / max(1, sum(elastic)) for panel, grows in zip(column, elastic)]
+        heights.append(1e-6 if any(elastic) else left + 1e-6)
+        grid = part.add_gridspec(len(heights), 1, height_ratios=heights)
+        for place, (_, _, function, *arguments) in enumerate(column):
+            function(part.add_subplot(grid[place]), *arguments)
+    return figure
 
 
 def keep(figure, path):
@@ -61,33 +86,69 @@ def keep(figure, path):
 
 
 def draw_losses(axis, log, title):
-    """Training loss, thin, and validation loss, bold, over steps."""
+    """Training loss, thin, and validation loss, bold, over epochs."""
     styles = {
         "loss": ("training", dict(lw=0.8, alpha=0.6)),
-        "val_loss": ("validation", dict(lw=2, marker="o", ms=3)),
+        "val_loss": ("validation", dict(lw=2, color="C1", marker="o", ms=3)),
     }
     for name, (label, style) in styles.items():
-        points = [(record["step"], record[name]) for record in log if name in record]
+        points = [(record["epoch"], record[name]) for record in log if name in record]
         if points:
             axis.plot(*zip(*points), label=f"{label}, {points[-1][1]:.3f} at the end", **style)
-    axis.set(title=f"{title}: loss per token, nats", xlabel="step")
+    steps = [record["step"] / record["epoch"] for record in log if record["epoch"]][:1]
+    epoch = "epoch" + "".join(f" of {x:,.0f} steps" for x in steps)
+    axis.set(title=f"{title}: loss per token, nats", xlabel=epoch)
     axis.grid(alpha=0.25)
-    axis.legend()
+    if axis.lines:
+        axis.legend()
 
 
-def draw_learning(axis, records, task):
+def draw_scores(axis, records):
+    """The score of each task, the macro score over them in bold, its best marked, over epochs."""
+    epochs = [record["epoch"] for record in records]
+    macro = [macro_score(record["pairs"]) for record in records]
+    tasks = sorted(records[0]["pairs"])
+    for task in tasks if len(tasks) > 1 else []:
+        scores = [record["pairs"][task]["score"] for record in records]
+        axis.plot(epochs, scores, lw=1.2, marker="o", ms=3, label=f"{task}, {scores[-1]:.1f} last")
+    name = "macro score" if len(tasks) > 1 else tasks[0]
+    label = f"{name}, {macro[-1]:.1f} last"
+    axis.plot(epochs, macro, lw=2, color="black", marker="o", ms=3, label=label)
+    best = macro.index(max(macro))
+    label = f"best, {macro[best]:.1f} at epoch {round(epochs[best], 2):g}"
+    axis.plot(epochs[best], macro[best], "*", ms=14, color="#d7301f", zorder=3, label=label)
+    axis.axhline(50, color="black", ls=":", lw=1, label="chance of a pair")
+    axis.set(title="per cent of pairs judged rightly", xlabel="epoch")
+    axis.grid(alpha=0.25)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7.5, columnspacing=1)
+
+
+def rows_of(records, task, benchmarks):
+    """{name: [score in each record]}: a paradigm each; if they are many, and it is known, a phenomenon each."""
+    scores = [record["pairs"][task]["subtasks"] for record in records]
+    rows = {paradigm: [x[paradigm] for x in scores] for paradigm in scores[0]}
+    terms = {x: y.get("term") for result in benchmarks.values() for x, y in result["subtasks"].items()}
+    if len(rows) <= 30 or not all(terms.get(paradigm) for paradigm in rows):
+        return rows
+    grouped = defaultdict(list)
+    for paradigm, row in rows.items():
+        grouped[terms[paradigm]].append(row)
+    return {term: [sum(x) / len(x) for x in zip(*group)] for term, group in grouped.items()}
+
+
+def draw_learning(axis, records, rows, task):
     """A row a paradigm, a column an evaluation: what was learned first is on top."""
-    paradigms = records[0]["pairs"][task]["subtasks"]
-    scores = {x: [record["pairs"][task]["subtasks"][x] for record in records] for x in paradigms}
-    names = sorted(scores, key=lambda x: -sum(scores[x]))
-    axis.imshow([scores[x] for x in names], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
-    for row, name in enumerate(names):
-        for column, score in enumerate(scores[name]):
+    names, numbers = sorted(rows, key=lambda x: -sum(rows[x])), len(records) <= 20  # that there is room for
+    axis.imshow([rows[x] for x in names], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
+    for row, name in enumerate(names if numbers else []):
+        for column, score in enumerate(rows[name]):
             color = "white" if abs(score - 50) > 35 else "black"
             axis.text(column, row, f"{score:.0f}", ha="center", va="center", fontsize=5.5, color=color)
+    shown = range(0, len(records), -(-len(records) // 12))
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=6.5)
-    axis.set_xticks(range(len(records)), [record["step"] for record in records])
-    axis.set(title=f"{task}: per cent of pairs judged rightly", xlabel="step")
+    axis.set_xticks(shown, [f"{round(records[i]['epoch'], 2):g}" for i in shown])
+    colors = "" if numbers else "; red is 0, yellow 50, blue 100"
+    axis.set(title=f"{task}: per cent right", xlabel=f"epoch{colors}")
     axis.spines[:].set_visible(False)
 
 

@@ -57,8 +57,9 @@ class Settings(Config):
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
+    checkpoints: str = ""  # babylm: also keep what a submission needs, chck_1M.pt for 1M words read and so on
     eval_pairs: str = ""  # minimal pairs to score at each evaluation, in training's dtype, such as toyland
-    best_by: str = "loss"  # what best.pt is best at: loss (on the validation text) or pairs (mean score)
+    best_by: str = "loss"  # what best.pt is best at: loss (on the validation text) or pairs (macro score)
     fresh: bool = False  # forget what out/RUN holds and start anew
 
     def check(self):
@@ -72,6 +73,7 @@ class Settings(Config):
         find_device(self.device, self.dtype)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
+        one_of("checkpoints", self.checkpoints or "babylm", ("babylm",))
         one_of("best_by", self.best_by, ("loss", "pairs"))
         data.check_tasks("eval_pairs", self.eval_pairs)
         if self.best_by == "pairs" and not self.eval_pairs:
@@ -131,6 +133,7 @@ def loop(run, module, autocast, train, val):
     with progress(total=run.steps * size, initial=run.step * size, unit="tok") as bar, Stop() as stop:
         try:
             while True:
+                run.keep()
                 stop.check()
                 if run.evaluated < run.step and (run.step == 0 or run.due(s.eval_every)):
                     bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
@@ -199,15 +202,15 @@ def validate(run, autocast, val, stop):
                 total += objective(tokens, targets).item() * targets.numel()
             count += targets.numel()
     total, count = sum_over_processes(total, count)
-    record = {"val_loss": total / count}
+    pairs = {}
     if run.s.eval_pairs:
         from evaluate import accuracy  # not above: evaluate.py is a script that stands on its own
 
         tokenizer, tasks = read_tokenizer(run.folder), run.s.eval_pairs.split(",")
         with autocast:
-            record["pairs"] = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
+            pairs = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
     run.model.train()
-    return run.log_evaluation(record)
+    return run.log_evaluation(total / count, pairs)
 
 
 def finish(run):
@@ -216,6 +219,8 @@ def finish(run):
         from figures import learning_curve  # not above: matplotlib takes a second to load
 
         say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {learning_curve(run.folder)}")
+        for line in run.harvest():
+            say(line)
         say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
     if World.size > 1:
         dist.destroy_process_group()

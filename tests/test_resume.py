@@ -1,6 +1,8 @@
 """A run is the same to the bit however often it is stopped, and the same on two processes as on one."""
 
+import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -9,13 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, contents, log, losses, same, saved
+from conftest import ROOT, TINY, bits, contents, log, losses, same, saved
 
+import checkpoint
 import data
+import evaluate
 import train
+from model import load
 
-# 30 steps, three epochs, and best before the end
+# 30 steps, three epochs, and best before the end; weights are kept at ten of the steps, twice at two of them
 LONGER = dict(run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant")
+LONGER |= dict(checkpoints="babylm")
+MILLION = 150  # words, so that there are marks to pass
+
+
+def kept(run):
+    """The weights that a run has kept after so many words."""
+    return {path.name: bits(saved(path.name, run)) for path in Path("out", run).glob("chck_*.pt")}
 
 
 @pytest.fixture
@@ -48,11 +60,12 @@ def uninterrupted(prepared):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(prepared)
         patch.delenv("NANORNN_DATA", raising=False)
+        patch.setattr(checkpoint, "MILLION", MILLION)
         s = train.Settings(**TINY | LONGER)
         train.main(s)
-        content = contents("longer")
+        content = contents("longer"), kept("longer")
         shutil.rmtree("out/longer")
-    return s, content
+    return s, *content
 
 
 @pytest.mark.parametrize(
@@ -61,9 +74,10 @@ def uninterrupted(prepared):
     + [[(8, True)], [(0, True)], [(5, False), (16, True), (23, False)]],
     ids=str,
 )
-def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, stops):
+def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, monkeypatch, stops):
     """Same log and checkpoints as never stopped: with dropout, over ends of epochs, after three resumes."""
-    s, content = uninterrupted
+    s, content, weights = uninterrupted
+    monkeypatch.setattr(checkpoint, "MILLION", MILLION)
     for step, validating in stops:
         stop_at(step, validating)
         with pytest.raises(SystemExit) as end:
@@ -72,6 +86,79 @@ def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, s
     stop_at(None)
     train.main(s)
     same(contents("longer"), content)
+    assert kept("longer") == weights and len(weights) == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_pairs_are_scored_stops_after_the_batch(workplace, tiny, monkeypatch, number):
+    """... and what is evaluated anew, when the run continues, gives the same log and the same best.pt."""
+    lines = [
+        {"sentence_good": f"The cat sees {i}.", "sentence_bad": f"cat The {i} sees."} for i in range(500)
+    ]
+    Path("many.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    s = tiny(run="scored", max_steps=4, eval_every=2, eval_pairs="many.jsonl", best_by="pairs")
+    train.main(s)
+    content, batches = contents("scored"), []
+    shutil.rmtree("out/scored")
+    accuracy = evaluate.accuracy
+
+    def stopped(model, tokenizer, task, each_batch):
+        def after_batch():
+            batches.append(len(log("scored")))
+            if batches.count(3) == 1:  # of the evaluation at step 2
+                signal.raise_signal(number)
+            each_batch()
+
+        return accuracy(model, tokenizer, task, after_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "accuracy", stopped)
+        with pytest.raises(SystemExit) as end:
+            train.main(s)
+    assert end.value.code == 130 and batches.count(3) == 1 and len(batches) > 2
+    assert saved(run="scored")["step"] == 2
+    train.main(s)
+    same(contents("scored"), content)
+
+
+KEEPING = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import checkpoint, train
+from config import configure
+checkpoint.MILLION = {MILLION}
+save = checkpoint.save
+def save_and_say(state, path, *previous):
+    save(state, path, *previous)
+    print("wrote " + path.name + "\\n", end="", flush=True)
+checkpoint.save = save_and_say
+train.main(configure(train.Settings(), sys.argv[1:]))
+"""
+
+
+def test_kill_9_loses_none_of_the_kept_weights(workplace, uninterrupted, times):
+    """Killed at random moments, within a save and between two: at the end all are as if never killed."""
+    s, content, weights = uninterrupted
+    Path("keeping.py").write_text(KEEPING)
+    flags = [f"--{name}={value}" for name, value in LONGER.items() if name != "run"]
+    r, kills, ended = random.Random(0), 0, 0
+    while kills < times(3, 40) or not ended:
+        folder = Path(f"out/killed{ended}")
+        command = [sys.executable, "keeping.py", "tiny.py", f"--run={folder.name}", "--save_every=3", *flags]
+        training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = len(log(folder.name)) + r.randrange(20 if kills < times(3, 40) else 999)
+        inside = r.random() < 0.5  # a file being written
+        while training.poll() is None and not (
+            len(log(folder.name)) >= lines and (not inside or [*folder.glob("chck*.unfinished")])
+        ):
+            time.sleep(0.0005)
+        training.kill()
+        if training.wait() == 0:
+            same(contents(folder.name), content)
+            assert kept(folder.name) == weights and not [*folder.glob("*.unfinished")]
+            ended += 1
+        else:
+            kills += 1
+            assert kept(folder.name).items() <= weights.items()
 
 
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(workplace, tiny):
@@ -176,6 +263,29 @@ def test_two_processes_are_one(script, workplace, tiny):
     assert losses("two") == pytest.approx(losses("one"), abs=1e-9) and len(losses("two")) == 20
     values = [[record["val_loss"] for record in log(run) if "val_loss" in record] for run in ("one", "two")]
     assert values[0] == pytest.approx(values[1], abs=1e-9)
+
+
+def test_two_processes_keep_each_of_the_weights_once(script, workplace):
+    """... at the step that one process would; and what they keep, load() takes."""
+    Path("keeping.py").write_text(KEEPING)
+    result = script(workplace / "keeping.py", "tiny.py", "--checkpoints=babylm", "--fresh", launcher=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    wrote = re.findall(r"wrote (chck_\w+\.pt)", result.stdout)
+    marks = {saved(name)["step"] for name in wrote}
+    assert sorted(wrote) == sorted(kept("tiny")) and len(wrote) == 12
+    assert marks == {
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        17,
+        25,
+    }  # round(mark x 156 blocks / (1,728 words x 16 blocks a step))
+    assert all(load(f"out/tiny/{name}") for name in wrote)
 
 
 def test_a_signal_to_one_process_stops_both_at_one_step(script, workplace, tiny):

@@ -12,6 +12,8 @@ import torch
 from conftest import contents, log, losses, same, saved
 
 import checkpoint
+import data
+import evaluate
 import train
 from model import LanguageModel, load
 
@@ -146,3 +148,118 @@ def test_best_pt_is_the_best_by_validation(workplace, tiny, monkeypatch, best_by
     by = {"loss": lambda r: -r["val_loss"], "pairs": lambda r: r["pairs"]["pairs.jsonl"]["score"]}[best_by]
     assert [record["step"] for record in evaluations] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
     assert saved("best.pt")["step"] == max(evaluations, key=by)["step"] < 30
+
+
+@pytest.mark.parametrize("best_by, best", [("pairs", 8), ("loss", 12)])
+def test_the_macro_score_is_the_mean_over_benchmarks(workplace, tiny, monkeypatch, capsys, best_by, best):
+    """Two tasks of unequal size with scores made up by hand; best at step 8, while the loss still falls."""
+    scores = {"a.jsonl": iter([50, 80, 60, 70]), "b.jsonl": iter([50, 40, 70, 60])}
+    sizes = {"a.jsonl": 1, "b.jsonl": 9}
+    for task in scores:
+        Path(task).touch()
+
+    def accuracy(model, tokenizer, task, each_batch):
+        score = next(scores[task])
+        return {"score": score, "subtasks": {f"{task} {i}": score for i in range(sizes[task])}}
+
+    monkeypatch.setattr(evaluate, "accuracy", accuracy)
+    train.main(tiny(fresh=True, max_steps=12, eval_every=4, eval_pairs="a.jsonl,b.jsonl", best_by=best_by))
+    assert {r["step"]: r["macro"] for r in log() if "val_loss" in r} == {0: 50, 4: 60, 8: 65, 12: 65}
+    assert saved("best.pt")["step"] == best
+    file = "out/tiny/best.pt" if best_by == "pairs" else "best.pt is the best by loss"
+    assert f"best macro score: 65.0 % at step 8, epoch 0.82; {file}\n" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------
+# Weights kept after so many words
+
+
+def test_words_are_counted_by_hand(tiny, tmp_path):
+    """The paper's batches and corpus: 421.875 steps an epoch, and ten epochs of 9,999,894 words are the 100M."""
+    s = tiny(checkpoints="babylm", batch_size=64)
+    (tmp_path / "meta.json").write_text(json.dumps({"train": {"words": 9_999_894}}))
+    marks = checkpoint.find_marks(s, tmp_path, blocks=27_000)
+    names = [f"chck_{n}M.pt" for n in [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]]
+    assert [name for step in sorted(marks) for name in marks[step]] == names and len(names) == 28
+    steps = {name: step for step in marks for name in marks[step]}
+    assert [steps[f"chck_{n}M.pt"] for n in (1, 2, 10, 20, 100)] == [42, 84, 422, 844, 4219]
+    assert max(step for step in marks if step <= math.ceil(10 * 27_000 / 64)) == 4219
+    assert not checkpoint.find_marks(tiny(), tmp_path, blocks=27_000)
+
+
+KEEPING = dict(checkpoints="babylm", schedule="constant", max_steps=14)  # 1.4 epochs
+
+
+def find_marks(s):
+    """{step: [name, ...]} for a run on the tiny corpus."""
+    return checkpoint.find_marks(s, Path("data/tiny"), data.Blocks("data/tiny/train.bin", s.context).n)
+
+
+@pytest.fixture
+def kept(workplace, tiny, monkeypatch):
+    """A run that has kept chck_1M.pt and so on, where a million is 300 -> {step: [name, ...]} to find there."""
+    monkeypatch.setattr(checkpoint, "MILLION", 300)
+    train.main(tiny(run="kept", **KEEPING))
+    marks = find_marks(tiny(**KEEPING))
+    return {step: marks[step] for step in marks if step <= 14}
+
+
+def test_a_kept_file_holds_the_weights_of_its_step(workplace, tiny, kept, capsys):
+    """Those of a run that ends there, without the optimizer; files of later marks are not made."""
+    assert {x.name for x in Path("out/kept").glob("chck*")} == {x for names in kept.values() for x in names}
+    step = sorted(kept)[1]
+    train.main(tiny(run="shorter", **KEEPING | dict(max_steps=step)))
+    path = Path("out/kept", kept[step][0])
+    model, tokenizer, settings = load(path)
+    shorter = load("out/shorter")[0].state_dict()
+    assert all(torch.equal(weight, shorter[name]) for name, weight in model.state_dict().items())
+    assert saved(path.name, "kept")["step"] == step and settings.run == "kept" and settings.checkpoint == path
+    assert not checkpoint.damage(path) and "optimizer" not in saved(path.name, "kept")
+    assert path.stat().st_size < 0.5 * Path("out/kept/checkpoint.pt").stat().st_size
+
+
+def test_all_scripts_take_a_kept_file(script, kept):
+    Path("pairs.jsonl").write_text('{"sentence_good": "The cat sees.", "sentence_bad": "cat The sees."}\n')
+    name = f"out/kept/{kept[max(kept)][0]}"
+    for command in (["evaluate.py", name, "--tasks=pairs.jsonl"], ["sample.py", name, "--tokens=5"]):
+        result = script(*command)
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_end_says_what_was_kept(workplace, tiny, kept, monkeypatch, capsys):
+    train.main(tiny(run="kept", **KEEPING))
+    names = ", ".join(name for step in sorted(kept) for name in kept[step])
+    assert f"kept for BabyLM: {names}\n" in capsys.readouterr().out
+    monkeypatch.setattr(checkpoint, "MILLION", 10**6)
+    train.main(tiny(checkpoints="babylm"))
+    assert "kept for BabyLM: none; chck_1M.pt is due at step 5,642\n" in capsys.readouterr().out
+
+
+def test_other_words_for_checkpoints_are_one_line(tiny, refusal):
+    said = refusal(tiny(checkpoints="babylmm").check)
+    assert said == "checkpoints = 'babylmm': did you mean 'babylm'? Possible: babylm\n"
+
+
+def test_what_was_kept_stays_until_fresh(workplace, tiny, kept, refusal):
+    """A run that comes by again writes only what is damaged; other settings are refused; --fresh removes it."""
+    second = Path("out/kept", kept[sorted(kept)[1]][0])
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in Path("out/kept").glob("chck*")}
+    for name in ("checkpoint.pt", "previous.pt"):
+        Path("out/kept", name).unlink()
+    second.write_bytes(before[second][1][:-99])
+    assert "grad_clip 1.0 then, 0.5 now" in refusal(train.main, tiny(run="kept", **KEEPING, grad_clip=0.5))
+    train.main(tiny(run="kept", **KEEPING))
+    after = {path: (path.stat().st_ino, path.read_bytes()) for path in Path("out/kept").glob("chck*")}
+    assert {path for path in before if after[path] != before[path]} == {second}
+    assert after[second][1] == before[second][1]
+    train.main(tiny(run="kept", **KEEPING | dict(max_steps=1, fresh=True)))
+    assert not [*Path("out/kept").glob("chck*")]
+
+
+def test_marks_that_passed_before_they_were_asked_for_are_not_made_up(workplace, tiny, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MILLION", 300)
+    marks = find_marks(tiny(**KEEPING))
+    train.main(tiny(run="late", max_steps=8))
+    train.main(tiny(run="late", max_steps=14, checkpoints="babylm"))
+    made = {saved(path.name, "late")["step"] for path in Path("out/late").glob("chck*")}
+    assert made == {step for step in marks if 8 <= step <= 14} and len(made) > 1
