@@ -7,7 +7,8 @@ Score a run: perplexity on its validation text, and what it knows of grammar and
     python evaluate.py out/*                           runs side by side with BabyHGRN's, in a table and a picture
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
-log-probabilities behind every verdict) into the run's folder. Stopped in the middle, the same command goes on.
+log-probabilities behind every verdict) into the run's folder. Stopped in the middle, the same command goes on. Of
+a kept checkpoint, such as out/toy/best.pt, they are best_results.json and so on.
 
 The score of a sentence is the sum of log p(token | <s>, tokens before), not divided by its length.
 protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year, and EWoK's targets after a context
@@ -63,10 +64,10 @@ def main(s):
     device = find_device(s.device)
     model, tokenizer, trained = load(s.run, device)
     model = model.double() if s.dtype == "float64" else model
-    folder = trained.checkpoint.parent
+    folder, prefix = place_of(trained.checkpoint)
     tasks = {task: read_benchmark(task) for task in tasks_of(s, trained)}
     what = identity(s, trained.checkpoint)
-    results = read_results(folder, what) or what | {"benchmarks": {}}
+    results = read_results(folder / f"{prefix}results.json", what) or what | {"benchmarks": {}}
     results["parameters"] = sum(p.numel() for p in model.parameters())
     results["settings"] = {name: value for name, value in vars(trained).items() if name != "checkpoint"}
     results["training"] = [record for record in read_log(folder) if "val_loss" in record]
@@ -74,15 +75,24 @@ def main(s):
         results["perplexity"] = perplexity(model, trained)
         for task, subtasks in tasks.items():
             name = name_of(task)
-            file, header = folder / f"pairs_{name}.jsonl", what | {"pairs": str(data.find_benchmark(task))}
+            file, header = (
+                folder / f"{prefix}pairs_{name}.jsonl",
+                what | {"pairs": str(data.find_benchmark(task))},
+            )
             rows = score_benchmark(model, tokenizer, subtasks, s.protocol, file, header)
             results["benchmarks"][name] = summary(subtasks, rows)
             print_table(name, results["benchmarks"][name], s.protocol)
     if results["perplexity"]:
         print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
-    for target in [folder / "results.json"] + [Path(s.results)] * bool(s.results):
+    for target in [folder / f"{prefix}results.json"] + [Path(s.results)] * bool(s.results):
         write_json(target, results)
     return results
+
+
+def place_of(checkpoint):
+    """The folder of a checkpoint, and what the names of its results begin with: its own, unless it is the last."""
+    kept = checkpoint.stem not in ("checkpoint", "previous")
+    return checkpoint.parent, f"{checkpoint.stem}_" * kept
 
 
 def tasks_of(s, trained):
@@ -101,10 +111,10 @@ def identity(s, checkpoint):
     return {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(checkpoint)}
 
 
-def read_results(folder, what):
-    """A folder's results.json, if it is of the same: other results there are of something else."""
+def read_results(path, what):
+    """The results in a file, if they are of the same: others are of something else."""
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
         return results if all(results[key] == what[key] for key in what) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -250,7 +260,9 @@ def compare(folders, flags):
     rows = []
     for folder in folders:
         s = configure(Settings(), [str(folder), *flags], word="run")
-        results = read_results(folder, identity(s, folder / "checkpoint.pt")) or {"benchmarks": {}}
+        results = read_results(folder / "results.json", identity(s, folder / "checkpoint.pt")) or {
+            "benchmarks": {}
+        }
         asked = s.tasks or ("" if results["benchmarks"] else None)
         if asked is None or not {name_of(task) for task in asked.split(",") if task} <= set(
             results["benchmarks"]
@@ -259,7 +271,8 @@ def compare(folders, flags):
         scores = {name: x["score"] for name, x in results["benchmarks"].items()}
         rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
     rows += [row | {"paper": True} for row in json.loads(PAPER.read_text(encoding="utf-8"))["rows"]]
-    columns = [x for x in data.BENCHMARKS if any(x in row["benchmarks"] for row in rows[: len(folders)])]
+    scored = {name for row in rows[: len(folders)] for name in row["benchmarks"]}
+    columns = [name for name in data.BENCHMARKS if name in scored] + sorted(scored - set(data.BENCHMARKS))
     rows = [row for row in rows if set(columns) & set(row["benchmarks"])]
     if set(MACRO) <= set(columns):
         columns.append("macro")

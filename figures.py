@@ -153,17 +153,18 @@ def draw_learning(axis, records, rows, task):
 
 
 def draw_knowledge(axis, result, task):
-    """A bar a phenomenon, the mean of its paradigms, with a line at chance and the 95 % interval."""
+    """A bar a phenomenon, domain or relation, with a line at chance and the 95 % interval."""
     terms = defaultdict(list)
-    for paradigm in result["subtasks"].values():
-        terms[paradigm["term"].replace("_", " ")].append(paradigm)
+    for uid, paradigm in result["subtasks"].items():
+        terms[(paradigm["term"] or uid).replace("_", " ")].append(paradigm)
     means = {term: sum(x["score"] for x in xs) / len(xs) for term, xs in terms.items()}
     names = sorted(means, key=means.get)
     spread = [sum(x["interval"] ** 2 for x in terms[name]) ** 0.5 / len(terms[name]) for name in names]
     axis.barh(names, [means[name] for name in names], xerr=spread, color="#74add1", ecolor="#333333")
-    axis.axvline(50, color="black", ls=":", lw=1)
-    pairs = sum(x["n"] for x in result["subtasks"].values())
-    axis.set(title=f"{task}: per cent right of {pairs:,} pairs, mean {result['score']:.1f}", xlim=(0, 100))
+    axis.axvline(result.get("chance", 50), color="black", ls=":", lw=1)
+    axis.tick_params(axis="y", labelsize=min(9, 200 / len(names)))
+    n = sum(x["n"] for x in result["subtasks"].values())
+    axis.set(title=f"{task}: per cent right of {n:,}, score {result['score']:.1f}", xlim=(0, 100))
 
 
 BENCHMARKS = {  # in bench.py's results -> (what to draw over what, its name)
@@ -259,6 +260,28 @@ def draw_times(axis, rows):
     axis.set_xticks(list(floor), [f"{T:,}" for T in floor], fontsize=7)
     axis.yaxis.set_major_formatter("{x:,g}")
     axis.grid(alpha=0.25)
+
+
+def draw_leaderboard(rows, columns, path):
+    """Rows of evaluate.compare -> a picture at `path`: a panel a benchmark, a bar a run, the paper's in gray."""
+    rows = sorted(rows, key=lambda row: (not row.get("paper"), row["benchmarks"].get(columns[-1], 0)))
+    size = (3 + 2.2 * len(columns), 1.2 + 0.24 * len(rows))
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, column in zip(axes.flat, columns):
+        scores = [row["benchmarks"].get(column, 0) for row in rows]
+        axis.barh(
+            range(len(rows)), scores, color=["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
+        )
+        for place, score in enumerate(scores):
+            axis.text(score, place, f" {score:.1f}" if score else " not scored", va="center", fontsize=7)
+        if column not in ("bear", "bear_big", "toyland_bear"):
+            axis.axvline(50, color="black", ls=":", lw=1)
+        axis.set(title=column.replace("_", " "), xlim=(0, 100 if max(scores) > 30 else 30))
+    names = [row["name"] + " (paper)" * row.get("paper", False) for row in rows]
+    axes[0, 0].set_yticks(range(len(rows)), names, fontsize=8)
+    return keep(figure, path)
 
 
 def draw_results(path):

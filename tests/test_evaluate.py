@@ -615,3 +615,54 @@ def test_toyland_knows_all_three_kinds(workplace, monkeypatch):
     """Made on the spot, and scored by default of a run on toyland."""
     for task, kind in (("toyland", "pairs"), ("toyland_ewok", "ewok"), ("toyland_bear", "bear")):
         assert {x.kind for x in benchmarks.read_benchmark(task).values()} == {kind}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Many runs
+
+
+def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
+    """Each is scored once; the mean is the paper's, of three benchmarks, where all are there."""
+    for name in ("one", "two"):
+        shutil.copytree("out/tiny", f"out/{name}")
+    checkpoint.save(torch.load("out/two/best.pt", weights_only=True) | {"step": 7}, "out/two/checkpoint.pt")
+    for name, scores_of in (("one", (80, 60, 50)), ("two", (70, 60, 40))):
+        results = score(run=f"out/{name}")
+        for task, value in zip(evaluate.MACRO, scores_of):
+            results["benchmarks"][task] = {"score": value}
+        Path(f"out/{name}/results.json").write_text(json.dumps(results))
+    before = [Path(f"out/{name}/results.json").read_bytes() for name in ("one", "two")]
+    Path("out/leaderboard.svg").touch()
+    capsys.readouterr()
+    rows = evaluate.start(["out/leaderboard.svg", "out/one", "out/two", "--results=results/board.json"])
+    printed = capsys.readouterr().out
+    assert [Path(f"out/{name}/results.json").read_bytes() for name in ("one", "two")] == before
+    found = {row["name"]: row["benchmarks"] for row in rows}
+    assert found["one"]["macro"] == pytest.approx(190 / 3)
+    paper = found["BabyHGRN 1B, Pile 10M, distilled"]
+    assert paper["blimp_filtered"] == 72.1 and paper["macro"] == pytest.approx((72.1 + 58.6 + 51.3) / 3)
+    lines = [line for line in printed.splitlines() if "(paper)" in line or line.startswith(("one", "two"))]
+    assert [line.split()[0] for line in lines[:2]] == ["one", "two"] and len(lines) == 2 + 14
+    assert (
+        rows == json.loads(Path("results/board.json").read_text())
+        and Path("out/leaderboard.svg").stat().st_size
+    )
+    assert len(evaluate.start(["out/one", "out/two", "--tasks=pairs"])) == 16
+
+
+def test_what_is_not_scored_yet_is_scored(pairs):
+    shutil.copytree("out/tiny", "out/two")
+    rows = evaluate.start(["out/tiny", "out/two", "--tasks=pairs"])
+    assert [row["name"] for row in rows] == ["tiny", "two"] and Path("out/two/pairs_pairs.jsonl").exists()
+
+
+def test_a_kept_checkpoint_has_results_of_its_own(pairs):
+    last = score()
+    best = score(run="out/tiny/best.pt")
+    assert json.loads(Path("out/tiny/results.json").read_text()) == last
+    assert json.loads(Path("out/tiny/best_results.json").read_text()) == best
+    assert Path("out/tiny/best_pairs_pairs.jsonl").exists()
+
+
+def test_no_runs_among_the_words(workplace, refusal):
+    assert "no runs among these" in refusal(evaluate.start, ["out/none", "README.md"])
