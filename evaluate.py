@@ -288,7 +288,7 @@ def compare(folders, flags):
 
 def print_leaderboard(rows, columns):
     """A row a run, the best of our own first by the last column; the paper's as they stand there."""
-    print("per cent".ljust(38) + "parameters" + "".join(x.rjust(max(len(x) + 2, 8)) for x in columns))
+    print("per cent".ljust(44) + "parameters" + "".join(x.rjust(max(len(x) + 2, 8)) for x in columns))
     for row in sorted(
         rows, key=lambda row: (row.get("paper", False), -row["benchmarks"].get(columns[-1], 0))
     ):
