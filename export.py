@@ -67,8 +67,8 @@ def main(s):
     model, tokenizer, trained = load(s.run)
     folder = Path(s.to) if s.to else trained.checkpoint.parent / "hf"
     check_free(folder)
-    start, pad, end = data.start_of(tokenizer), *(tokenizer.token_to_id(x) for x in (data.PAD, data.EOS))
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": start if pad is None else pad}
+    start, (end, pad) = data.start_of(tokenizer), map(tokenizer.token_to_id, (data.EOS, data.PAD))
+    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": pad}
     settings = Config(**{field.name: getattr(trained, field.name) for field in fields(Config)})
     config = config_json(settings, ids, s.dtype) | {"nanornn_checkpoint": fingerprint(trained.checkpoint)}
     (folder / "config.json").unlink(missing_ok=True)  # until it is back, last, this is no model
