@@ -110,9 +110,9 @@ def test_lm_eval_agrees_also_by_its_own_road(place, monkeypatch):
     for protocol, delimiter in ("2024", " "), ("2025", ""):
         task = {
             "task": f"pairs_{protocol}", "dataset_path": "json", "validation_split": "train",
-            "dataset_kwargs": {"data_files": {"train": str(place / "pairs.jsonl")}}, "output_type": "multiple_choice",
-            "doc_to_text": "", "doc_to_target": 0, "doc_to_choice": "{{[sentence_good, sentence_bad]}}",
-            "target_delimiter": delimiter, "num_fewshot": 0,
+            "dataset_kwargs": {"data_files": {"train": str(place / "pairs.jsonl")}},
+            "output_type": "multiple_choice", "doc_to_text": "", "doc_to_target": 0,
+            "doc_to_choice": "{{[sentence_good, sentence_bad]}}", "target_delimiter": delimiter, "num_fewshot": 0,
         }  # fmt: skip
         Path("tasks").mkdir(exist_ok=True)
         Path(f"tasks/pairs_{protocol}.yaml").write_text(json.dumps(task))
