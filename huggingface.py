@@ -66,6 +66,8 @@ class NanoRNNPreTrainedModel(PreTrainedModel):
         for name, weight in self.named_parameters(remove_duplicate=False):
             if first.setdefault(weight, name) != name:
                 copies[name] = first[weight]
+        if self.config.tie_embeddings and hasattr(self.model.head, "weight"):
+            copies["model.head.weight"] = "model.embed.weight"  # two in name alone while transformers 4 loads
         self._tied_weights_keys = list(copies) if transformers.__version__.startswith("4.") else copies
         super().post_init()
 
