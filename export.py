@@ -153,8 +153,10 @@ def tokenizer_config(tokenizer, longest):
 
 def weights(model, dtype):
     """{name: tensor} of a model, one that goes by several names only under the first."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {f"model.{name}": x.detach().to(dtype if x.is_floating_point() else x.dtype) for name, x in named}
+    tensors = model.state_dict(keep_vars=True)
+    first = {id(x): name for name, x in reversed(tensors.items())}
+    tensors = {name: x.detach() for name, x in tensors.items() if first[id(x)] == name}
+    return {f"model.{name}": x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
 
 
 def write_safetensors(path, tensors):

@@ -22,8 +22,6 @@ from transformers.modeling_outputs import (
 
 from model import Config, LanguageModel
 
-ENDLESS = 1_000_000  # tokens: what tools are told of a model that reads a text of any length
-
 
 class NanoRNNConfig(PretrainedConfig):
     """The fields of Config, some of them also by the names that transformers gives them."""
@@ -40,8 +38,6 @@ class NanoRNNConfig(PretrainedConfig):
         for field in fields(Config):
             setattr(self, field.name, settings.pop(field.name, field.default))
         self.use_cache = settings.pop("use_cache", True)  # transformers 5 keeps this for generate() alone
-        learned = self.position == "learned"
-        settings = {"max_position_embeddings": self.context if learned else ENDLESS} | settings
         super().__init__(**{"tie_word_embeddings": self.tie_embeddings} | settings)
 
     def model_settings(self):

@@ -315,6 +315,10 @@ def test_only_safetensors_holds_weights_and_each_once(hybrid):
     assert set(weights) == set(expected) and all(
         torch.equal(weights[name], expected[name]) for name in weights
     )
+    with open(Path(folder, "model.safetensors"), "rb") as file:
+        assert (
+            int.from_bytes(file.read(8), "little") % 8 == 0
+        )  # so that numbers begin where a processor likes it
     config = json.loads(Path(folder, "config.json").read_text())
     assert config["nanornn_checkpoint"] == checkpoint.fingerprint("out/hybrid/checkpoint.pt")
 
