@@ -258,7 +258,9 @@ def test_odd_sentences_are_scored(workplace, odd):
 
 
 def test_where_there_are_no_pairs_the_line_says_where_to_put_them(workplace, refusal):
-    assert "put it at data/blimp/blimp.zip, or set NANORNN_DATA" in refusal(evaluate.read_pairs, "blimp")
+    assert "put it at data/blimp/blimp.zip, or set NANORNN_DATA" in refusal(
+        evaluate.read_pairs, "blimp"
+    )
 
 
 def test_blimp_is_found_where_nanornn_data_says(workplace, real_data, monkeypatch):
