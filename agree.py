@@ -1,0 +1,251 @@
+"""
+Nobody has to take our word: another tool scores the folder that export.py makes of a run, and we compare.
+
+    python agree.py out/english_small --peer=transformers
+    python agree.py out/english_small --peer=lm_eval       with a python that has it, here lm_eval 0.4.13
+    python agree.py out/english_small --peer=minicons
+
+Prints a row for each benchmark and protocol, and adds it to results/agreement.json. Ends with status 2 where a
+score is off by more than float32's rounding, or a verdict differs that is not within it.
+
+BLiMP and the Supplement are scored as evaluate.py does. EWoK's items, which may not be written anywhere as plain
+text, are read in memory from their locked archive and given to the tools there: log P(target | context), as the
+BabyLM pipelines ask for it, in 2024 without <s> before the context.
+"""
+
+from start import begin
+
+begin(__name__)  # before torch is loaded
+
+import json
+import os
+import time
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the tools are loaded: nothing is fetched
+
+import torch
+
+import data
+import evaluate
+import export
+from checkpoint import fingerprint, replacing
+from config import at_least, configure, fail, one_of, progress, run_script
+from model import load
+
+RELATIVE = 5e-6  # of a sentence's score: how far float32, in another order, may lead
+LOGITS = 1e-5  # of the largest
+MARGIN = 1e-3  # nats: a pair whose scores are closer than this is as good as a tie
+PROTOCOLS = ("2024", "2025")
+
+
+@dataclass
+class Settings:
+    run: str = "out/toy"  # a run folder, or a checkpoint in one
+    peer: str = "transformers"  # transformers, lm_eval or minicons
+    tasks: str = "blimp,supplement,ewok"  # what to score, with commas: these, or a file of pairs
+    pairs: int = 15  # of each paradigm, evenly spaced; 0: all
+    results: str = "results/agreement.json"  # where the rows go
+
+    def check(self):
+        one_of("peer", self.peer, PEERS)
+        at_least(0, self, "pairs")
+        data.check_tasks("tasks", self.tasks)
+
+
+@torch.no_grad()
+def main(s):
+    """Compare; returns the new rows."""
+    model, tokenizer, trained = load(s.run)
+    folder = export.main(export.Settings(run=s.run))
+    try:
+        peer = PEERS[s.peer](str(folder))
+    except ImportError as error:
+        fail(
+            f"peer = {s.peer!r}: this python lacks it ({error}); install it here, or run this with one that has it"
+        )
+    about = {"peer": s.peer, "version": version(s.peer), "transformers": version("transformers")}
+    about |= {"torch": torch.__version__, "run": s.run, "checkpoint": fingerprint(trained.checkpoint)}
+    rows = []
+    for task in s.tasks.split(","):
+        if task == "ewok" and s.peer == "minicons":
+            print("ewok: minicons always begins with <s>, which the pipeline of 2024 does not")
+            continue
+        for protocol in PROTOCOLS:
+            rows.append(about | compare(model, tokenizer, peer, task, protocol, s.pairs))
+            print(
+                "   ".join(f"{name} {x}" for name, x in rows[-1].items() if name not in ("run", "checkpoint"))
+            )
+    save(Path(s.results), rows)
+    wrong = [
+        row for row in rows if row["relative"] > RELATIVE or row["verdicts"] or row.get("logits", 0) > LOGITS
+    ]
+    if wrong:
+        fail(
+            f"{s.peer} and nanoRNN differ on {', '.join(row['benchmark'] for row in wrong)}: see {s.results}"
+        )
+    return rows
+
+
+def compare(model, tokenizer, peer, task, protocol, count):
+    """A row: how many pairs, how far scores are apart at most, relative to ours, how many verdicts differ."""
+    start = time.perf_counter()
+    items, ours = (ewok if task == "ewok" else sentences)(model, tokenizer, task, protocol, count)
+    with_start = task != "ewok" or protocol == "2025"
+    theirs = peer.scores(items, with_start)
+    relative = max(abs(x - y) / abs(x) for x, y in zip(ours, theirs))
+    margins = [(x - y for x, y in zip(scores[::2], scores[1::2])) for scores in (ours, theirs)]
+    verdicts = sum(abs(x) > MARGIN and (x > 0) != (y > 0) for x, y in zip(*margins))
+    row = {
+        "benchmark": task,
+        "protocol": protocol,
+        "pairs": len(items) // 2,
+        "relative": float(f"{relative:.2g}"),
+    }
+    row |= {"verdicts": verdicts}
+    if hasattr(peer, "logits"):
+        row["logits"] = float(f"{logit_difference(model, peer, items[:200], with_start):.2g}")
+    return row | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def logit_difference(model, peer, items, with_start):
+    """The largest difference of two logits, relative to the largest logit."""
+    worst = 0.0
+    for item in items:
+        tokens = torch.tensor([peer.ids(*item, with_start)[0]])
+        ours, theirs = model(tokens)[0], peer.logits(tokens)
+        worst = max(worst, ((ours - theirs).abs().max() / ours.abs().max()).item())
+    return worst
+
+
+def save(path, rows):
+    """Add the rows to the file, in the place of those of an earlier comparison of the same."""
+
+    def what(row):
+        return [row[name] for name in ("peer", "version", "transformers", "run", "benchmark", "protocol")]
+
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = [row for row in known if what(row) not in map(what, rows)]
+    with replacing(path) as file:
+        file.write("[\n" + ",\n".join(json.dumps(row) for row in [*known, *rows]) + "\n]\n")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Items, (context, continuation), good and bad by turns, and our scores of them
+
+
+def some(pairs, count):
+    """So many of the pairs, evenly spaced; 0: all."""
+    return pairs[:: max(1, len(pairs) // count)][:count] if count else pairs
+
+
+def sentences(model, tokenizer, task, protocol, count):
+    paradigms = evaluate.read_pairs(task)
+    texts = [text for x in paradigms.values() for pair in some(x["pairs"], count) for text in pair]
+    space = " " if protocol == "2024" else ""
+    return [("", space + x) for x in texts], evaluate.sentence_scores(model, tokenizer, texts, protocol)
+
+
+def ewok(model, tokenizer, task, protocol, count):
+    """Both targets after the first context, then both after the second, of items in the BabyLM vocabulary."""
+    domains = {}
+    for item in read_ewok(data.find_benchmark("ewok_filtered")):
+        domains.setdefault(item["Domain"], []).append(item)
+    items = []
+    for item in [item for domain in domains.values() for item in some(domain, count)]:
+        for one, two in ("12", "21"):
+            context = item[f"Context{one}"]
+            items += [(context, " " + item[f"Target{one}"]), (context, " " + item[f"Target{two}"])]
+    start = [data.start_of(tokenizer)] * (protocol == "2025")
+    return items, [continuation_score(model, tokenizer, start, *x) for x in progress(items, desc="ewok")]
+
+
+def read_ewok(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".jsonl")]
+            lines = archive.read(name, pwd=b"ewok").decode("utf-8").splitlines()
+        return [item for item in map(json.loads, lines) if item["in_babylm_vocab"]]
+    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        fail(f"{path}: cannot be read ({error}); fetch it again")
+
+
+def continuation_score(model, tokenizer, start, context, text):
+    """log P(text | start, context), one text at a time: the definition."""
+    before, after = (tokenizer.encode(x, add_special_tokens=False).ids for x in (context, text))
+    return summed(model(torch.tensor([[*start, *before, *after][:-1]]))[0][0], after)
+
+
+def summed(logits, after):
+    """The log-probability of the tokens that the last of the logits (T, vocab) foretell."""
+    log_p = logits[-len(after) :].double().log_softmax(dim=-1)
+    return log_p[range(len(after)), after].sum().item()
+
+
+# ----------------------------------------------------------------------------------------------------
+# The tools. scores(items, with_start) -> log P(continuation | <s> or not, context) of each
+
+
+class Transformers:
+    """The exported folder's model and tokenizer in transformers itself, one text at a time."""
+
+    def __init__(self, folder):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+    def ids(self, context, text, with_start):
+        """The tokens of both, and those of the text alone."""
+        before = self.tokenizer(context, add_special_tokens=with_start)["input_ids"]
+        after = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return before + after, after
+
+    def logits(self, tokens):
+        return self.model(tokens).logits
+
+    def scores(self, items, with_start):
+        both = [self.ids(*item, with_start) for item in items]
+        bar = progress(both, desc="transformers")
+        return [summed(self.logits(torch.tensor([tokens[:-1]]))[0], after) for tokens, after in bar]
+
+
+class Harness:
+    """lm-evaluation-harness: what its multiple-choice tasks ask of it, asked directly."""
+
+    def __init__(self, folder):
+        from lm_eval.api.instance import Instance
+        from lm_eval.models.huggingface import HFLM
+
+        self.Instance, options = Instance, {"device": "cpu", "batch_size": 16, "trust_remote_code": True}
+        self.models = {x: HFLM(pretrained=folder, add_bos_token=x, **options) for x in (True, False)}
+
+    def scores(self, items, with_start):
+        requests = [self.Instance("loglikelihood", doc={}, arguments=x, idx=i) for i, x in enumerate(items)]
+        return [score for score, greedy in self.models[with_start].loglikelihood(requests)]
+
+
+class Minicons:
+    """minicons' scorer; the tokenizer itself puts <s> first. For sentences alone."""
+
+    def __init__(self, folder):
+        from minicons.scorer import IncrementalLMScorer
+
+        peer = Transformers(folder)
+        self.scorer = IncrementalLMScorer(peer.model, "cpu", tokenizer=peer.tokenizer)
+
+    def scores(self, items, with_start):
+        texts = [text for context, text in items]
+        batches = progress(range(0, len(texts), 16), desc="minicons")
+        add = {"reduction": lambda x: x.double().sum().item()}
+        return [x for i in batches for x in self.scorer.sequence_score(texts[i : i + 16], **add)]
+
+
+PEERS = {"transformers": Transformers, "lm_eval": Harness, "minicons": Minicons}
+
+
+if __name__ == "__main__":
+    run_script(lambda args: main(configure(Settings(), args, word="run")))

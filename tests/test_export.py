@@ -1,0 +1,470 @@
+"""An exported folder is the run: the same logits, tokens and texts, in anybody's transformers."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+import checkpoint
+import export
+import sample
+from model import MIXERS, Config, LanguageModel, load
+
+transformers = pytest.importorskip("transformers")
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    dynamic_module_utils,
+)
+
+TINY = dict(vocab_size=300, n_layer=3, d_model=16, n_head=2, d_mlp=24, context=64)
+KINDS = [dict(mixer=mixer, tie_embeddings=i % 2 == 0) for i, mixer in enumerate(MIXERS)] + [
+    dict(mixer="hgrn2 attention", tie_embeddings=True, position="rope"),
+    dict(mixer="attention hgrn2 mingru", norm="layernorm", mlp="gelu", position="learned"),
+    dict(mixer="mingru", conv=4, expand=2, mlp="none"),
+]
+ODD = [
+    "The cat.",
+    "",
+    " two  spaces ",
+    "a\nline",
+    "é日本🙂👩‍👩‍👧",
+    "</s> <s><pad>",
+    "x" * 70,
+    "The cat sees the dog.\n",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """transformers copies modelling files before it imports them: not to where the user has theirs."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def make_run(name, tokenizer="data/tiny/tokenizer.json", **settings):
+    """A run folder with an untrained model of opinions -> the model."""
+    torch.manual_seed(0)
+    config = Config(**TINY | settings)
+    model = LanguageModel(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    Path(name).mkdir(parents=True)
+    state = {"settings": asdict(config) | {"corpus": "tiny"}, "model": model.state_dict()}
+    checkpoint.save(state, Path(name, "checkpoint.pt"))
+    shutil.copy(tokenizer, Path(name, "tokenizer.json"))
+    return model
+
+
+def exported(run, **settings):
+    return str(export.main(export.Settings(run=run, **settings)))
+
+
+def opened(folder, kind=AutoModelForCausalLM, **options):
+    """The model in a folder, if nothing is missing from it and nothing left over."""
+    options |= {"trust_remote_code": True, "output_loading_info": True}
+    model, said = kind.from_pretrained(folder, **options)
+    assert {key: value for key, value in said.items() if value} in (
+        {},
+        {"missing_keys": {"score.weight"}},
+    ) or (said["missing_keys"] == ["score.weight"] and not said["unexpected_keys"])
+    return model.eval()
+
+
+def tokenizer_of(folder, **options):
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+def near(x, y, tolerance=1e-5):
+    return ((x - y).abs().max() / y.abs().max()).item() <= tolerance
+
+
+def tokens(*shape):
+    return torch.randint(3, 300, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def hybrid(workplace):
+    """A run of two mixers, its model, and the folder it is exported to."""
+    model = make_run("out/hybrid", mixer="hgrn2 attention", position="rope", tie_embeddings=True)
+    return model, exported("out/hybrid")
+
+
+# ----------------------------------------------------------------------------------------------------
+# The same model
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: " ".join(map(str, kind.values())))
+@torch.no_grad()
+def test_logits_and_features_are_ours(workplace, kind):
+    ours = make_run("out/run", **kind)
+    folder, x = exported("out/run"), tokens(2, 40)
+    assert near(opened(folder)(x).logits, ours(x)[0])
+    assert near(opened(folder, AutoModel)(x).last_hidden_state, ours.features(x)[0])
+
+
+@torch.no_grad()
+def test_a_trained_run_too_and_in_bfloat16_almost(workplace):
+    ours, _, _ = load("out/tiny")
+    x, small = tokens(2, 16), exported("out/tiny", to="small", dtype="bfloat16")
+    assert near(opened(exported("out/tiny"))(x).logits, ours(x)[0])
+    low = opened(small, torch_dtype=torch.bfloat16)
+    assert low.dtype == torch.bfloat16 and near(low(x).logits.float(), ours(x)[0], 0.03)
+    sizes = [Path(x, "model.safetensors").stat().st_size for x in ("out/tiny/hf", "small")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@torch.no_grad()
+def test_padding_does_no_harm(hybrid, side):
+    """Wherever it is, and whatever the token types: each text's own logits, and its last ones at the padding."""
+    ours, folder = hybrid
+    x, mask = tokens(3, 12), torch.ones(3, 12, dtype=torch.long)
+    for row, length in enumerate((12, 7, 1)):
+        left = {"left": 12 - length, "right": 0, "both": (12 - length) // 2}[side]
+        mask[row, :left] = mask[row, left + length :] = 0
+    y = opened(folder)(x, attention_mask=mask, token_type_ids=torch.zeros_like(x), position_ids=None)
+    features = opened(folder, AutoModel)(x, attention_mask=mask).last_hidden_state
+    for row, real in enumerate(mask.bool()):
+        alone = ours(x[row : row + 1, real])[0][0]
+        assert near(y.logits[row, real], alone)
+        assert (
+            near(y.logits[row, ~real], alone[-1:].expand(int((~real).sum()), -1)) if not real.all() else True
+        )
+        assert near(features[row, -1], ours.features(x[row : row + 1, real])[0][0, -1])
+
+
+@torch.no_grad()
+def test_the_loss_is_of_the_next_tokens(hybrid):
+    ours, folder = hybrid
+    x = tokens(2, 9)
+    labels = x.where(torch.arange(9) != 4, -100)
+    model, (logits, _) = opened(folder), ours(x)
+    loss = torch.nn.functional.cross_entropy(logits[:, [0, 1, 2, 4, 5, 6, 7]].mT, x[:, [1, 2, 3, 5, 6, 7, 8]])
+    assert model(x, labels=labels).loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    parts = model(x, labels=labels, return_dict=False, use_cache=False)
+    assert isinstance(parts, tuple) and len(parts) == 2 and parts[0].item() == pytest.approx(loss.item())
+
+
+def test_learned_positions_say_how_far_they_reach(workplace):
+    make_run("out/run", mixer="attention", position="learned", context=20)
+    folder = exported("out/run")
+    assert opened(folder).config.max_position_embeddings == tokenizer_of(folder).model_max_length == 20
+    with pytest.raises(ValueError, match="21 tokens: this model has learned 20 positions"):
+        opened(folder)(tokens(1, 21))
+
+
+def test_what_it_saves_it_can_load(hybrid):
+    """Tied weights, and the floors that all of HGRN2's layers share, are kept once and found again."""
+    model = opened(hybrid[1])
+    model.save_pretrained("again")
+    assert (
+        Path("again/model.safetensors").stat().st_size
+        < 1.2 * Path(hybrid[1], "model.safetensors").stat().st_size
+    )
+    x = tokens(2, 9)
+    again = opened("again")
+    assert near(again(x).logits, model(x).logits, 0)
+    assert again.model.head.weight is again.model.embed.weight
+    assert again.model.layers[0].mixer.floors.table is again.model.layers[2].mixer.floors.table
+
+
+def test_new_models_begin_as_ours(hybrid):
+    """from_config leaves LanguageModel's own initialisation as it is."""
+    config = transformers.AutoConfig.from_pretrained(hybrid[1], trust_remote_code=True)
+    assert config.hidden_size == 16 and config.num_hidden_layers == 3
+    torch.manual_seed(3)
+    new = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    torch.manual_seed(3)
+    ours = LanguageModel(Config(**TINY, mixer="hgrn2 attention", position="rope", tie_embeddings=True))
+    for (name, x), (_, y) in zip(new.model.state_dict().items(), ours.state_dict().items()):
+        assert torch.equal(x, y), name
+
+
+# ----------------------------------------------------------------------------------------------------
+# Writing, and learning anew
+
+
+def greedy(model, prompt, count):
+    return list(sample.generate(model, list(prompt), sample.Settings(temperature=0.0, tokens=count)))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: " ".join(map(str, kind.values())))
+def test_it_writes_what_sample_writes(workplace, kind):
+    """With the states carried along: after the prompt, a token is all that is read."""
+    ours = make_run("out/run", **kind)
+    model, lengths = opened(exported("out/run")), []
+    model.model.embed.register_forward_hook(lambda module, args, x: lengths.append(x.shape[1]))
+    x = tokens(1, 5)
+    y = model.generate(x, max_new_tokens=20, do_sample=False, eos_token_id=None)
+    assert y[0, 5:].tolist() == greedy(ours, x[0].tolist(), 20)
+    assert lengths == [5] + [1] * 19
+
+
+def test_rows_of_different_lengths_write_as_each_alone(hybrid):
+    model = opened(hybrid[1])
+    x, mask = tokens(2, 8), torch.ones(2, 8, dtype=torch.long)
+    mask[1, :5] = 0
+    write = dict(max_new_tokens=10, do_sample=False, eos_token_id=None)
+    both = model.generate(x, attention_mask=mask, **write)
+    assert both[0, 8:].tolist() == greedy(hybrid[0], x[0].tolist(), 10)
+    assert both[1, 8:].tolist() == greedy(hybrid[0], x[1, 5:].tolist(), 10)
+
+
+def test_beams_are_the_same_with_states_and_without(hybrid):
+    model, write = opened(hybrid[1]), dict(max_new_tokens=8, num_beams=3, do_sample=False)
+    x = tokens(2, 4)
+    assert model.generate(x, **write).tolist() == model.generate(x, use_cache=False, **write).tolist()
+
+
+def test_a_classifier_learns_what_can_be_separated(hybrid):
+    """Which of two tokens is somewhere in a text, padded on either side: at least 95 % of new texts."""
+    torch.manual_seed(0)
+    r = random.Random(0)
+
+    def batch(n):
+        x, mask, labels = torch.zeros(n, 9, dtype=torch.long), torch.zeros(n, 9, dtype=torch.long), []
+        for row in range(n):
+            length, label = r.randint(3, 9), r.randint(0, 1)
+            place = r.choice([slice(9 - length, 9), slice(0, length)])
+            text = tokens(length) // 2 * 2  # even
+            text[r.randrange(length)] = (101, 151)[label]
+            x[row, place], mask[row, place] = text, 1
+            labels.append(label)
+        return dict(input_ids=x, attention_mask=mask, labels=torch.tensor(labels))
+
+    model = opened(hybrid[1], AutoModelForSequenceClassification, num_labels=2).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(**batch(32)).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        new = batch(200)
+        right = (model.eval()(**new).logits.argmax(-1) == new["labels"]).float().mean().item()
+        unmasked = model(input_ids=new["input_ids"]).logits  # padding is known by its token then
+    assert right >= 0.95 and near(unmasked, model(**new).logits)
+
+
+def test_one_label_is_a_number_to_come_near_to(hybrid):
+    model = opened(hybrid[1], AutoModelForSequenceClassification, num_labels=1)
+    y = model(tokens(2, 5), labels=torch.tensor([1, 3]))
+    assert y.loss.item() == pytest.approx(((y.logits[:, 0] - torch.tensor([1.0, 3.0])) ** 2).mean().item())
+
+
+# ----------------------------------------------------------------------------------------------------
+# The tokenizer
+
+
+def test_the_tokenizer_is_ours_with_a_start_before_each_text(hybrid):
+    ours, theirs = load("out/hybrid")[1], tokenizer_of(hybrid[1])
+    for text in ODD:
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert theirs(text)["input_ids"] == theirs(text, padding=True)["input_ids"] == [1, *ids], text
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids, text
+        assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False), text
+    assert theirs("a", "b")["input_ids"].count(1) == 2
+    assert [theirs.bos_token_id, theirs.pad_token_id, theirs.eos_token_id] == [1, 0, 2]
+    assert set(theirs(["a", "the cat"], padding=True)) == {"input_ids", "attention_mask"}
+
+
+def test_single_characters_have_no_start_of_their_own(workplace):
+    """Nor padding: a line break, after which their texts begin, is text as well and must be written out."""
+    characters = sorted(set("\n The cat,\nsees.ABC"))
+    tokenizer = Tokenizer(models.WordLevel({x: i for i, x in enumerate(characters)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save("characters.json")
+    ours = make_run("out/letters", "characters.json", mixer="mingru", vocab_size=len(characters))
+    folder = exported("out/letters")
+    theirs, x = tokenizer_of(folder), torch.tensor([[0, 5, 3]])
+    assert theirs("The\ncat")["input_ids"] == [0, *tokenizer.encode("The\ncat").ids]
+    assert theirs.decode(theirs("The\ncat")["input_ids"], skip_special_tokens=True) == "\nThe\ncat"
+    written = opened(folder).generate(x, max_new_tokens=12, do_sample=False)
+    assert written[0, 3:].tolist() == greedy(ours, [0, 5, 3], 12)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The folder
+
+
+def test_only_safetensors_holds_weights_and_each_once(hybrid):
+    ours, folder = hybrid
+    files = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+    assert set(files) == {
+        "config.json", "generation_config.json", "model.safetensors", "modeling_nanornn.py",
+        "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    weights = pytest.importorskip("safetensors.torch").load_file(Path(folder, "model.safetensors"))
+    expected = {f"model.{name}": x for name, x in ours.named_parameters()}
+    assert set(weights) == set(expected) and all(
+        torch.equal(weights[name], expected[name]) for name in weights
+    )
+    with open(Path(folder, "model.safetensors"), "rb") as file:
+        assert (
+            int.from_bytes(file.read(8), "little") % 8 == 0
+        )  # so that numbers begin where a processor likes it
+    config = json.loads(Path(folder, "config.json").read_text())
+    assert config["nanornn_checkpoint"] == checkpoint.fingerprint("out/hybrid/checkpoint.pt")
+
+
+def test_the_modelling_file_needs_pytorch_and_transformers_alone(hybrid, tmp_path):
+    """In an isolated Python, somewhere else: the same logits, and nothing of ours imported."""
+    code = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(Path(hybrid[1]).resolve())!r}, trust_remote_code=True)
+with torch.no_grad():
+    torch.save(model.eval()(torch.arange(3, 33)[None]).logits, "logits.pt")
+assert not [name for name, x in sys.modules.items() if {str(ROOT)!r} in str(getattr(x, "__file__", ""))]
+"""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=elsewhere, env=environment, check=True)
+    with torch.no_grad():
+        assert near(torch.load(elsewhere / "logits.pt"), hybrid[0](torch.arange(3, 33)[None])[0])
+
+
+def test_two_folders_and_nanornn_live_in_one_process(workplace):
+    """Operators have names of their own in each, so that each has its own values and gradients."""
+    models = []
+    for name in ("one", "two"):
+        ours = make_run(f"out/{name}", mixer="hgrn2 mingru")
+        models.append(opened(exported(f"out/{name}", to=name)))
+    x, gradients = tokens(2, 20), []
+    for model in [ours, *(model.model for model in models)]:
+        model(x)[0].square().sum().backward()
+        gradients.append(model.layers[1].mixer.update.weight.grad)
+    assert near(gradients[1], gradients[0]) and near(gradients[2], gradients[0])
+    spaces = {sys.modules[type(model).__module__].NAMESPACE for model in models}
+    assert len(spaces) == 2 and all(hasattr(getattr(torch.ops, space), "scan") for space in spaces)
+
+
+def test_no_name_means_two_things_in_the_one_file():
+    found = list(export.statements("huggingface", set()))
+    kept = export.needed(found, set(export.CLASSES.values()))
+    names = [name for x in kept if not x.is_import for name in x.defines - {"_"}]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+    text = export.standalone()
+    assert "nanornn::" not in text and "triton_kernels = None" in text and "import triton" not in text
+    assert "tokenizers" not in text and "checkpoint" not in text.replace("in a checkpoint", "")
+    compile(text, "modeling_nanornn.py", "exec")
+
+
+def test_the_same_run_makes_the_same_folder(hybrid):
+    before = {path.name: path.read_bytes() for path in Path(hybrid[1]).iterdir()}
+    exported("out/hybrid")
+    assert before == {path.name: path.read_bytes() for path in Path(hybrid[1]).iterdir()}
+
+
+def test_a_folder_half_written_is_no_model(hybrid, monkeypatch):
+    """Neither the old one nor the new, mixed: until all else is there, config.json is not."""
+    monkeypatch.setattr(export, "write_safetensors", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        exported("out/hybrid")
+    assert not Path(hybrid[1], "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(run="out/none"), "out/none: no checkpoint here; make one: python train.py config/toy.py\n"),
+        (dict(to="text.txt"), "to = 'text.txt' holds something else already: name a new folder\n"),
+        (dict(to="data"), "to = 'data' holds something else already: name a new folder\n"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_and_nothing_written(workplace, refusal, settings, said):
+    before = sorted(workplace.rglob("*"))
+    assert refusal(export.main, export.Settings(**dict(run="out/tiny") | settings)) == said
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_an_unknown_dtype_is_refused(refusal):
+    said = refusal(export.Settings(dtype="bfloat61").check)
+    assert said == "dtype = 'bfloat61': did you mean 'bfloat16'? Possible: float32, bfloat16, float16\n"
+
+
+# ----------------------------------------------------------------------------------------------------
+# The leaderboard's predictions
+
+PAIRS = {"blimp_filtered": {"anaphor": 3, "island": 2}, "supplement": {"turn_taking": 2}}
+
+
+@pytest.fixture
+def scored(workplace):
+    """A run with scores of a made-up BLiMP and Supplement: the good one better, worse, equal, better, ..."""
+    scores = [(-1.0, -2.0), (-2.0, -1.0), (-3.0, -3.0)]
+    Path("data/babylm_eval/supplement_filtered").mkdir(parents=True)
+    for task, paradigms in PAIRS.items():
+        rows = [
+            dict(uid=uid, i=i, good=scores[i][0], bad=scores[i][1])
+            for uid, n in paradigms.items()
+            for i in range(n)
+        ]
+        Path(f"out/tiny/pairs_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for uid, n in paradigms.items():
+            pairs = [{"sentence_good": f"Good {i}.\nA", "sentence_bad": f"Bad {i}.\nA"} for i in range(n)]
+            text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+            if task == "supplement":
+                Path(f"data/babylm_eval/supplement_filtered/{uid}.jsonl").write_text(text)
+                continue
+            with zipfile.ZipFile("data/babylm_eval/blimp_filtered.zip", "a") as archive:
+                archive.writestr(f"blimp_filtered/{uid}.jsonl", text)
+    Path("out/tiny/results.json").write_text('{"protocol": "2024"}')
+    return Path("out/tiny")
+
+
+def predicted(folder):
+    path = export.main(export.Settings(run=str(folder), predictions=True))
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_predictions_are_as_the_leaderboard_collects_them(scored, capsys):
+    found = predicted(scored)
+    assert list(found) == ["blimp", "blimp_supplement"]
+    assert found["blimp"]["anaphor"] == {
+        "predictions": [
+            {"id": "anaphor_0", "pred": " Good 0.\nA"},
+            {"id": "anaphor_1", "pred": " Bad 1.\nA"},
+            {"id": "anaphor_2", "pred": " Good 2.\nA"},
+        ]
+    }
+    assert {uid: len(x["predictions"]) for uid, x in found["blimp_supplement"].items()} == {"turn_taking": 2}
+    said = capsys.readouterr().out
+    assert "ewok: left out, for this file would hold its texts" in said and "glue: left out" in said
+
+
+def test_what_has_no_scores_is_left_out_of_the_predictions(scored, capsys):
+    (scored / "pairs_supplement.jsonl").unlink()
+    assert list(predicted(scored)) == ["blimp"]
+    assert "blimp_supplement: left out, there is no pairs_supplement.jsonl" in capsys.readouterr().out
+
+
+def test_predictions_need_all_scores_by_the_protocol_of_2024(scored, refusal):
+    settings, path = export.Settings(run=str(scored), predictions=True), scored / "pairs_blimp_filtered.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:-1]))
+    assert "not the scores of all 5 pairs; evaluate the run again" in refusal(export.main, settings)
+    path.write_text("".join(rows[1:]))
+    assert refusal(export.main, settings).startswith(f"{path}:1: not a pair's scores (i is 1, not 0)")
+    path.write_text("".join(rows) + "{}\n")
+    assert refusal(export.main, settings).startswith(f"{path}:6: not a pair's scores")
+    (scored / "results.json").write_text('{"protocol": "2025"}')
+    assert "needs scores by protocol 2024" in refusal(export.main, settings)
+    assert not list(scored.glob("*predictions*"))
