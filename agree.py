@@ -20,7 +20,6 @@ begin(__name__)  # before torch is loaded
 import json
 import os
 import time
-import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +29,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the tools are loaded: not
 import torch
 
 import data
-import evaluate
 import export
+from benchmarks import ask, read_benchmark
 from checkpoint import fingerprint, replacing
 from config import at_least, configure, fail, one_of, progress, run_script
 from model import load
+from scores import encode, score_texts
 
 RELATIVE = 5e-6  # of a sentence's score: how far float32, in another order, may lead
 LOGITS = 1e-5  # of the largest
@@ -46,13 +46,15 @@ PROTOCOLS = ("2024", "2025")
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     peer: str = "transformers"  # transformers, lm_eval or minicons
-    tasks: str = "blimp,supplement,ewok"  # what to score, with commas: these, or a file of pairs
-    pairs: int = 15  # of each paradigm, evenly spaced; 0: all
+    tasks: str = (
+        "blimp,supplement,ewok_filtered"  # what to score, with commas: pairs or EWoK, named or a file
+    )
+    each: int = 15  # records of each subtask, evenly spaced; 0: all
     results: str = "results/agreement.json"  # where the rows go
 
     def check(self):
         one_of("peer", self.peer, PEERS)
-        at_least(0, self, "pairs")
+        at_least(0, self, "each")
         data.check_tasks("tasks", self.tasks)
 
 
@@ -65,47 +67,42 @@ def main(s):
         peer = PEERS[s.peer](str(folder))
     except ImportError as error:
         fail(
-            f"peer = {s.peer!r}: this python lacks it ({error}); install it here, or run this with one that has it"
+            f"peer = {s.peer!r}: this python lacks it ({error}); install it, or run this with one that has it"
         )
     about = {"peer": s.peer, "version": version(s.peer), "transformers": version("transformers")}
     about |= {"torch": torch.__version__, "run": s.run, "checkpoint": fingerprint(trained.checkpoint)}
     rows = []
     for task in s.tasks.split(","):
-        if task == "ewok" and s.peer == "minicons":
-            print("ewok: minicons always begins with <s>, which the pipeline of 2024 does not")
+        texts = some_texts(task, s.each)
+        if texts[0][0] and s.peer == "minicons":
+            print(f"{task}: minicons always begins with <s>, which the pipeline of 2024 does not")
             continue
         for protocol in PROTOCOLS:
-            rows.append(about | compare(model, tokenizer, peer, task, protocol, s.pairs))
+            rows.append(about | {"benchmark": task} | compare(model, tokenizer, peer, texts, protocol))
             print(
                 "   ".join(f"{name} {x}" for name, x in rows[-1].items() if name not in ("run", "checkpoint"))
             )
     save(Path(s.results), rows)
-    wrong = [
-        row for row in rows if row["relative"] > RELATIVE or row["verdicts"] or row.get("logits", 0) > LOGITS
-    ]
+    wrong = [x for x in rows if x["relative"] > RELATIVE or x["verdicts"] or x.get("logits", 0) > LOGITS]
     if wrong:
-        fail(
-            f"{s.peer} and nanoRNN differ on {', '.join(row['benchmark'] for row in wrong)}: see {s.results}"
-        )
+        names = ", ".join(row["benchmark"] for row in wrong)
+        fail(f"{s.peer} and nanoRNN differ on {names}: see {s.results}")
     return rows
 
 
-def compare(model, tokenizer, peer, task, protocol, count):
+def compare(model, tokenizer, peer, texts, protocol):
     """A row: how many pairs, how far scores are apart at most, relative to ours, how many verdicts differ."""
     start = time.perf_counter()
-    items, ours = (ewok if task == "ewok" else sentences)(model, tokenizer, task, protocol, count)
-    with_start = task != "ewok" or protocol == "2025"
+    space = " " if protocol == "2024" else ""
+    items = [(context, " " + text if context else space + text) for context, text in texts]
+    ours = score_texts(model, encode(tokenizer, texts, protocol))
+    with_start = protocol == "2025" or not texts[0][0]
     theirs = peer.scores(items, with_start)
     relative = max(abs(x - y) / abs(x) for x, y in zip(ours, theirs))
     margins = [(x - y for x, y in zip(scores[::2], scores[1::2])) for scores in (ours, theirs)]
     verdicts = sum(abs(x) > MARGIN and (x > 0) != (y > 0) for x, y in zip(*margins))
-    row = {
-        "benchmark": task,
-        "protocol": protocol,
-        "pairs": len(items) // 2,
-        "relative": float(f"{relative:.2g}"),
-    }
-    row |= {"verdicts": verdicts}
+    row = {"protocol": protocol, "pairs": len(items) // 2}
+    row |= {"relative": float(f"{relative:.2g}"), "verdicts": verdicts}
     if hasattr(peer, "logits"):
         row["logits"] = float(f"{logit_difference(model, peer, items[:200], with_start):.2g}")
     return row | {"seconds": round(time.perf_counter() - start, 1)}
@@ -133,60 +130,25 @@ def save(path, rows):
         file.write("[\n" + ",\n".join(json.dumps(row) for row in [*known, *rows]) + "\n]\n")
 
 
+def some_texts(task, count):
+    """(context, text), good and bad by turns, of so many records of each subtask, evenly spaced; 0: of all."""
+    texts = []
+    for subtask in read_benchmark(task).values():
+        records = (
+            subtask.records[:: max(1, len(subtask.records) // count)][:count] if count else subtask.records
+        )
+        texts += [text for record in records for text in ask(subtask, record)]
+    return texts
+
+
 # ----------------------------------------------------------------------------------------------------
-# Items, (context, continuation), good and bad by turns, and our scores of them
-
-
-def some(pairs, count):
-    """So many of the pairs, evenly spaced; 0: all."""
-    return pairs[:: max(1, len(pairs) // count)][:count] if count else pairs
-
-
-def sentences(model, tokenizer, task, protocol, count):
-    paradigms = evaluate.read_pairs(task)
-    texts = [text for x in paradigms.values() for pair in some(x["pairs"], count) for text in pair]
-    space = " " if protocol == "2024" else ""
-    return [("", space + x) for x in texts], evaluate.sentence_scores(model, tokenizer, texts, protocol)
-
-
-def ewok(model, tokenizer, task, protocol, count):
-    """Both targets after the first context, then both after the second, of items in the BabyLM vocabulary."""
-    domains = {}
-    for item in read_ewok(data.find_benchmark("ewok_filtered")):
-        domains.setdefault(item["Domain"], []).append(item)
-    items = []
-    for item in [item for domain in domains.values() for item in some(domain, count)]:
-        for one, two in ("12", "21"):
-            context = item[f"Context{one}"]
-            items += [(context, " " + item[f"Target{one}"]), (context, " " + item[f"Target{two}"])]
-    start = [data.start_of(tokenizer)] * (protocol == "2025")
-    return items, [continuation_score(model, tokenizer, start, *x) for x in progress(items, desc="ewok")]
-
-
-def read_ewok(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(".jsonl")]
-            lines = archive.read(name, pwd=b"ewok").decode("utf-8").splitlines()
-        return [item for item in map(json.loads, lines) if item["in_babylm_vocab"]]
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        fail(f"{path}: cannot be read ({error}); fetch it again")
-
-
-def continuation_score(model, tokenizer, start, context, text):
-    """log P(text | start, context), one text at a time: the definition."""
-    before, after = (tokenizer.encode(x, add_special_tokens=False).ids for x in (context, text))
-    return summed(model(torch.tensor([[*start, *before, *after][:-1]]))[0][0], after)
+# The tools. scores(items, with_start) -> log p(continuation | <s> or not, context) of each (context, continuation)
 
 
 def summed(logits, after):
     """The log-probability of the tokens that the last of the logits (T, vocab) foretell."""
     log_p = logits[-len(after) :].double().log_softmax(dim=-1)
     return log_p[range(len(after)), after].sum().item()
-
-
-# ----------------------------------------------------------------------------------------------------
-# The tools. scores(items, with_start) -> log P(continuation | <s> or not, context) of each
 
 
 class Transformers:

@@ -19,6 +19,7 @@ import gzip
 import hashlib
 import json
 import struct
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
 from pathlib import Path
@@ -28,19 +29,15 @@ from tokenizers import processors
 
 import data
 import evaluate
+from benchmarks import is_right, read_benchmark
 from checkpoint import fingerprint, replacing
 from config import configure, fail, one_of, run_script
 from model import Config, load
 
 HERE = Path(__file__).parent
 ENDLESS = 1_000_000  # tokens: what tools are told of a model that reads a text of any length
-DTYPES = {
-    "float32": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "float64": "F64",
-    "int64": "I64",
-}  # safetensors'
+# safetensors' names of number formats
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64"}
 CLASSES = {
     "AutoConfig": "NanoRNNConfig",
     "AutoModel": "NanoRNNModel",
@@ -138,7 +135,7 @@ def tokenizer_json(tokenizer, start):
 
 
 def tokenizer_config(tokenizer, longest):
-    before = json.loads(tokenizer.to_str())["pre_tokenizer"]
+    state = json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"])
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
@@ -146,7 +143,7 @@ def tokenizer_config(tokenizer, longest):
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a "</s>" in a text is text, as in training
-        "add_prefix_space": before.get("add_prefix_space", False),  # transformers 4 would take it back
+        "add_prefix_space": '"add_prefix_space": true' in state,  # or transformers 4 might take it back
         **special_tokens(tokenizer),
     }
 
@@ -302,14 +299,13 @@ def write_predictions(folder):
     {task: {subtask: {"predictions": [{"id": "SUBTASK_0", "pred": " The text."}, ...]}}}, as collect_results.py of
     github.com/babylm/evaluation-pipeline-2024 makes it. What the run has no scores of is left out, and said.
     """
-    results = evaluate.read_json(folder / "results.json")
-    if results.get("protocol") != "2024":
+    if not evaluate.read_results(folder / "results.json", {"protocol": "2024"}):
         fail(f"{folder}: needs scores by protocol 2024; make them: python evaluate.py {folder} {ASK}")
     predictions = {}
     for task, name in TASKS.items():
         scores = read_scores(folder / f"pairs_{name}.jsonl")
         if scores:
-            predictions[task] = preferred(scores, evaluate.read_pairs(name), folder / f"pairs_{name}.jsonl")
+            predictions[task] = preferred(scores, read_benchmark(name), folder / f"pairs_{name}.jsonl")
         else:
             print(f"{task}: left out, there is no pairs_{name}.jsonl; python evaluate.py {folder} {ASK}")
     print("ewok: left out, for this file would hold its texts, which may not be published as plain text")
@@ -325,35 +321,29 @@ ASK = "--tasks=" + ",".join(TASKS.values())
 
 
 def read_scores(path):
-    """{paradigm: [(good, bad), ...]} of a pairs_TASK.jsonl; {} if there is none."""
-    scores = {}
+    """{paradigm: rows} of a pairs_TASK.jsonl; {} if there is none."""
+    scores = defaultdict(list)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            paradigm = scores.setdefault(row["uid"], [])
-            paradigm.append((row["good"], row["bad"]))
-            if row["i"] != len(paradigm) - 1:
-                raise ValueError(f"i is {row['i']}, not {len(paradigm) - 1}")
+            scores[row["uid"]].append({name: row[name] + 0 for name in ("i", "good", "bad")})
         except (ValueError, KeyError, TypeError) as error:
             fail(f"{path}:{number}: not a pair's scores ({error}); evaluate the run again")
     return scores
 
 
-def preferred(scores, paradigms, path):
+def preferred(scores, subtasks, path):
     """The leaderboard's subtasks: of each pair the text with the better score, of equal ones the good one."""
-    sizes = {uid: len(x["pairs"]) for uid, x in paradigms.items()}
-    if {uid: len(x) for uid, x in scores.items()} != sizes:
-        fail(f"{path}: not the scores of all {sum(sizes.values()):,} pairs; evaluate the run again")
-    return {
-        uid: {
-            "predictions": [
-                {"id": f"{uid}_{i}", "pred": " " + (texts[0] if good >= bad else texts[1])}
-                for i, (texts, (good, bad)) in enumerate(zip(paradigms[uid]["pairs"], scores[uid]))
-            ]
-        }
-        for uid in paradigms
-    }
+    lines = {uid: [record["i"] for record in x.records] for uid, x in subtasks.items()}
+    if {uid: [row["i"] for row in rows] for uid, rows in scores.items()} != lines:
+        fail(f"{path}: not the scores of all {sum(map(len, lines.values())):,} pairs; evaluate the run again")
+    predictions = defaultdict(lambda: {"predictions": []})
+    for uid, subtask in subtasks.items():
+        for record, row in zip(subtask.records, scores[uid]):
+            text = record["sentence_good" if is_right(row) else "sentence_bad"]
+            predictions[uid]["predictions"].append({"id": f"{uid}_{row['i']}", "pred": f" {text}"})
+    return predictions
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from conftest import stories
 
 import agree
-import evaluate
+import benchmarks
 from model import load
 
 pytest.importorskip("transformers")
@@ -26,6 +26,7 @@ ITEMS = [  # made up: EWoK's own are not to be published
 def place(workplace, tmp_path_factory, monkeypatch):
     """A workplace with pairs.jsonl, a made-up EWoK, and a folder of its own for what transformers copies."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr(benchmarks, "ALL", {})  # how many items there should be
     lines = stories(4).split("\n")
     pairs = [
         {"sentence_good": a, "sentence_bad": f"{b}\nThe dog" * 2} for a, b in zip(lines, lines[1:]) if a and b
@@ -38,17 +39,18 @@ def place(workplace, tmp_path_factory, monkeypatch):
 
 
 def settings(**changes):
-    return agree.Settings(**dict(run="out/tiny", tasks="pairs.jsonl,ewok", pairs=2) | changes)
+    return agree.Settings(**dict(run="out/tiny", tasks="pairs.jsonl,ewok_filtered", each=2) | changes)
 
 
 def test_transformers_agrees_and_the_rows_are_kept(place):
     rows = agree.main(settings())
-    again = agree.main(settings(pairs=1))
+    again = agree.main(settings(each=1))
     kept = json.loads(Path("results/agreement.json").read_text())
-    assert len(rows) == 4 and kept == again
-    assert [(row["benchmark"], row["protocol"], row["pairs"]) for row in rows] == [
-        ("pairs.jsonl", "2024", 2), ("pairs.jsonl", "2025", 2), ("ewok", "2024", 8), ("ewok", "2025", 8)
-    ]  # fmt: skip
+    assert len(rows) == 4 and kept == again and [row["pairs"] for row in kept] == [1, 1, 4, 4]
+    assert [(row["benchmark"], row["protocol"]) for row in rows] == [
+        (task, protocol) for task in ("pairs.jsonl", "ewok_filtered") for protocol in ("2024", "2025")
+    ]
+    assert [row["pairs"] for row in rows] == [2, 2, 8, 8]
     assert all(row["relative"] <= 5e-6 and row["logits"] <= 1e-5 and not row["verdicts"] for row in rows)
 
 
@@ -68,17 +70,18 @@ def test_a_tool_that_scores_otherwise_is_found_out(place, refusal, monkeypatch):
 
 
 def test_ewok_is_never_written_down(place):
-    agree.main(settings(tasks="ewok"))
+    agree.main(settings(tasks="ewok_filtered"))
     for path in [*place.rglob("*"), *Path(dynamic_module_utils.HF_MODULES_CACHE).rglob("*")]:
         assert not path.is_file() or b"zorp" not in path.read_bytes(), path
 
 
 def test_a_continuation_is_worth_what_it_adds(place):
-    """log p(T | <s> C) = log p(C T | <s>) - log p(C | <s>), by evaluate.py's own scores."""
+    """log p(T | <s> C) = log p(C T | <s>) - log p(C | <s>)."""
     model, tokenizer, _ = load("out/tiny")
-    (item, *_), (ours, *_) = agree.ewok(model, tokenizer, "ewok", "2025", 1)
-    whole, context = evaluate.sentence_scores(model, tokenizer, ["".join(item), item[0]], "2025")
-    assert ours == pytest.approx(whole - context, rel=1e-4)
+    context, text = agree.some_texts("ewok_filtered", 1)[0]
+    texts = [(context, text), ("", f"{context} {text}"), ("", context)]
+    ours, whole, before = agree.score_texts(model, agree.encode(tokenizer, texts, "2025"))
+    assert ours == pytest.approx(whole - before, rel=1e-4)
 
 
 def test_a_tool_that_is_not_there_is_named(place, refusal, monkeypatch):
@@ -121,6 +124,8 @@ def test_lm_eval_agrees_also_by_its_own_road(place, monkeypatch):
         found = simple_evaluate(harness.models[True], tasks=[f"pairs_{protocol}"], **options)
         samples = sorted(found["samples"][f"pairs_{protocol}"], key=lambda sample: sample["doc_id"])
         theirs = [float(answer[0][0]) for sample in samples for answer in sample["resps"]]
-        items, ours = agree.sentences(model, tokenizer, "pairs.jsonl", protocol, 0)
-        assert harness.scores(items[:10], True) == pytest.approx(theirs, rel=1e-6)
-        assert ours[:10] == pytest.approx(theirs, rel=5e-6)
+        texts = agree.some_texts("pairs.jsonl", 0)[:10]
+        ours = agree.score_texts(model, agree.encode(tokenizer, texts, protocol))
+        items = [("", " " * (protocol == "2024") + text) for _, text in texts]
+        assert harness.scores(items, True) == pytest.approx(theirs, rel=1e-6)
+        assert ours == pytest.approx(theirs, rel=5e-6)
