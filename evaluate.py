@@ -233,7 +233,7 @@ def print_table(name, result, protocol):
         for uid, x in sorted(terms[term]):
             print(f"  {uid}".ljust(65) + f"{x['score']:8.1f}  ± {x['interval']:4.1f}  {x['n']:7,}")
     total = sum(x["n"] for x in result["subtasks"].values())
-    title = "all statements" if "templates" in result else f"mean of {len(result['subtasks'])}"
+    title = "all statements" if "templates" in result else f"mean of {len(result['subtasks'])} subtasks"
     print(title.ljust(65) + f"{result['score']:8.1f}  ± {result['interval']:4.1f}  {total:7,}")
     for reading, score in result.get("readings", {}).items():
         print(f"  read as {reading}".ljust(65) + f"{score:8.1f}")
