@@ -46,6 +46,7 @@ from config import at_least, configure, fail, one_of, progress, reason, run_scri
 from evaluate import score_subtask
 from layers import linear
 from model import Config, LanguageModel, find_device
+from scores import encode, families
 from train import NextToken
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -325,11 +326,11 @@ def score(s):
         text for subtask in subtasks for record in subtask.records for _, text in ask(subtask, record)
     ]
     tokenizer = data.train_tokenizer(((text, True, True) for text in sentences * 2), s.vocab_size)
-    rows, tasks = [], {}
+    rows, tasks, share = [], {}, tokens_read(tokenizer, subtasks)
     for name in progress(names(s, ["HGRN2", "minGRU", "our Llama"]), desc="memory"):
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
             peak = alone.submit(peak_of_scoring, s, name, subtasks[0], tokenizer.to_str()).result()
-        rows.append({"model": name, "pairs": len(sentences) // 2, "peak_bytes": peak})
+        rows.append({"model": name, "pairs": len(sentences) // 2, "peak_bytes": peak, "tokens_read": share})
         tasks[name] = lambda subtask, model=make(s, name).model.eval(): score_subtask(
             model, tokenizer, subtask
         )
@@ -353,6 +354,17 @@ def score(s):
         row | {"pairs_per_second": row["pairs"] / seconds[row["model"]]} if row["model"] in seconds else row
         for row in rows
     ]
+
+
+def tokens_read(tokenizer, subtasks):
+    """The share of the subtasks' tokens that are read: what texts share is read once."""
+    every = read = 0
+    for subtask in subtasks:
+        texts = [text for record in subtask.records for text in ask(subtask, record)]
+        rows = sorted(ids[:-1] for ids, _ in encode(tokenizer, texts))
+        every += sum(map(len, rows))
+        read += sum(map(len, rows)) - sum((end - start - 1) * shared for start, end, shared in families(rows))
+    return read / every
 
 
 def fastest(tasks, subtask, s):

@@ -35,8 +35,67 @@ def rows():
     unigram, bigram = (ROOT / "results" / "toyland_check.txt").read_text(encoding="utf-8").split()[-2:]
     yield f"| counting words (unigram) | {unigram} | |"
     yield f"| counting pairs of words (bigram) | {bigram} | |"
-    blimp = results("english_small")["benchmarks"]["blimp"]
-    yield f"{blimp['score']:.1f} ± {blimp['interval']:.1f} %"
+    log = results("english_small")["training"]
+    yield f"from {log[0]['val_loss']:.2f} to {log[-1]['val_loss']:.2f}"
+    facts = results("toy_facts")["benchmarks"]
+    ewok, bear = facts["toyland_ewok"], facts["toyland_bear"]
+    yield f"**{ewok['score']:.1f} %** of toyland's EWoK (chance is 50)"
+    yield f"**{bear['score']:.1f} %** of its BEAR (chance is {bear['chance']:.1f})"
+
+
+ENGLISH = {
+    "blimp": "BLiMP, 67 paradigms",
+    "blimp_filtered": "BLiMP as BabyLM filters it",
+    "supplement": "BLiMP-Supplement",
+    "ewok_filtered": "EWoK",
+    "bear": "BEAR",
+}
+
+
+def table_of_english():
+    """What evaluate.py found of english_small, beside BabyHGRN's HGRN2."""
+    found = results("english_small")["benchmarks"]
+    (paper,) = [row for row in results("papers")["rows"] if row["name"] == "HGRN2 360M, BabyLM 10M"]
+    yield "| | verdicts | 1.8M parameters | chance | the paper's, 366.8M |"
+    yield "|---|--:|--:|--:|--:|"
+    for name, title in ENGLISH.items():
+        x, theirs = found[name], paper["benchmarks"].get(name)
+        n = sum(y["n"] for y in x["subtasks"].values())
+        score = f"{x['score']:.1f} ± {x['interval']:.1f}"
+        yield f"| {title} | {n:,} | {score} | {x.get('chance', 50):.1f} | {theirs or ''} |"
+        for reading, score in list(x.get("readings", {}).items())[1:]:
+            yield f"| EWoK read as {reading} | {n:,} | {score:.1f} | 50.0 | |"
+
+
+def table_of_agreement():
+    """What agree.py found: the largest relative difference of a score, over both protocols."""
+    rows = results("agreement")
+    tasks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    pairs = (max(row["pairs"] for row in rows if row["benchmark"] == task) for task in tasks)
+    titles = [f"{task}, {count:,} pairs" for task, count in zip(tasks, pairs)]
+    yield f"| | {' | '.join(titles)} | verdicts that differ |"
+    yield "|---|" + "--:|" * (len(tasks) + 1)
+    peers = dict.fromkeys((row["peer"], row["version"]) for row in rows)
+    for peer in peers:
+        own = [row for row in rows if (row["peer"], row["version"]) == peer]
+        worst = [max((x["relative"] for x in own if x["benchmark"] == task), default=None) for task in tasks]
+        each = " | ".join("not asked" if x is None else f"{x:.1e}".replace("e-0", "e-") for x in worst)
+        yield f"| {' '.join(peer)} | {each} | {sum(row['verdicts'] for row in own)} |"
+
+
+def test_the_tables_of_scores_are_those_of_the_result_files():
+    for table in ("\n".join(table_of_english()), "\n".join(table_of_agreement())):
+        assert f"\n\n{table}\n\n" in README, f"README.md, Results, should hold\n{table}"
+
+
+def test_scores_agree_with_everybody_elses():
+    """At least a thousand pairs of BLiMP a protocol and tool, by the checkpoint that the README speaks of."""
+    rows, ours = results("agreement"), results("english_small")["checkpoint"]
+    peers = {(row["peer"], row["transformers"].split(".")[0]) for row in rows}
+    assert {("lm_eval", "5"), ("minicons", "5"), ("transformers", "4"), ("transformers", "5")} <= peers
+    for row in rows:
+        assert row["relative"] <= 5e-6 and row["verdicts"] == 0 and row.get("logits", 0) <= 1e-5
+        assert row["checkpoint"] == ours and (row["benchmark"] != "blimp" or row["pairs"] >= 1000)
 
 
 def table_of_faults():
@@ -48,6 +107,9 @@ def table_of_faults():
 
 
 SPEED_OF = ["HGRN2", "minGRU", "our Llama", "transformers Llama"]
+
+
+SCORING = "all of BLiMP, pairs/s, without AVX-512; theirs by lm-eval"
 
 
 def table_of_speed():
@@ -71,7 +133,7 @@ def table_of_speed():
     yield row("memory of a step of 1 x 2,048: MB", "train_float32", "peak_bytes", 1e6, B=1, T=2048)
     yield row("writing, after 16 tokens: tokens/s", "generate_float32", "tokens_per_second", position=16)
     yield row("writing, after 4,096 tokens: tokens/s", "generate_float32", "tokens_per_second", position=4096)
-    yield row("BLiMP, pairs/s; theirs by lm-eval", "score_float32", "pairs_per_second", last="lm-eval")
+    yield row(SCORING, "score_float32", "pairs_per_second", last="lm-eval")
 
 
 def sentences_on_speed():
@@ -83,6 +145,7 @@ def sentences_on_speed():
     flops = 6 * step["parameters"] * step["B"] * step["T"]
     yield f"{flops / 1e9:.0f} GFLOP, {flops / train['flops']:.2f} s at that rate"
     yield f"HGRN2's takes {step['seconds']:.2f} s"
+    yield f"{100 * bench['score_float32']['rows'][0]['tokens_read']:.0f} % of BLiMP's tokens are read"
     yield f"first step is done {bench['start_float32']['rows'][0]['seconds_to_first_step']:.1f} s after"
 
 
