@@ -118,7 +118,8 @@ def read_results(path, what):
     """The results in a file, if they are of the same: others are of something else."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return results if all(results[key] == what[key] for key in what) else None
+        same = isinstance(results["benchmarks"], dict) and all(results[key] == what[key] for key in what)
+        return results if same else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
