@@ -26,7 +26,7 @@ STATE_BYTES = {
     "cpu": 1 << 28,
     "mps": 1 << 30,
     "cuda": 1 << 33,
-}  # of the states that a batch begins with or leaves
+}  # of states that a batch begins with or leaves
 COPY = 1  # what copying a state costs, in tokens that could be read instead
 
 

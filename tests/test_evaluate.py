@@ -77,17 +77,14 @@ def by_brute_force(model, tokenizer, context, text, protocol="2024"):
 def texts_of(source, real_data):
     """Some texts of a benchmark, whole records of two subtasks, each (context, text)."""
     if source == "ours":
-        return [
-            ("", pair[x]) for n in (0, 1) for pair in minimal_pairs(4, n)["order_1"] for x in list(pair)[:2]
-        ]
+        pairs = minimal_pairs(4, 0)["order_1"] + minimal_pairs(4, 1)["order_1"]
+        return [("", pair[x]) for pair in pairs for x in ("sentence_good", "sentence_bad")]
     if (
         source == "odd"
     ):  # nothing shared; one begins the other; equal; line breaks; longer than any in training
         odd = ["The cat sees.", "A dog.", "The cat sees. The", "A dog.", "What?\nThe cat.", "What?\nThe dog."]
-        return [("", x) for x in [*odd, "the cat and " * 40, "", " "]] + [
-            ("What?\nA cat.", "Good"),
-            ("A", "b"),
-        ]
+        odd += ["the cat and " * 40, "", " "]
+        return [("", x) for x in odd] + [("What?\nA cat.", "Good"), ("A", "b")]
     real_data(data.BENCHMARKS[source])
     subtasks = list(benchmarks.read_benchmark(source).values())[1::5][:2]
     each = [benchmarks.ask(subtask, record) for subtask in subtasks for record in subtask.records[:3]]
@@ -246,10 +243,7 @@ def test_scores_do_not_depend_on_the_batch(workplace, real_data, monkeypatch):
 def test_both_protocols_score_the_same_tokens(pairs):
     """Our tokenizer begins a sentence with a space as it is, so 2024's own makes no difference."""
     found = {protocol: score(protocol=protocol) for protocol in ("2024", "2025")}
-    assert {protocol: results["protocol"] for protocol, results in found.items()} == {
-        "2024": "2024",
-        "2025": "2025",
-    }
+    assert [results["protocol"] for results in found.values()] == ["2024", "2025"]
     assert found["2024"]["benchmarks"] == found["2025"]["benchmarks"]
 
 
@@ -309,16 +303,11 @@ def test_both_readings_of_ewok_by_hand():
     """
     one, two = subtask("ewok", 2), subtask("ewok", 1)
     rows = {"a": [], "b": benchmarks.judge(two, {}, [-1, -1, -1, -1])}
-    for values in (
-        [-1, -2, -1, -3],
-        [-2, -1, -5, -4],
-    ):  # right, right | right, right; wrong, wrong | right, wrong
-        rows["a"] += benchmarks.judge(one, {}, values)
+    rows["a"] += benchmarks.judge(one, {}, [-1, -2, -1, -3])  # right, right | right, right
+    rows["a"] += benchmarks.judge(one, {}, [-2, -1, -5, -4])  # wrong, wrong | right, wrong
     result = benchmarks.summary({"a": one, "b": two}, rows)
-    assert [(row["swapped"], row["good"], row["bad"]) for row in rows["a"][:2]] == [
-        (False, -1, -2),
-        (True, -1, -3),
-    ]
+    first = [(row["swapped"], row["good"], row["bad"]) for row in rows["a"][:2]]
+    assert first == [(False, -1, -2), (True, -1, -3)]
     assert result["subtasks"]["a"]["score"] == 50 and result["subtasks"]["b"]["score"] == 100
     assert result["score"] == 75 and result["subtasks"]["a"]["n"] == 4
     assert result["readings"] == {"p(T1|C1) > p(T2|C1)": 75, "p(T1|C1) > p(T1|C2)": 37.5}
@@ -329,10 +318,7 @@ def test_bear_by_hand():
     three = dict(templates=["[X] is [Y].", "[Y]!"], answers=["a", "b", "c"], right=1, sub_label="my x")
     one, two = subtask("bear", 2, **three), subtask("bear", 1, **three | {"answers": ["a", "b"]})
     assert benchmarks.ask(one, one.records[0])[:4] == [("", f"My x is {x}.") for x in "abc"] + [("", "A!")]
-    rows = {
-        "one": [],
-        "two": benchmarks.judge(two, two.records[0], [-2, -1, -1, -1]),
-    }  # right, then a tie: wrong
+    rows = {"one": [], "two": benchmarks.judge(two, two.records[0], [-2, -1, -1, -1])}  # right; a tie: wrong
     for values in ([-3, -1, -2, -2, -2, -2], [-1, -1, -3, -3, -1, -1]):  # right, wrong; wrong, right
         rows["one"] += benchmarks.judge(one, one.records[0], values)
     result = benchmarks.summary({"one": one, "two": two}, rows)
@@ -560,14 +546,8 @@ def test_no_text_of_ewok_is_written(real):
     for x in benchmarks.read_benchmark("ewok_fast").values():
         for record in x.records:
             assert all(record[name] not in written for name in ("Context1", "Context2", "Target1", "Target2"))
-    assert list(lines_of("out/tiny/pairs_ewok_fast.jsonl")[0]) == [
-        "uid",
-        "i",
-        "swapped",
-        "good",
-        "bad",
-        "elsewhere",
-    ]
+    row = lines_of("out/tiny/pairs_ewok_fast.jsonl")[0]
+    assert list(row) == ["uid", "i", "swapped", "good", "bad", "elsewhere"]
 
 
 def damaged(real, task, change):

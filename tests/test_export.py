@@ -38,15 +38,9 @@ KINDS = [dict(mixer=mixer, tie_embeddings=i % 2 == 0) for i, mixer in enumerate(
     dict(mixer="mingru", conv=4, expand=2, mlp="none"),
 ]
 ODD = [
-    "The cat.",
-    "",
-    " two  spaces ",
-    "a\nline",
-    "é日本🙂👩‍👩‍👧",
-    "</s> <s><pad>",
-    "x" * 70,
+    "The cat.", "", " two  spaces ", "a\nline", "é日本🙂👩‍👩‍👧", "</s> <s><pad>", "x" * 70,
     "The cat sees the dog.\n",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -317,9 +311,8 @@ def test_only_safetensors_holds_weights_and_each_once(hybrid):
         torch.equal(weights[name], expected[name]) for name in weights
     )
     with open(Path(folder, "model.safetensors"), "rb") as file:
-        assert (
-            int.from_bytes(file.read(8), "little") % 8 == 0
-        )  # so that numbers begin where a processor likes it
+        length = int.from_bytes(file.read(8), "little")
+    assert length % 8 == 0  # so that numbers begin where a processor likes it
     config = json.loads(Path(folder, "config.json").read_text())
     assert config["nanornn_checkpoint"] == checkpoint.fingerprint("out/hybrid/checkpoint.pt")
 
