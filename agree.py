@@ -32,7 +32,7 @@ import data
 import export
 from benchmarks import ask, read_benchmark
 from checkpoint import fingerprint, replacing
-from config import at_least, configure, fail, one_of, progress, run_script
+from config import at_least, configure, fail, one_of, progress, reason, run_script
 from model import load
 from scores import encode, score_texts
 
@@ -46,9 +46,7 @@ PROTOCOLS = ("2024", "2025")
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     peer: str = "transformers"  # transformers, lm_eval or minicons
-    tasks: str = (
-        "blimp,supplement,ewok_filtered"  # what to score, with commas: pairs or EWoK, named or a file
-    )
+    tasks: str = "blimp,supplement,ewok_filtered"  # with commas: pairs or EWoK, named or a file
     each: int = 15  # records of each subtask, evenly spaced; 0: all
     results: str = "results/agreement.json"  # where the rows go
 
@@ -56,6 +54,9 @@ class Settings:
         one_of("peer", self.peer, PEERS)
         at_least(0, self, "each")
         data.check_tasks("tasks", self.tasks)
+        if not self.tasks:
+            fail("tasks: name at least one benchmark or file")
+        rows_of(Path(self.results))  # before an hour's work
 
 
 @torch.no_grad()
@@ -66,9 +67,8 @@ def main(s):
     try:
         peer = PEERS[s.peer](str(folder))
     except ImportError as error:
-        fail(
-            f"peer = {s.peer!r}: this python lacks it ({error}); install it, or run this with one that has it"
-        )
+        lacks = f"this python lacks it ({error})"
+        fail(f"peer = {s.peer!r}: {lacks}; install it, or run this with one that has it")
     about = {"peer": s.peer, "version": version(s.peer), "transformers": version("transformers")}
     about |= {"torch": torch.__version__, "run": s.run, "checkpoint": fingerprint(trained.checkpoint)}
     rows = []
@@ -79,11 +79,11 @@ def main(s):
             continue
         for protocol in PROTOCOLS:
             rows.append(about | {"benchmark": task} | compare(model, tokenizer, peer, texts, protocol))
-            print(
-                "   ".join(f"{name} {x}" for name, x in rows[-1].items() if name not in ("run", "checkpoint"))
-            )
+            told = {name: x for name, x in rows[-1].items() if name not in ("run", "checkpoint")}
+            print("   ".join(f"{name} {x}" for name, x in told.items()))
     save(Path(s.results), rows)
-    wrong = [x for x in rows if x["relative"] > RELATIVE or x["verdicts"] or x.get("logits", 0) > LOGITS]
+    right = [x["relative"] <= RELATIVE and x.get("logits", 0) <= LOGITS and not x["verdicts"] for x in rows]
+    wrong = [row for row, well in zip(rows, right) if not well]
     if wrong:
         names = ", ".join(row["benchmark"] for row in wrong)
         fail(f"{s.peer} and nanoRNN differ on {names}: see {s.results}")
@@ -95,12 +95,12 @@ def compare(model, tokenizer, peer, texts, protocol):
     start = time.perf_counter()
     space = " " if protocol == "2024" else ""
     items = [(context, " " + text if context else space + text) for context, text in texts]
-    ours = score_texts(model, encode(tokenizer, texts, protocol))
+    ours = torch.tensor(score_texts(model, encode(tokenizer, texts, protocol)), dtype=torch.float64)
     with_start = protocol == "2025" or not texts[0][0]
-    theirs = peer.scores(items, with_start)
-    relative = max(abs(x - y) / abs(x) for x, y in zip(ours, theirs))
-    margins = [(x - y for x, y in zip(scores[::2], scores[1::2])) for scores in (ours, theirs)]
-    verdicts = sum(abs(x) > MARGIN and (x > 0) != (y > 0) for x, y in zip(*margins))
+    theirs = torch.tensor(peer.scores(items, with_start), dtype=torch.float64)
+    relative = ((theirs - ours) / ours).abs().max().item()  # NaN if one is
+    margin, other = ours[::2] - ours[1::2], theirs[::2] - theirs[1::2]
+    verdicts = ((margin.abs() > MARGIN) & ((margin > 0) != (other > 0))).sum().item()
     row = {"protocol": protocol, "pairs": len(items) // 2}
     row |= {"relative": float(f"{relative:.2g}"), "verdicts": verdicts}
     if hasattr(peer, "logits"):
@@ -110,22 +110,31 @@ def compare(model, tokenizer, peer, texts, protocol):
 
 def logit_difference(model, peer, items, with_start):
     """The largest difference of two logits, relative to the largest logit."""
-    worst = 0.0
+    found = []
     for item in items:
         tokens = torch.tensor([peer.ids(*item, with_start)[0]])
         ours, theirs = model(tokens)[0], peer.logits(tokens)
-        worst = max(worst, ((ours - theirs).abs().max() / ours.abs().max()).item())
-    return worst
+        found.append((ours - theirs).abs().max() / ours.abs().max())
+    return torch.stack(found).max().item()
+
+
+def what(row):
+    """What a row is about: of the same there is one."""
+    return [row[name] for name in ("peer", "version", "transformers", "run", "benchmark", "protocol")]
+
+
+def rows_of(path):
+    """The rows in a results file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return [row for row in rows if what(row)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"results = {str(path)!r}: not a file that agree.py has written ({reason(error)}); move it away")
 
 
 def save(path, rows):
     """Add the rows to the file, in the place of those of an earlier comparison of the same."""
-
-    def what(row):
-        return [row[name] for name in ("peer", "version", "transformers", "run", "benchmark", "protocol")]
-
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    known = [row for row in known if what(row) not in map(what, rows)]
+    known = [row for row in rows_of(path) if what(row) not in map(what, rows)]
     with replacing(path) as file:
         file.write("[\n" + ",\n".join(json.dumps(row) for row in [*known, *rows]) + "\n]\n")
 
@@ -134,9 +143,8 @@ def some_texts(task, count):
     """(context, text), good and bad by turns, of so many records of each subtask, evenly spaced; 0: of all."""
     texts = []
     for subtask in read_benchmark(task).values():
-        records = (
-            subtask.records[:: max(1, len(subtask.records) // count)][:count] if count else subtask.records
-        )
+        step = max(1, len(subtask.records) // count) if count else 1
+        records = subtask.records[::step][: count or None]
         texts += [text for record in records for text in ask(subtask, record)]
     return texts
 

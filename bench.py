@@ -28,6 +28,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -322,22 +323,17 @@ def score(s):
     paradigm by paradigm, each read once, after two small ones to warm up and to find that size.
     """
     subtasks = [x._replace(records=x.records[: s.pairs_each]) for x in read_benchmark(s.pairs).values()]
-    sentences = [
-        text for subtask in subtasks for record in subtask.records for _, text in ask(subtask, record)
-    ]
+    asked = [question for x in subtasks for record in x.records for question in ask(x, record)]
+    sentences = [text for context, text in asked]
     tokenizer = data.train_tokenizer(((text, True, True) for text in sentences * 2), s.vocab_size)
     rows, tasks, share = [], {}, tokens_read(tokenizer, subtasks)
     for name in progress(names(s, ["HGRN2", "minGRU", "our Llama"]), desc="memory"):
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
             peak = alone.submit(peak_of_scoring, s, name, subtasks[0], tokenizer.to_str()).result()
         rows.append({"model": name, "pairs": len(sentences) // 2, "peak_bytes": peak, "tokens_read": share})
-        tasks[name] = lambda subtask, model=make(s, name).model.eval(): score_subtask(
-            model, tokenizer, subtask
-        )
-    theirs = {
-        f"lm-eval, transformers Llama, batches of {size}": lm_eval(tokenizer, size, s)
-        for size in (16, 64, 256)
-    }
+        tasks[name] = partial(score_subtask, make(s, name).model.eval(), tokenizer)
+    peer = "lm-eval, transformers Llama, batches of"
+    theirs = {f"{peer} {size}": lm_eval(tokenizer, size, s) for size in (16, 64, 256)}
     with torch.inference_mode(), autocast(s):
         small = subtasks[0]._replace(records=subtasks[0].records[:100])
         tasks |= fastest({name: task for name, task in theirs.items() if task}, small, s)
@@ -350,10 +346,10 @@ def score(s):
             seconds[name] += time.perf_counter() - began
     peer = next((name for name in tasks if "lm-eval" in name), "lm-eval")
     rows.append({"model": peer, "pairs": len(sentences) // 2})
-    return [
-        row | {"pairs_per_second": row["pairs"] / seconds[row["model"]]} if row["model"] in seconds else row
-        for row in rows
-    ]
+    for row in rows:
+        if row["model"] in seconds:
+            row["pairs_per_second"] = row["pairs"] / seconds[row["model"]]
+    return rows
 
 
 def tokens_read(tokenizer, subtasks):

@@ -17,6 +17,7 @@ import math
 import re
 import zipfile
 import zlib
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,7 @@ import data
 from config import fail, reason
 
 LARGEST = 1 << 28  # bytes of a benchmark, unpacked: ten times BLiMP; an archive may promise to be endless
-PASSWORDS = (
-    b"ewok",
-    b"BabyLM2025",
-)  # that EWoK's authors and BabyLM's organisers publish, against web crawlers
+PASSWORDS = b"ewok", b"BabyLM2025"  # which EWoK's authors and BabyLM publish: they keep web crawlers out
 
 FIELDS = {  # kind -> what a record must have
     "pairs": ("sentence_good", "sentence_bad"),
@@ -35,13 +33,8 @@ FIELDS = {  # kind -> what a record must have
     "bear": ("sub_label", "obj_id", "obj_label"),
 }
 EACH = {"blimp": 1000, "blimp_fast": 200, "supplement_fast": 50, "ewok_fast": 100}  # records of every subtask
-ALL = {
-    "blimp": 67_000,
-    "blimp_filtered": 59_875,
-    "blimp_fast": 13_400,
-    "supplement": 5218,
-}  # and of all together
-ALL |= {"supplement_fast": 250, "ewok": 4374, "ewok_filtered": 3809, "ewok_fast": 1100}
+ALL = {"blimp": 67_000, "blimp_filtered": 59_875, "blimp_fast": 13_400}  # and of all together
+ALL |= {"supplement": 5218, "supplement_fast": 250, "ewok": 4374, "ewok_filtered": 3809, "ewok_fast": 1100}
 ALL |= {"bear": 7731, "bear_big": 40_916}
 
 
@@ -106,30 +99,23 @@ def summary(subtasks, rows):
     {...}}. The score is the unweighted mean over subtasks, BEAR's the share of all its statements. EWoK's score is
     the pipeline's reading of it, and the paper's is given beside it; BEAR's templates each have their score.
     """
-    found = {
-        uid: verdicts(subtask, [is_right(row) for row in rows[uid]]) for uid, subtask in subtasks.items()
-    }
-    kind, everything = next(iter(subtasks.values())).kind, [row for uid in subtasks for row in rows[uid]]
+    found = {uid: verdicts(subtasks[uid], [is_right(row) for row in rows[uid]]) for uid in subtasks}
+    kind = next(iter(subtasks.values())).kind
     result = {
         "score": sum(x["score"] for x in found.values()) / len(found),
         "interval": math.sqrt(sum(x["interval"] ** 2 for x in found.values())) / len(found),
         "subtasks": found,
     }
     if kind == "ewok":
-        means = [mean(row["good"] > row["elsewhere"] for row in rows[uid]) for uid in subtasks]
-        result["readings"] = {
-            "p(T1|C1) > p(T2|C1)": result["score"],
-            "p(T1|C1) > p(T1|C2)": 100 * mean(means),
-        }
+        papers = 100 * mean(mean(row["good"] > row["elsewhere"] for row in rows[uid]) for uid in subtasks)
+        result["readings"] = {"p(T1|C1) > p(T2|C1)": result["score"], "p(T1|C1) > p(T1|C2)": papers}
     if kind == "bear":
         records = [record for subtask in subtasks.values() for record in subtask.records]
-        templates = sorted({row["template"] for row in everything})
-        result |= verdicts(Subtask(kind, "", records, ""), [row["right"] for row in everything]) | {
-            "subtasks": found
-        }
-        result["templates"] = [
-            100 * mean(x["right"] for x in everything if x["template"] == t) for t in templates
-        ]
+        by_template = defaultdict(list)
+        for row in (row for uid in subtasks for row in rows[uid]):
+            by_template[row["template"]].append(row["right"])
+        result |= verdicts(Subtask(kind, "", records, ""), sum(by_template.values(), []))
+        result["templates"] = [100 * mean(by_template[template]) for template in sorted(by_template)]
         result["chance"] = 100 * mean(1 / len(record["answers"]) for record in records)
     return result
 
@@ -163,18 +149,15 @@ def read_benchmark(task):
             try:
                 record = json.loads(line)
                 kind = next(kind for kind in FIELDS if FIELDS[kind][0] in record)
-                kept = {field: record[field] + "" for field in FIELDS[kind]} | {
-                    "i": i
-                }  # + "": nothing but text
+                kept = {field: record[field] + "" for field in FIELDS[kind]}  # + "": nothing but text
             except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
-                fail(
-                    f"{name}:{i + 1}: not a record of BLiMP, EWoK or BEAR ({reason(error)}); is the file complete?"
-                )
+                what = f"not a record of BLiMP, EWoK or BEAR ({reason(error) or 'no fields of theirs'})"
+                fail(f"{name}:{i + 1}: {what}; is the file complete?")
             if task == "ewok_filtered" and not record.get("in_babylm_vocab"):
                 continue
             uid = str(record.get("UID") or record.get("Domain") or Path(name).name.split(".")[0])
             term = str(record.get("linguistics_term", ""))
-            subtasks.setdefault(uid, Subtask(kind, term, [], name)).records.append(kept)
+            subtasks.setdefault(uid, Subtask(kind, term, [], name)).records.append(kept | {"i": i})
     check_complete(task, path, subtasks)
     if any(subtask.kind == "bear" for subtask in subtasks.values()):
         add_answers(path, subtasks)
@@ -192,9 +175,8 @@ def check_complete(task, path, subtasks):
     if n != ALL.get(task, n):
         fail(f"{path}: {n:,} lines in all and not {ALL[task]:,}; {again}")
     if len({subtask.kind for subtask in subtasks.values()}) != 1:
-        fail(
-            f"{path}: {'files of different benchmarks' if subtasks else 'no .jsonl files with records'} in it"
-        )
+        what = "files of different benchmarks" if subtasks else "no .jsonl files with records"
+        fail(f"{path}: {what} in it")
 
 
 def add_answers(path, subtasks):
@@ -216,9 +198,8 @@ def add_answers(path, subtasks):
             for record in subtask.records:
                 record |= {"templates": templates, "answers": answers, "right": ids.index(record["obj_id"])}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            fail(
-                f"{path}: relation {uid} does not fit metadata_relations.json ({reason(error)}); is it complete?"
-            )
+            what = f"relation {uid} does not fit metadata_relations.json ({reason(error)})"
+            fail(f"{path}: {what}; is it complete?")
 
 
 def read_texts(path, pattern=r"[^.][^/]*\.jsonl(\.gz)?"):
@@ -260,11 +241,7 @@ def read_member(archive, name, size):
         try:
             with archive.open(name, pwd=password) as file:
                 return file.read(size)
-        except (
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ):  # of wrong passwords 1 in 256 looks right at first
+        except (RuntimeError, zipfile.BadZipFile, zlib.error):  # 1 wrong password in 256 looks right at first
             if not locked:
                 raise
     raise ValueError("locked, and not with a password that EWoK's authors or BabyLM's organisers publish")

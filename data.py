@@ -215,10 +215,8 @@ def prepare(name, files, s):
     with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
         train, val = Split(train), Split(val)
         held_out = 0 if val_files else s.val_share
-        text, val_text = (
-            Text(files, "encoding", s.longest),
-            Text(val_files, "encoding for validation", s.longest),
-        )
+        text = Text(files, "encoding", s.longest)
+        val_text = Text(val_files, "encoding for validation", s.longest)
         encode(text, tokenizer, lambda document: val if chosen(document, held_out) else train)
         encode(val_text, tokenizer, lambda document: val)
         if train.words and held_out and not val.documents:
@@ -331,9 +329,7 @@ def documents(lines, longest=0):
 def train_tokenizer(pieces, vocab_size):
     """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909): any bytes can be encoded, none is changed."""
     tokenizer = Tokenizer(models.BPE())
-    lines = pre_tokenizers.Split(
-        "\n", "merged_with_previous"
-    )  # each begins with a space, as documents() has it
+    lines = pre_tokenizers.Split("\n", "merged_with_previous")  # each begins with a space, as in documents()
     words = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
     tokenizer.decoder = decoders.ByteLevel()
@@ -535,10 +531,8 @@ def check_words(path, count, by_hand):
     """Refuse a text that has not so many words, by str.split or by bytes.split: who counted how is not said."""
     found = found_in_bytes = 0
     try:
-        with (
-            open(path, "rb") as file,
-            progress(total=path.stat().st_size, desc="counting words", unit="B") as bar,
-        ):
+        bar = progress(total=path.stat().st_size, desc="counting words", unit="B")
+        with bar, open(path, "rb") as file:
             for line in file:
                 found_in_bytes += len(line.split())
                 found += len(line.decode("utf-8", "replace").split())

@@ -65,9 +65,8 @@ EVALS = "BabyLM-community/BabyLM-2026-Strict-Evals@8d52da9424a9ff30b9e8266c4f751
 FULL, FAST = "evaluation_data/full_eval", "evaluation_data/fast_eval"
 # The same of 2024: OSF packs a folder as it is asked for. Not seen either.
 OSF = "https://files.osf.io/v1/resources/ad7qg/providers/osfstorage/66358ec34664da20a0ed6acc/?zip="
-GLUE = (
-    "boolq 9427 1635 mnli 10000 4908 mrpc 3668 204 multirc 27243 2424 qqp 10000 20215 rte 2490 139 wsc 554 52"
-)
+GLUE = "boolq 9427 1635 mnli 10000 4908 mrpc 3668 204 multirc 27243 2424 "
+GLUE += "qqp 10000 20215 rte 2490 139 wsc 554 52"
 GLUE_OF_2024 = "cola 8551 522 mnli-mm 0 4916 qnli 104743 2732 sst2 67349 436"  # left out since
 BLIMP = "https://codeload.github.com/alexwarstadt/blimp/tar.gz/3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
 BEAR = "https://codeload.github.com/lm-pub-quiz/BEAR/tar.gz/725b4e3139d0a5fdf914b0419ba744273dddc689"
@@ -158,9 +157,8 @@ def from_hub(part, folder):
     by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at data/{part.place}"
     by_hand += f". {GATED}" * (folder.name == "ewok")
     hub(part.home, part.names, folder, by_hand)
-    files = {
-        path.name: path.read_bytes() for path in folder.glob(part.names) if expected(path.as_posix(), part)
-    }
+    paths = [path for path in folder.glob(part.names) if expected(path.as_posix(), part)]
+    files = {path.name: path.read_bytes() for path in paths}
     with discarding(folder):
         store(part, files, f"{repo}: ", by_hand)
 
@@ -292,12 +290,9 @@ def hub(home, pattern, folder, by_hand):
     try:
         from huggingface_hub import HfApi, snapshot_download  # comes with tokenizers
 
-        HfApi().repo_info(
-            repo, repo_type="dataset", revision=revision or None
-        )  # would be tried for half a minute
-        snapshot_download(
-            repo, repo_type="dataset", revision=revision or None, allow_patterns=pattern, local_dir=folder
-        )
+        which = {"repo_type": "dataset", "revision": revision or None}
+        HfApi().repo_info(repo, **which)  # what fails here would be tried for half a minute there
+        snapshot_download(repo, **which, allow_patterns=pattern, local_dir=folder)
     except Exception as error:  # it has many
         why = (reason(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Got: ")
         fail(f"huggingface.co/datasets/{repo}: cannot be fetched ({why}); {by_hand}")
@@ -340,10 +335,8 @@ def receive(url, part, size):
         elif not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             raise HTTPException("the server sent another part than was asked for")
         total = size or None if answer.length is None else done + answer.length
-        with (
-            open(part, "ab", buffering=0) as file,
-            progress(total=total, initial=done, desc=part.stem, unit="B") as bar,
-        ):
+        bar = progress(total=total, initial=done, desc=part.stem, unit="B")
+        with bar, open(part, "ab", buffering=0) as file:
             file.truncate(done)
             while done <= (size or LARGEST) and (raw := answer.read(1 << 16)):
                 append(file, raw, done)

@@ -19,6 +19,7 @@ from start import begin
 
 begin(__name__)  # before torch is loaded
 
+import hashlib
 import json
 import math
 import os
@@ -75,17 +76,16 @@ def main(s):
         results["perplexity"] = perplexity(model, trained)
         for task, subtasks in tasks.items():
             name = name_of(task)
-            file, header = (
-                folder / f"{prefix}pairs_{name}.jsonl",
-                what | {"pairs": str(data.find_benchmark(task))},
-            )
-            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, file, header)
+            file = folder / f"{prefix}pairs_{name}.jsonl"
+            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, file, what)
             results["benchmarks"][name] = summary(subtasks, rows)
             print_table(name, results["benchmarks"][name], s.protocol)
     if results["perplexity"]:
         print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
     for target in [folder / f"{prefix}results.json"] + [Path(s.results)] * bool(s.results):
         write_json(target, results)
+    for task in tasks:
+        part_of(folder / f"{prefix}pairs_{name_of(task)}.jsonl").unlink(missing_ok=True)
     return results
 
 
@@ -102,8 +102,11 @@ def tasks_of(s, trained):
 
 
 def name_of(task):
-    """ "blimp" is its own name, "my/pairs.jsonl" is my_pairs."""
-    return task if task in data.BENCHMARKS else re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
+    """ "blimp" is its own name, "my/pairs.jsonl" is my_pairs; "blimp.jsonl" is blimp_file, not the benchmark."""
+    if task in data.BENCHMARKS:
+        return task
+    name = re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
+    return f"{name}_file" if name in data.BENCHMARKS else name
 
 
 def identity(s, checkpoint):
@@ -115,7 +118,8 @@ def read_results(path, what):
     """The results in a file, if they are of the same: others are of something else."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return results if all(results[key] == what[key] for key in what) else None
+        same = isinstance(results["benchmarks"], dict) and all(results[key] == what[key] for key in what)
+        return results if same else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -151,24 +155,20 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024"):
 
 def accuracy(model, tokenizer, task, each_batch=lambda: None):
     """{"score": per cent, "subtasks": {subtask: per cent}} of a task, for use during training."""
-    subtasks = read_benchmark(task)
-    rows = {
-        uid: score_subtask(model, tokenizer, subtask, each_batch=lambda done: each_batch())
-        for uid, subtask in subtasks.items()
-    }
+    subtasks, rows = read_benchmark(task), {}
+    for uid, subtask in subtasks.items():
+        rows[uid] = score_subtask(model, tokenizer, subtask, each_batch=lambda done: each_batch())
     result = summary(subtasks, rows)
-    return {
-        "score": result["score"],
-        "subtasks": {uid: x["score"] for uid, x in result["subtasks"].items()},
-    }
+    scores = {uid: x["score"] for uid, x in result["subtasks"].items()}
+    return {"score": result["score"], "subtasks": scores}
 
 
-def score_benchmark(model, tokenizer, subtasks, protocol, path, header):
+def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
     """
     {uid: Subtask} -> {uid: rows}, also written to `path`. Each finished subtask is appended to a file beside it,
-    from which a stopped evaluation of the same checkpoint goes on.
+    from which a stopped evaluation of the same model and records goes on; main removes it in the end.
     """
-    part = path.with_name(path.name + ".part")
+    part, header = part_of(path), what | {"records": digest(subtasks)}
     rows = {uid: found for uid, found in read_part(part, header).items() if uid in subtasks}
     with replacing(part) as file:
         file.writelines(json.dumps(x) + "\n" for x in [header, rows])
@@ -182,8 +182,20 @@ def score_benchmark(model, tokenizer, subtasks, protocol, path, header):
     with replacing(path) as file:
         for uid in subtasks:
             file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in rows[uid])
-    part.unlink()
     return rows
+
+
+def part_of(path):
+    return path.with_name(path.name + ".part")
+
+
+def digest(subtasks):
+    """What a benchmark asks, wherever it lies: a SHA-256."""
+    hashing = hashlib.sha256()
+    for uid, subtask in subtasks.items():
+        for record in subtask.records:
+            hashing.update(json.dumps([uid, record]).encode())
+    return hashing.hexdigest()
 
 
 def read_part(part, header):
@@ -254,20 +266,18 @@ def compare(folders, flags):
     """Run folders -> a table of them, and of the paper's rows, and its picture; evaluates what is not yet."""
     from figures import draw_leaderboard  # not above: matplotlib takes a second to load
 
-    folders = [Path(x) for x in folders if (Path(x) / "checkpoint.pt").exists()] or fail(
-        "no runs among these"
-    )
+    others = [x for x in folders if not (Path(x) / "checkpoint.pt").exists()]
+    folders = [Path(x) for x in folders if x not in others] or fail("no runs among these")
+    if others:
+        print(f"left out, for there is no checkpoint.pt in them: {', '.join(others)}")
     rows = []
     for folder in folders:
         s = configure(Settings(), [str(folder), *flags], word="run")
-        results = read_results(folder / "results.json", identity(s, folder / "checkpoint.pt")) or {
-            "benchmarks": {}
-        }
-        asked = s.tasks or ("" if results["benchmarks"] else None)
-        if asked is None or not {name_of(task) for task in asked.split(",") if task} <= set(
-            results["benchmarks"]
-        ):
-            results = main(replace(s, results=""))
+        results = read_results(folder / "results.json", identity(s, folder / "checkpoint.pt"))
+        known = results["benchmarks"] if results else {}
+        missing = [task for task in s.tasks.split(",") if task and name_of(task) not in known]
+        if missing or not known:
+            results = main(replace(s, tasks=",".join(missing), results=""))
         scores = {name: x["score"] for name, x in results["benchmarks"].items()}
         rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
     rows += [row | {"paper": True} for row in json.loads(PAPER.read_text(encoding="utf-8"))["rows"]]
@@ -288,18 +298,13 @@ def compare(folders, flags):
 
 def print_leaderboard(rows, columns):
     """A row a run, the best of our own first by the last column; the paper's as they stand there."""
-    print("per cent".ljust(44) + "parameters" + "".join(x.rjust(max(len(x) + 2, 8)) for x in columns))
-    for row in sorted(
-        rows, key=lambda row: (row.get("paper", False), -row["benchmarks"].get(columns[-1], 0))
-    ):
+    widths = [max(len(column) + 2, 8) for column in columns]
+    print("per cent".ljust(44) + "parameters" + "".join(map(str.rjust, columns, widths)))
+    for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(columns[-1], 0))):
         name = row["name"] + " (paper)" * row.get("paper", False)
         size = f"{row['parameters'] / 1e6:,.1f}M" if "parameters" in row else ""
-        each = (f"{row['benchmarks'][x]:.1f}" if x in row["benchmarks"] else "" for x in columns)
-        print(
-            name.ljust(38)
-            + size.rjust(10)
-            + "".join(y.rjust(max(len(x) + 2, 8)) for x, y in zip(columns, each))
-        )
+        each = [f"{row['benchmarks'][x]:.1f}" if x in row["benchmarks"] else "" for x in columns]
+        print(name.ljust(44) + size.rjust(10) + "".join(map(str.rjust, each, widths)))
 
 
 def start(args):

@@ -29,7 +29,7 @@ from tokenizers import processors
 
 import data
 import evaluate
-from benchmarks import is_right, read_benchmark
+from benchmarks import is_right, read_benchmark, summary
 from checkpoint import fingerprint, replacing
 from config import configure, fail, one_of, run_script
 from model import Config, load
@@ -81,15 +81,9 @@ def main(s):
 
 
 def check_free(folder):
-    """Refuse a folder that holds anything but an earlier export."""
-    try:
-        if not folder.exists() or not any(folder.iterdir()):
-            return
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        ours = config["model_type"] == "nanornn"
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+    """Refuse a folder that holds anything but an export, be it one that was stopped in the middle."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else ["a file"] * folder.exists()
+    if names and "modeling_nanornn.py" not in names:
         fail(f"to = {str(folder)!r} holds something else already: name a new folder")
 
 
@@ -294,23 +288,26 @@ def needed(found, names):
 TASKS = {"blimp": "blimp_filtered", "blimp_supplement": "supplement"}  # the leaderboard's name: ours
 
 
-def write_predictions(folder):
+def write_predictions(run):
     """
     {task: {subtask: {"predictions": [{"id": "SUBTASK_0", "pred": " The text."}, ...]}}}, as collect_results.py of
     github.com/babylm/evaluation-pipeline-2024 makes it. What the run has no scores of is left out, and said.
     """
-    if not evaluate.read_results(folder / "results.json", {"protocol": "2024"}):
-        fail(f"{folder}: needs scores by protocol 2024; make them: python evaluate.py {folder} {ASK}")
+    folder, prefix = evaluate.place_of(run / "checkpoint.pt" if run.is_dir() else run)
+    results = evaluate.read_results(folder / f"{prefix}results.json", {"protocol": "2024"})
+    if not results:
+        fail(f"{run}: needs scores by protocol 2024; make them: python evaluate.py {run} {ASK}")
     predictions = {}
     for task, name in TASKS.items():
-        scores = read_scores(folder / f"pairs_{name}.jsonl")
-        if scores:
-            predictions[task] = preferred(scores, read_benchmark(name), folder / f"pairs_{name}.jsonl")
+        path = folder / f"{prefix}pairs_{name}.jsonl"
+        if name in results["benchmarks"] and path.exists():  # or they are another checkpoint's
+            score = results["benchmarks"][name]["score"]
+            predictions[task] = preferred(read_scores(path), read_benchmark(name), path, score)
         else:
-            print(f"{task}: left out, there is no pairs_{name}.jsonl; python evaluate.py {folder} {ASK}")
+            print(f"{task}: left out, there is no {path.name}; python evaluate.py {run} {ASK}")
     print("ewok: left out, for this file would hold its texts, which may not be published as plain text")
     print("glue: left out, it takes fine-tuning")
-    path = folder / f"{folder.resolve().name}_textonly_predictions.json.gz"
+    path = folder / f"{folder.resolve().name}_{prefix}textonly_predictions.json.gz"
     with replacing(path, "wb") as file:
         file.write(gzip.compress(json.dumps(predictions).encode(), mtime=0))
     print(f"written: {path}")
@@ -321,10 +318,9 @@ ASK = "--tasks=" + ",".join(TASKS.values())
 
 
 def read_scores(path):
-    """{paradigm: rows} of a pairs_TASK.jsonl; {} if there is none."""
+    """{paradigm: rows} of a pairs_TASK.jsonl."""
     scores = defaultdict(list)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
             scores[row["uid"]].append({name: row[name] + 0 for name in ("i", "good", "bad")})
@@ -333,11 +329,13 @@ def read_scores(path):
     return scores
 
 
-def preferred(scores, subtasks, path):
+def preferred(scores, subtasks, path, score):
     """The leaderboard's subtasks: of each pair the text with the better score, of equal ones the good one."""
     lines = {uid: [record["i"] for record in x.records] for uid, x in subtasks.items()}
     if {uid: [row["i"] for row in rows] for uid, rows in scores.items()} != lines:
         fail(f"{path}: not the scores of all {sum(map(len, lines.values())):,} pairs; evaluate the run again")
+    if abs(summary(subtasks, scores)["score"] - score) > 1e-6:
+        fail(f"{path}: not the scores that results.json is of; evaluate the run again")
     predictions = defaultdict(lambda: {"predictions": []})
     for uid, subtask in subtasks.items():
         for record, row in zip(subtask.records, scores[uid]):

@@ -266,14 +266,12 @@ def draw_leaderboard(rows, columns, path):
     """Rows of evaluate.compare -> a picture at `path`: a panel a benchmark, a bar a run, the paper's in gray."""
     rows = sorted(rows, key=lambda row: (not row.get("paper"), row["benchmarks"].get(columns[-1], 0)))
     size = (3 + 2.2 * len(columns), 1.2 + 0.24 * len(rows))
-    figure, axes = plt.subplots(
-        1, len(columns), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+    options = dict(figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(columns), **options)
+    colors = ["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
     for axis, column in zip(axes.flat, columns):
         scores = [row["benchmarks"].get(column, 0) for row in rows]
-        axis.barh(
-            range(len(rows)), scores, color=["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
-        )
+        axis.barh(range(len(rows)), scores, color=colors)
         for place, score in enumerate(scores):
             axis.text(score, place, f" {score:.1f}" if score else " not scored", va="center", fontsize=7)
         if column not in ("bear", "bear_big", "toyland_bear"):

@@ -97,9 +97,8 @@ class NanoRNNPreTrainedModel(PreTrainedModel):
         return torch.autocast(self.device.type, self.dtype) if low else contextlib.nullcontext()
 
     def packed(self, output, return_dict):
-        return (
-            output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-        )
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
 
 
 class NanoRNNModel(NanoRNNPreTrainedModel):
@@ -113,14 +112,9 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         self.post_init()
 
     def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        past_key_values=None,
-        token_type_ids=None,
-        return_dict=None,
+        self, input_ids, attention_mask=None, past_key_values=None, token_type_ids=None, return_dict=None,
         **kwargs,
-    ):
+    ):  # fmt: skip
         """-> last_hidden_state (B, T, D); what else tools pass is of no use here."""
         with self.low_precision():
             x, states = self.features(input_ids, attention_mask, past_key_values)

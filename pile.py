@@ -87,9 +87,8 @@ def choose(files, quotas, rng):
                 words[domain] -= heapq.heappop(heap)[2]
     short = [f"{x} {words[x]:,} of {quotas[x]:,} words" for x in quotas if words[x] < quotas[x]]
     if short:
-        fail(
-            f"too little of the Pile in {', '.join(map(str, files))}: {', '.join(short)}; name more of its files"
-        )
+        where = ", ".join(map(str, files))
+        fail(f"too little of the Pile in {where}: {', '.join(short)}; name more of its files")
     chosen = {place: size for heap in heaps.values() for _, place, size in heap}
     for domain, heap in heaps.items():
         chosen[heap[0][1]] -= words[domain] - quotas[domain]
@@ -102,9 +101,8 @@ def document(line, place):
         record = json.loads(line)
         return record["text"] + "", record["meta"]["pile_set_name"] + ""
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        fail(
-            f"{place[0]}:{place[1]}: not a document of the Pile ({type(error).__name__}); is the file whole?"
-        )
+        what = f"not a document of the Pile ({type(error).__name__})"
+        fail(f"{place[0]}:{place[1]}: {what}; is the file whole?")
 
 
 def tidy(text, words):

@@ -22,7 +22,11 @@ from config import fail
 from layers import next_token_log_p
 
 BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # of a batch: a CPU works in its caches
-STATE_BYTES = {"cpu": 1 << 28, "mps": 1 << 30, "cuda": 1 << 33}  # of the states that a batch leaves behind
+STATE_BYTES = {
+    "cpu": 1 << 28,
+    "mps": 1 << 30,
+    "cuda": 1 << 33,
+}  # of states that a batch begins with or leaves
 COPY = 1  # what copying a state costs, in tokens that could be read instead
 
 
@@ -36,7 +40,7 @@ def score_texts(model, texts, each_batch=lambda done: None):
     by_length = defaultdict(list)  # of the prefix that a family shares; 0: read alone
     for start, end, shared in families([texts[i][0][:-1] for i in order]):
         by_length[shared].append(order[start:end])
-    most = most_states(model)
+    most = most_states(read(model, [[0]])[1], 1, device)
     for shared, all_families in sorted(by_length.items()):
         if shared == 0:
             members = [i for family in all_families for i in family]
@@ -47,7 +51,8 @@ def score_texts(model, texts, each_batch=lambda done: None):
             states = read_prefixes(model, texts, some, shared, scores)
             parents = {i: row for row, family in enumerate(some) for i in family}
             each_batch(sum(len(texts[i][0]) - 1 == shared for i in parents))
-            read_on(model, texts, parents, scores, most, each_batch, shared, states)
+            copies = most_states(states, len(some), device)
+            read_on(model, texts, parents, scores, copies, each_batch, shared, states)
     return scores
 
 
@@ -107,9 +112,7 @@ def families(rows):
     rows[start:end] share so many, or a row stands alone and shares 0. The more rows, the less they share: those
     with a common prefix are one family if that saves more than the best that its parts can do.
     """
-    runs = [
-        [0, 0, 0, []]
-    ]  # open ones, each inside the one before: [tokens shared, start, saved by parts, parts]
+    runs = [[0, 0, 0, []]]  # open, each inside the one before: [tokens shared, start, saved by parts, parts]
     for i, row in enumerate(rows):
         shared = common(row, rows[i + 1]) if i + 1 < len(rows) else 0
         start, saved, parts = i, 0, [(i, i + 1, 0)]
@@ -144,11 +147,9 @@ def fork(state, rows):
     return state
 
 
-def most_states(model):
-    """How many states there is room for, at least 1. A Transformer's grow with the text: those after 16 tokens."""
-    device = model.embed.weight.device
-    _, states = model.features(torch.zeros(1, 16, dtype=torch.long, device=device))
-    return max(1, STATE_BYTES[device.type] // max(1, size_of(states)))
+def most_states(states, rows, device):
+    """How many states like these, which are of so many rows, there is room for; at least 1."""
+    return max(1, STATE_BYTES[device.type] * rows // max(1, size_of(states)))
 
 
 def size_of(state):

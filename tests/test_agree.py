@@ -54,6 +54,24 @@ def test_transformers_agrees_and_the_rows_are_kept(place):
     assert all(row["relative"] <= 5e-6 and row["logits"] <= 1e-5 and not row["verdicts"] for row in rows)
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"peer": "lm_eval"}]'])
+def test_results_of_something_else_are_refused_first(place, refusal, content):
+    Path("mine.json").write_text(content)
+    assert refusal(settings(results="mine.json").check).startswith(
+        "results = 'mine.json': not a file that agree"
+    )
+    assert "results = 'out': not a file" in refusal(settings(results="out").check)
+
+
+def test_a_score_that_is_no_number_is_no_agreement(place, refusal, monkeypatch):
+    class Other(agree.Transformers):
+        def scores(self, items, with_start):
+            return [*super().scores(items, with_start)[:-1], float("nan")]
+
+    monkeypatch.setitem(agree.PEERS, "transformers", Other)
+    assert "differ on pairs.jsonl" in refusal(agree.main, settings(tasks="pairs.jsonl"))
+
+
 def test_a_tool_that_scores_otherwise_is_found_out(place, refusal, monkeypatch):
     class Other(agree.Transformers):
         def scores(self, items, with_start):

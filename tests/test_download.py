@@ -504,7 +504,7 @@ def test_the_supplement_comes_from_the_hub(home, hub, real_data):
     for file in real_data("babylm_eval").glob("supplement_*/*"):
         ours = Path("data/babylm_eval", file.parent.name, file.name)
         assert gzip.decompress(ours.read_bytes()) == gzip.decompress(file.read_bytes())
-    assert sum(len(x["pairs"]) for x in benchmarks.read_benchmark("supplement").values()) == 5218
+    assert sum(len(x.records) for x in benchmarks.read_benchmark("supplement").values()) == 5218
     assert len(left()) == 10
 
 

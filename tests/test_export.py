@@ -38,15 +38,9 @@ KINDS = [dict(mixer=mixer, tie_embeddings=i % 2 == 0) for i, mixer in enumerate(
     dict(mixer="mingru", conv=4, expand=2, mlp="none"),
 ]
 ODD = [
-    "The cat.",
-    "",
-    " two  spaces ",
-    "a\nline",
-    "é日本🙂👩‍👩‍👧",
-    "</s> <s><pad>",
-    "x" * 70,
+    "The cat.", "", " two  spaces ", "a\nline", "é日本🙂👩‍👩‍👧", "</s> <s><pad>", "x" * 70,
     "The cat sees the dog.\n",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -317,9 +311,8 @@ def test_only_safetensors_holds_weights_and_each_once(hybrid):
         torch.equal(weights[name], expected[name]) for name in weights
     )
     with open(Path(folder, "model.safetensors"), "rb") as file:
-        assert (
-            int.from_bytes(file.read(8), "little") % 8 == 0
-        )  # so that numbers begin where a processor likes it
+        length = int.from_bytes(file.read(8), "little")
+    assert length % 8 == 0  # so that numbers begin where a processor likes it
     config = json.loads(Path(folder, "config.json").read_text())
     assert config["nanornn_checkpoint"] == checkpoint.fingerprint("out/hybrid/checkpoint.pt")
 
@@ -376,10 +369,11 @@ def test_the_same_run_makes_the_same_folder(hybrid):
 
 def test_a_folder_half_written_is_no_model(hybrid, monkeypatch):
     """Neither the old one nor the new, mixed: until all else is there, config.json is not."""
-    monkeypatch.setattr(export, "write_safetensors", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(export, "write_safetensors", lambda *args: 1 / 0)
         exported("out/hybrid")
     assert not Path(hybrid[1], "config.json").exists()
+    assert opened(exported("out/hybrid"))  # and the next try is not refused
 
 
 @pytest.mark.parametrize(
@@ -428,7 +422,8 @@ def scored(workplace, monkeypatch):
                 continue
             with zipfile.ZipFile("data/babylm_eval/blimp_filtered.zip", "a") as archive:
                 archive.writestr(f"blimp_filtered/{uid}.jsonl", text)
-    Path("out/tiny/results.json").write_text('{"protocol": "2024"}')
+    found = {"blimp_filtered": {"score": 100 * (2 / 3 + 1 / 2) / 2}, "supplement": {"score": 50}}
+    Path("out/tiny/results.json").write_text(json.dumps({"protocol": "2024", "benchmarks": found}))
     return Path("out/tiny")
 
 
@@ -456,6 +451,21 @@ def test_what_has_no_scores_is_left_out_of_the_predictions(scored, capsys):
     (scored / "pairs_supplement.jsonl").unlink()
     assert list(predicted(scored)) == ["blimp"]
     assert "blimp_supplement: left out, there is no pairs_supplement.jsonl" in capsys.readouterr().out
+
+
+def test_predictions_are_of_the_checkpoint_that_was_scored_last(scored, refusal):
+    """What results.json does not tell of is of an earlier one; a kept checkpoint has its own."""
+    results = json.loads((scored / "results.json").read_text())
+    one = {"blimp_filtered": results["benchmarks"]["blimp_filtered"]}
+    (scored / "results.json").write_text(json.dumps(results | {"benchmarks": one}))
+    assert list(predicted(scored)) == ["blimp"]
+    assert "best.pt: needs scores by protocol 2024" in refusal(predicted, scored / "best.pt")
+    for name in ("results.json", "pairs_blimp_filtered.jsonl"):
+        (scored / name).rename(scored / f"best_{name}")
+    assert list(predicted(scored / "best.pt")) == ["blimp"]
+    one["blimp_filtered"]["score"] = 99
+    (scored / "best_results.json").write_text(json.dumps(results | {"benchmarks": one}))
+    assert "not the scores that results.json is of" in refusal(predicted, scored / "best.pt")
 
 
 def test_predictions_need_all_scores_by_the_protocol_of_2024(scored, refusal):
