@@ -29,7 +29,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -340,10 +339,11 @@ def score(s):
         for task in tasks.values():
             task(small)
         seconds = dict.fromkeys(tasks, 0.0)
-        for subtask, name in product(progress(subtasks, unit="paradigm"), tasks):
-            began = time.perf_counter()
-            tasks[name](subtask)
-            seconds[name] += time.perf_counter() - began
+        for subtask in progress(subtasks, unit="paradigm"):
+            for name, task in tasks.items():
+                began = time.perf_counter()
+                task(subtask)
+                seconds[name] += time.perf_counter() - began
     peer = next((name for name in tasks if "lm-eval" in name), "lm-eval")
     rows.append({"model": peer, "pairs": len(sentences) // 2})
     for row in rows:
