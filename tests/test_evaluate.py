@@ -65,7 +65,7 @@ def by_brute_force(model, tokenizer, context, text, protocol="2024"):
     ids, first = [tokenizer.token_to_id("<s>"), *encode(" " * (protocol == "2024") + text)], 1
     if context:
         start = [] if protocol == "2024" else ids[:1]
-        ids, first = start + encode(f"{context} {text}"), len(start) + len(encode(context))
+        ids, first = start + encode(f"{context} {text}"), len(start) + len(encode(context.rstrip()))
     total = 0.0
     with torch.no_grad():
         for t in range(first, len(ids)):
@@ -84,7 +84,8 @@ def texts_of(source, real_data):
     ):  # nothing shared; one begins the other; equal; line breaks; longer than any in training
         odd = ["The cat sees.", "A dog.", "The cat sees. The", "A dog.", "What?\nThe cat.", "What?\nThe dog."]
         odd += ["the cat and " * 40, "", " "]
-        return [("", x) for x in odd] + [("What?\nA cat.", "Good"), ("A", "b")]
+        contexts = ("What?\nA cat.", "Good"), ("A", "b"), ("The cat. ", "A dog."), ("A dog.\n", "The cat.")
+        return [("", x) for x in odd] + [*contexts]
     real_data(data.BENCHMARKS[source])
     subtasks = list(benchmarks.read_benchmark(source).values())[1::5][:2]
     each = [benchmarks.ask(subtask, record) for subtask in subtasks for record in subtask.records[:3]]
@@ -148,8 +149,8 @@ def test_copies_of_states_are_as_many_as_there_is_room_for(monkeypatch):
     features = model.features
     monkeypatch.setattr(model, "features", lambda x, states=None: rows.append(len(x)) or features(x, states))
     with torch.no_grad():
-        scores.score_texts(model, [([1] * 30 + [2 + i, 3], 1) for i in range(9)])
-    assert rows == [1, 1, 3, 3, 3]  # to see how large a state is, the prefix, its copies
+        scores.score_texts(model, [([1 + i % 2] * 30 + [3 + i, 3], 1) for i in range(9)])
+    assert rows == [1, 2, 3, 3, 3]  # to see how large a state is, two prefixes, their copies
 
 
 def test_a_short_text_is_scored_where_few_positions_are_known():
