@@ -231,6 +231,14 @@ def test_a_tokenizer_without_a_start_is_refused(workplace, refusal):
     assert "has no <s>" in refusal(scores.encode, tokenizer, [("", "a")])
 
 
+def test_a_context_of_blanks_is_no_context(workplace):
+    """Where nothing is before the text, it is scored after <s>."""
+    tokenizer = load("out/tiny")[1]
+    for protocol in ("2024", "2025"):
+        ids, first = scores.encode(tokenizer, [(" ", "The cat.")], protocol)[0]
+        assert first == 1 and ids[0] == tokenizer.token_to_id("<s>")
+
+
 def test_scores_do_not_depend_on_the_batch(workplace, real_data, monkeypatch):
     model, tokenizer, _ = load("out/tiny")
     found = []
