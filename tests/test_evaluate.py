@@ -311,6 +311,8 @@ def test_both_readings_of_ewok_by_hand():
     tie is right; the paper compares one target after both contexts, a tie is wrong.
     """
     one, two = subtask("ewok", 2), subtask("ewok", 1)
+    texts = benchmarks.ask(one, {"Context1": "C1", "Context2": "C2", "Target1": "T1", "Target2": "T2"})
+    assert texts == [("C1", "T1"), ("C1", "T2"), ("C2", "T2"), ("C2", "T1")]
     rows = {"a": [], "b": benchmarks.judge(two, {}, [-1, -1, -1, -1])}
     rows["a"] += benchmarks.judge(one, {}, [-1, -2, -1, -3])  # right, right | right, right
     rows["a"] += benchmarks.judge(one, {}, [-2, -1, -5, -4])  # wrong, wrong | right, wrong
