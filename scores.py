@@ -175,14 +175,15 @@ def encode(tokenizer, texts, protocol="2024"):
         a text without context    <s> text, all but <s> scored
         a text after a context    context text, without <s>; in 2025 with it; the text's tokens scored
 
-    In 2024 the text begins with a space in both cases, in 2025 only after a context.
+    In 2024 the text begins with a space in both cases, in 2025 only after a context. What a context ends with that
+    is blank counts to the text, as in lm-evaluation-harness.
     """
     bos, always = data.start_of(tokenizer), " " if protocol == "2024" else ""
     if bos is None:
         fail(f"this tokenizer has no {data.BOS}, the token after which every sentence is scored")
     whole = [context + " " + text if context else always + text for context, text in texts]
     contexts = sorted({context for context, _ in texts if context})
-    lengths = dict(zip(contexts, map(len, encode_all(tokenizer, [x.rstrip(" ") for x in contexts]))))
+    lengths = dict(zip(contexts, map(len, encode_all(tokenizer, [x.rstrip() for x in contexts]))))
     encoded = []
     for (context, _), ids in zip(texts, encode_all(tokenizer, whole)):
         starts = [] if lengths.get(context) and protocol == "2024" else [bos]

@@ -65,7 +65,7 @@ def by_brute_force(model, tokenizer, context, text, protocol="2024"):
     ids, first = [tokenizer.token_to_id("<s>"), *encode(" " * (protocol == "2024") + text)], 1
     if context:
         start = [] if protocol == "2024" else ids[:1]
-        ids, first = start + encode(f"{context} {text}"), len(start) + len(encode(context))
+        ids, first = start + encode(f"{context} {text}"), len(start) + len(encode(context.rstrip()))
     total = 0.0
     with torch.no_grad():
         for t in range(first, len(ids)):
@@ -84,7 +84,8 @@ def texts_of(source, real_data):
     ):  # nothing shared; one begins the other; equal; line breaks; longer than any in training
         odd = ["The cat sees.", "A dog.", "The cat sees. The", "A dog.", "What?\nThe cat.", "What?\nThe dog."]
         odd += ["the cat and " * 40, "", " "]
-        return [("", x) for x in odd] + [("What?\nA cat.", "Good"), ("A", "b")]
+        contexts = ("What?\nA cat.", "Good"), ("A", "b"), ("The cat. ", "A dog."), ("A dog.\n", "The cat.")
+        return [("", x) for x in odd] + [*contexts]
     real_data(data.BENCHMARKS[source])
     subtasks = list(benchmarks.read_benchmark(source).values())[1::5][:2]
     each = [benchmarks.ask(subtask, record) for subtask in subtasks for record in subtask.records[:3]]
@@ -148,8 +149,8 @@ def test_copies_of_states_are_as_many_as_there_is_room_for(monkeypatch):
     features = model.features
     monkeypatch.setattr(model, "features", lambda x, states=None: rows.append(len(x)) or features(x, states))
     with torch.no_grad():
-        scores.score_texts(model, [([1] * 30 + [2 + i, 3], 1) for i in range(9)])
-    assert rows == [1, 1, 3, 3, 3]  # to see how large a state is, the prefix, its copies
+        scores.score_texts(model, [([1 + i % 2] * 30 + [3 + i, 3], 1) for i in range(9)])
+    assert rows == [1, 2, 3, 3, 3]  # to see how large a state is, two prefixes, their copies
 
 
 def test_a_short_text_is_scored_where_few_positions_are_known():
@@ -230,6 +231,14 @@ def test_a_tokenizer_without_a_start_is_refused(workplace, refusal):
     assert "has no <s>" in refusal(scores.encode, tokenizer, [("", "a")])
 
 
+def test_a_context_of_blanks_is_no_context(workplace):
+    """Where nothing is before the text, it is scored after <s>."""
+    tokenizer = load("out/tiny")[1]
+    for protocol in ("2024", "2025"):
+        ids, first = scores.encode(tokenizer, [(" ", "The cat.")], protocol)[0]
+        assert first == 1 and ids[0] == tokenizer.token_to_id("<s>")
+
+
 def test_scores_do_not_depend_on_the_batch(workplace, real_data, monkeypatch):
     model, tokenizer, _ = load("out/tiny")
     found = []
@@ -302,6 +311,8 @@ def test_both_readings_of_ewok_by_hand():
     tie is right; the paper compares one target after both contexts, a tie is wrong.
     """
     one, two = subtask("ewok", 2), subtask("ewok", 1)
+    texts = benchmarks.ask(one, {"Context1": "C1", "Context2": "C2", "Target1": "T1", "Target2": "T2"})
+    assert texts == [("C1", "T1"), ("C1", "T2"), ("C2", "T2"), ("C2", "T1")]
     rows = {"a": [], "b": benchmarks.judge(two, {}, [-1, -1, -1, -1])}
     rows["a"] += benchmarks.judge(one, {}, [-1, -2, -1, -3])  # right, right | right, right
     rows["a"] += benchmarks.judge(one, {}, [-2, -1, -5, -4])  # wrong, wrong | right, wrong
