@@ -413,6 +413,56 @@ def test_what_was_scored_before_a_stop_is_not_scored_again(pairs, monkeypatch):
     assert not list(Path("out/tiny").glob("*.part"))
 
 
+def test_each_dtype_has_its_own_scores_and_results(pairs):
+    """float64 is brute force's, bfloat16 is near; results of one are not added to those of another."""
+    shutil.copytree("pairs", "more")
+    found = {}
+    for dtype in ("float32", "bfloat16", "float64"):
+        results = score(dtype=dtype, tasks="more" if dtype == "float64" else "pairs")
+        found[dtype] = [row["good"] for row in lines_of(sorted(Path("out/tiny").glob("pairs_*"))[0])]
+    assert set(results["benchmarks"]) == {"more"}
+    model, tokenizer, _ = load("out/tiny")
+    first = by_brute_force(model, tokenizer, "", minimal_pairs()["order_1"][0]["sentence_good"])
+    assert found["float64"][0] == pytest.approx(first, rel=1e-12)
+    assert found["float32"] == pytest.approx(found["float64"], rel=5e-6)
+    assert found["bfloat16"] == pytest.approx(found["float64"], rel=0.05)
+    assert found["bfloat16"] != pytest.approx(found["float64"], rel=5e-6)
+
+
+def test_a_subtask_may_be_scored_in_parts(pairs, monkeypatch):
+    """So that memory stays flat: never more texts at once than are allowed."""
+    whole, counts, score_texts = score(), [], evaluate.score_texts
+    monkeypatch.setattr(evaluate, "TEXTS_AT_ONCE", 5)
+    monkeypatch.setattr(
+        evaluate, "score_texts", lambda m, x, f: counts.append(len(x)) or score_texts(m, x, f)
+    )
+    assert score() == whole and set(counts) == {4}
+
+
+def test_bears_statements_are_read_as_they_are(workplace, monkeypatch):
+    protocols, encode = [], evaluate.encode
+    monkeypatch.setattr(evaluate, "encode", lambda *args: protocols.append(args[-1]) or encode(*args))
+    record = {"sub_label": "my cat", "templates": ["[X] is [Y]."], "answers": ["a", "b"], "right": 0}
+    evaluate.score_subtask(*load("out/tiny")[:2], subtask("bear", **record), "2024")
+    assert protocols == ["2025"]
+
+
+def test_perplexity_is_not_of_other_tokens(pairs):
+    path = Path("data/tiny/tokenizer.json")
+    path.write_text(path.read_text() + "\n")
+    assert score()["perplexity"] is None
+
+
+def test_what_unpacks_without_end_is_refused_and_a_mark_of_utf8_is_not(pairs, monkeypatch, refusal):
+    Path("bom.jsonl").write_text(jsonl(pairs["twice"]), encoding="utf-8-sig")
+    assert [len(x.records) for x in benchmarks.read_benchmark("bom.jsonl").values()] == [12]
+    Path("bomb.jsonl.gz").write_bytes(gzip.compress(b" " * 9999))
+    monkeypatch.setattr(benchmarks, "LARGEST", 999)
+    assert "bomb.jsonl.gz: more than 0 MB once unpacked" in refusal(
+        benchmarks.read_benchmark, "bomb.jsonl.gz"
+    )
+
+
 def test_a_file_is_not_taken_for_the_benchmark_it_is_called_after(pairs):
     assert [evaluate.name_of(x) for x in ("blimp", "blimp.jsonl", "my/own.jsonl.gz", "../more")] == [
         "blimp", "blimp_file", "my_own", "more",
