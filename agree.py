@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the tools are loaded: nothing is fetched
 
@@ -63,9 +64,9 @@ class Settings:
 def main(s):
     """Compare; returns the new rows."""
     model, tokenizer, trained = load(s.run)
-    folder = export.main(export.Settings(run=s.run))
     try:
-        peer = PEERS[s.peer](str(folder))
+        with TemporaryDirectory() as folder:  # out/RUN/hf may hold weights of 16 bits
+            peer = PEERS[s.peer](str(export.main(export.Settings(run=s.run, to=f"{folder}/hf"))))
     except ImportError as error:
         lacks = f"this python lacks it ({error})"
         fail(f"peer = {s.peer!r}: {lacks}; install it, or run this with one that has it")

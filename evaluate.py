@@ -91,8 +91,7 @@ def main(s):
 
 def place_of(checkpoint):
     """The folder of a checkpoint, and what the names of its results begin with: its own, unless it is the last."""
-    kept = checkpoint.stem not in ("checkpoint", "previous")
-    return checkpoint.parent, f"{checkpoint.stem}_" * kept
+    return checkpoint.parent, f"{checkpoint.stem}_" * (checkpoint.stem != "checkpoint")
 
 
 def tasks_of(s, trained):
@@ -280,7 +279,8 @@ def compare(folders, flags):
             results = main(replace(s, tasks=",".join(missing), results=""))
         scores = {name: x["score"] for name, x in results["benchmarks"].items()}
         rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
-    rows += [row | {"paper": True} for row in json.loads(PAPER.read_text(encoding="utf-8"))["rows"]]
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    rows += [row | {"paper": True} for row in paper["rows"] if s.protocol == paper["protocol"]]
     scored = {name for row in rows[: len(folders)] for name in row["benchmarks"]}
     columns = [name for name in data.BENCHMARKS if name in scored] + sorted(scored - set(data.BENCHMARKS))
     rows = [row for row in rows if set(columns) & set(row["benchmarks"])]

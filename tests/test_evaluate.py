@@ -740,6 +740,7 @@ def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
         and Path("out/leaderboard.svg").stat().st_size
     )
     assert len(evaluate.start(["out/one", "out/two", "--tasks=pairs"])) == 16
+    assert len(evaluate.start(["out/one", "out/two", "--protocol=2025", "--tasks=pairs"])) == 2
 
 
 def test_what_is_not_scored_yet_is_scored(pairs):
