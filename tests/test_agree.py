@@ -127,7 +127,7 @@ def test_lm_eval_agrees_also_by_its_own_road(place, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
     model, tokenizer, _ = load("out/tiny")
-    harness = agree.Harness("out/tiny/hf")
+    harness = agree.Harness(str(agree.export.main(agree.export.Settings(run="out/tiny"))))
     for protocol, delimiter in ("2024", " "), ("2025", ""):
         task = {
             "task": f"pairs_{protocol}", "dataset_path": "json", "validation_split": "train",
