@@ -45,7 +45,10 @@ def draw(log, benchmarks, path, title):
         width = 2.5 + min(4.5, max(2.5, 0.4 * len(scored)))
         panels.append((width, 0.8 + 0.155 * len(learned[task]), draw_learning, scored, learned[task], task))
     for task in sorted(set(benchmarks) - set(learned)):
-        panels.append((6, 4.5, draw_knowledge, benchmarks[task], task))
+        if len(phenomena(benchmarks[task])) <= 30:  # not BEAR's relations
+            panels.append(
+                (6, 0.8 + 0.2 * len(phenomena(benchmarks[task])), draw_knowledge, benchmarks[task], task)
+            )
     return keep(lay_out(panels), path)
 
 
@@ -54,7 +57,8 @@ def lay_out(panels):
     [(width, height, function, arguments...), ...] -> a figure, each panel in the first column with room for it.
     Heat maps keep their height; the others share what is left of their column.
     """
-    longest, columns = max(4.5, *(panel[1] for panel in panels)), []
+    heights = [panel[1] for panel in panels]
+    longest, columns = max(4.5, sum(heights) / 3.5, *heights), []
     for panel in panels:
         for column in columns:
             if sum(other[1] for other in column) + panel[1] <= longest:
@@ -152,17 +156,23 @@ def draw_learning(axis, records, rows, task):
     axis.spines[:].set_visible(False)
 
 
+def phenomena(result):
+    """A benchmark's entry in results.json -> {phenomenon, domain or relation: its subtasks}."""
+    terms = defaultdict(list)
+    for uid, subtask in result["subtasks"].items():
+        terms[(subtask["term"] or uid).replace("_", " ")].append(subtask)
+    return terms
+
+
 def draw_knowledge(axis, result, task):
     """A bar a phenomenon, domain or relation, with a line at chance and the 95 % interval."""
-    terms = defaultdict(list)
-    for uid, paradigm in result["subtasks"].items():
-        terms[(paradigm["term"] or uid).replace("_", " ")].append(paradigm)
+    terms = phenomena(result)
     means = {term: sum(x["score"] for x in xs) / len(xs) for term, xs in terms.items()}
     names = sorted(means, key=means.get)
     spread = [sum(x["interval"] ** 2 for x in terms[name]) ** 0.5 / len(terms[name]) for name in names]
     axis.barh(names, [means[name] for name in names], xerr=spread, color="#74add1", ecolor="#333333")
     axis.axvline(result.get("chance", 50), color="black", ls=":", lw=1)
-    axis.tick_params(axis="y", labelsize=min(9, 200 / len(names)))
+    axis.tick_params(axis="y", labelsize=8)
     n = sum(x["n"] for x in result["subtasks"].values())
     axis.set(title=f"{task}: per cent right of {n:,}, score {result['score']:.1f}", xlim=(0, 100))
 

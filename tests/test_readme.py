@@ -109,7 +109,7 @@ def table_of_faults():
 SPEED_OF = ["HGRN2", "minGRU", "our Llama", "transformers Llama"]
 
 
-SCORING = "all of BLiMP, pairs/s, without AVX-512; theirs by lm-eval"
+SCORING = "BLiMP, pairs/s, on a CPU without AVX-512; theirs by lm-eval"
 
 
 def table_of_speed():
