@@ -265,6 +265,7 @@ def compare(folders, flags):
     """Run folders -> a table of them, and of the paper's rows, and its picture; evaluates what is not yet."""
     from figures import draw_leaderboard  # not above: matplotlib takes a second to load
 
+    configure(Settings(), flags)  # refused before anything is said
     others = [x for x in folders if not (Path(x) / "checkpoint.pt").exists()]
     folders = [Path(x) for x in folders if x not in others] or fail("no runs among these")
     if others:

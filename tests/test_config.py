@@ -256,9 +256,9 @@ train.py tiny.py --compile=True                 -> compile = 'True': possible: a
 train.py tiny.py --device=gpu                   -> device = 'gpu': can be auto, cuda, cuda:1 and so on, mps or cpu
 train.py tiny.py --best_by=pairs                -> best_by = 'pairs', but eval_pairs names none
 train.py tiny.py --eval_pairs=toyladn           -> eval_pairs = 'toyladn': did you mean 'toyland'?
-train.py tiny.py --eval_pairs=missing.jsonl     -> eval_pairs = 'missing.jsonl': possible: toyland, blimp
-train.py tiny.py --eval_pairs=toyland,          -> eval_pairs = '': possible: toyland, blimp
-train.py tiny.py --eval_pairs=blimp             -> blimp: put its pairs at data/blimp/blimp.zip
+train.py tiny.py --eval_pairs=missing.jsonl     -> eval_pairs = 'missing.jsonl': possible: toyland, toyland_ewok
+train.py tiny.py --eval_pairs=toyland,          -> eval_pairs = '': possible: toyland, toyland_ewok
+train.py tiny.py --eval_pairs=blimp             -> blimp: put it at data/blimp/blimp.zip
 train.py tiny.py --corpus=nosuch                -> make it with: python data.py text nosuch FILES...
 train.py tiny.py --corpus=                      -> corpus = '' cannot name a folder under data/
 train.py tiny.py --corpus=../data/tiny          -> corpus = '../data/tiny' cannot name a folder under data/
@@ -319,11 +319,11 @@ data.py text mine empty.txt                     -> data/mine: no text to train o
 data.py text mine line.txt --val_share=1e-9     -> too little text to keep some for validation; name more
 evaluate.py out/none                            -> out/none: no checkpoint here; make one: python train.py
 evaluate.py ""                                  -> no checkpoint here
-evaluate.py out/tiny out/tiny                   -> out/tiny out/tiny: one at a time, please
+evaluate.py out/none out/other                  -> no runs among these
 evaluate.py LONG_NAME                           -> File name too long
 evaluate.py out/tiny --task=toyland             -> there is no setting 'task'; did you mean 'tasks'?
 evaluate.py out/tiny --tasks=blmp               -> tasks = 'blmp': did you mean 'blimp'?
-evaluate.py out/tiny --tasks=missing.jsonl      -> tasks = 'missing.jsonl': possible: toyland, blimp
+evaluate.py out/tiny --tasks=missing.jsonl      -> tasks = 'missing.jsonl': possible: toyland, toyland_ewok
 evaluate.py out/tiny --tasks=,                  -> tasks = '': possible: toyland
 evaluate.py out/tiny                            -> blimp: put it at data/blimp/blimp.zip, or set
 evaluate.py out/tiny --tasks=folder             -> folder: no .jsonl files with records in it
@@ -469,7 +469,7 @@ def test_so_it_does_as_a_process_of_its_own(odd_place, figure, times):
 def test_the_folder_of_the_battery_is_sound(end_of):
     """The same files and words work where nothing is wrong with them."""
     status, out, err = end_of("evaluate.py out/tiny --tasks=pairs.jsonl --results=results.json")
-    assert status == 0 and "mean of 1 paradigms" in out and err == ""
+    assert status == 0 and "mean of 1 subtasks" in out and err == ""
     assert end_of("figures.py results.json") == (0, "results.svg\n", "")
 
 
