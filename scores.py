@@ -22,11 +22,7 @@ from config import fail
 from layers import next_token_log_p
 
 BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # of a batch: a CPU works in its caches
-STATE_BYTES = {
-    "cpu": 1 << 28,
-    "mps": 1 << 30,
-    "cuda": 1 << 33,
-}  # of states that a batch begins with or leaves
+STATE_BYTES = {"cpu": 1 << 28, "mps": 1 << 30, "cuda": 1 << 33}  # of the states that a batch has
 COPY = 1  # what copying a state costs, in tokens that could be read instead
 
 
