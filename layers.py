@@ -5,6 +5,7 @@ Each is PyTorch's own function, or a formula of a line, made faster or smaller b
 
     linear                  y_t = W x_t + b                                    every model's layers
     rms_norm                y_t = x_t / sqrt(mean(x_t^2) + eps) * weight       before each mixer and MLP
+    CausalConv1d            y_t = bias + sum_i weight_i x_{t-i}                before some mixers
     gated_unit              y_t = silu(gate_t) * up_t                          the MLP
     log_forget_gate         log(floor + (1 - floor) sigmoid(z_t))              HGRN2
     linear_cross_entropy    -log softmax(W x_t)[target_t], a slice at a time   every model's last layer
@@ -16,7 +17,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -24,6 +25,11 @@ def at_least_float32(*tensors):
     """The tensors in the widest of their types, and in float32 at least."""
     wide = functools.reduce(torch.promote_types, (x.dtype for x in tensors if x is not None), torch.float32)
     return [None if x is None else x.to(wide) for x in tensors]
+
+
+def split_heads(x, n_head):
+    """(B, T, D) -> (B, T, H, D / H)."""
+    return x.unflatten(-1, (n_head, -1))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -83,6 +89,17 @@ def linear(x, weight, bias=None):
     return F.linear(x, weight, bias)
 
 
+class Linear(nn.Linear):
+    """nn.Linear, at the full speed of a CPU."""
+
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
+class UndecayedLinear(Linear):
+    """A linear layer that weight decay leaves alone: as minRNN's official code its gates and candidate."""
+
+
 # ---------------------------------------------------------------------------------------------------
 # norm:  y_t = x_t / rms_t * weight,   rms_t = sqrt(mean(x_t^2) + eps)
 
@@ -112,6 +129,33 @@ def rms_norm(x, weight, eps):
     if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return RMSNormalise.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 at least (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
+
+
+# ---------------------------------------------------------------------------------------------------
+# causal convolution:  y_t = bias + sum_i weight_i x_{t-i},  each channel apart
+
+
+class CausalConv1d(nn.Conv1d):
+    """
+    CausalConv1d(channels, width): forward(x, state=None) -> y, state, both x and y (B, T, channels). What came
+    before x are `state`, the last width - 1 inputs; zeros before the first.
+    """
+
+    def __init__(self, channels, width, bias=True):
+        super().__init__(channels, channels, width, groups=channels, bias=bias)
+
+    def forward(self, x, state=None):
+        past = self.kernel_size[0] - 1
+        state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state
+        seen = torch.cat([state, x], dim=1)  # (B, past + T, channels)
+        return super().forward(seen.mT).mT, seen[:, seen.shape[1] - past :]
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import checkpoint
+from baselines import BASELINES, initialise_baseline
 from config import at_least, fail, one_of
 from kernels import gated_linear_attention, min_gru, min_lstm
-from layers import gated_unit, linear, log_forget_gate, rms_norm
+from layers import CausalConv1d, Linear, RMSNorm, UndecayedLinear, gated_unit, log_forget_gate, split_heads
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Config:
     d_model: int = 256  # width of the stream
     n_head: int = 4  # heads of HGRN2 and attention
     d_mlp: int = 704  # width inside the MLP, the same in all layers
-    expand: int = 1  # state width of minGRU and minLSTM, in multiples of d_model
+    expand: int = 1  # width inside minGRU, Mamba and others, in multiples of d_model
+    d_state: int = 16  # numbers that a channel of Mamba or S4D remembers
     context: int = 256  # tokens in a training sequence
     vocab_size: int = 16_000  # entries of the tokenizer, at most 65,536
     dropout: float = 0.0  # share of features dropped after the embedding and after each mixer and MLP
@@ -48,7 +50,9 @@ class Config:
 
     def check(self):
         """End with one line if no such model can be built."""
-        at_least(1, self, "n_layer", "d_model", "n_head", "d_mlp", "expand", "context", "vocab_size")
+        at_least(
+            1, self, "n_layer", "d_model", "n_head", "d_mlp", "expand", "d_state", "context", "vocab_size"
+        )
         at_least(0, self, "dropout", "norm_eps", "conv")
         for name, choices in (("mixer", MIXERS), ("norm", NORMS), ("mlp", MLPS)):
             for word in getattr(self, name).split() or [""]:
@@ -158,20 +162,6 @@ class GELU(nn.Module):
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
-class Linear(nn.Linear):
-    """nn.Linear, at the full speed of a CPU."""
-
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
-
-
-class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight, in float32 at least (Zhang & Sennrich 2019, arXiv:1910.07467)."""
-
-    def forward(self, x):
-        return rms_norm(x, self.weight, self.eps)
-
-
 class LearnedPositions(nn.Module):
     """Adds a learned vector per position, as GPT-2; ends the script past the last. State: tokens read so far."""
 
@@ -189,17 +179,15 @@ class LearnedPositions(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """x_t + bias + sum_i weight_i x_{t-i}, each channel apart: minRNN's, before a mixer. State: last inputs."""
+    """Adds a causal convolution of the stream to it: minRNN's, before a mixer. State: the last inputs."""
 
     def __init__(self, config):
         super().__init__()
-        self.conv = nn.Conv1d(config.d_model, config.d_model, config.conv, groups=config.d_model)
+        self.conv = CausalConv1d(config.d_model, config.conv)
 
     def forward(self, x, state=None):
-        past = self.conv.kernel_size[0] - 1
-        state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state
-        seen = torch.cat([state, x], dim=1)  # (B, past + T, D)
-        return x + self.conv(seen.mT).mT, seen[:, seen.shape[1] - past :]
+        y, state = self.conv(x, state)
+        return x + y, state
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -310,10 +298,6 @@ class MinLSTM(nn.Module):
         return self.output(h), h[:, -1]
 
 
-class UndecayedLinear(Linear):
-    """A linear layer that weight decay leaves alone: the official minRNN code exempts gates and candidate."""
-
-
 class Attention(nn.Module):
     """
     Causal softmax attention, the mixer of Transformers (Vaswani et al. 2017, arXiv:1706.03762).
@@ -360,11 +344,6 @@ def rotate(x, start, base=10_000):
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-def split_heads(x, n_head):
-    """(B, T, D) -> (B, T, H, D / H)."""
-    return x.unflatten(-1, (n_head, -1))
-
-
 # ----------------------------------------------------------------------------------------------------
 # Building and loading
 
@@ -379,10 +358,12 @@ def initialise(model, config):
         attention's output in GPT-2       N(0, 0.02 / sqrt(2 n_layer))    GPT-2
         biases of these                   0                               all
         minGRU, minLSTM, convolution      PyTorch's default               the official minRNN code
+        the mixers of baselines.py        what its initialise_baseline says
         HGRN2's floors                    0: layer l's floor is l / n_layer, the same for all channels
     """
     small = 0.02 / math.sqrt(2 * config.n_layer)
     for module in model.modules():
+        initialise_baseline(module, config)
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, (SwiGLU, GELU, Attention, LanguageModel)):
@@ -442,4 +423,4 @@ def read_tokenizer(folder):
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
 MLPS = {"swiglu": SwiGLU, "gelu": GELU, "none": lambda config: None}
-MIXERS = {"hgrn2": HGRN2, "mingru": MinGRU, "minlstm": MinLSTM, "attention": Attention}
+MIXERS = {"hgrn2": HGRN2, "mingru": MinGRU, "minlstm": MinLSTM, "attention": Attention} | BASELINES

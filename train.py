@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from checkpoint import Run, Stop, Stopped, World, join, say, sum_over_processes, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
-from layers import linear_cross_entropy
-from model import Config, LanguageModel, Linear, find_device, read_tokenizer
+from layers import Linear, linear_cross_entropy
+from model import Config, LanguageModel, find_device, read_tokenizer
 
 
 @dataclass
