@@ -31,10 +31,12 @@ class LSTM(nn.Module):
     The output is W_o h_t. Names and initialisation are those of torch.nn.LSTM.
     """
 
+    library = nn.LSTM
+
     def __init__(self, config, layer):
         super().__init__()
         D, E = config.d_model, config.expand * config.d_model
-        self.cell = nn.LSTM(D, E, batch_first=True)
+        self.cell = self.library(D, E, batch_first=True)
         self.output = Linear(E, D)
 
     def forward(self, x, state=None):
@@ -76,9 +78,7 @@ class GRU(LSTM):
     The output is W_o h_t. In minGRU z and n do not see h, and there is no r.
     """
 
-    def __init__(self, config, layer):
-        super().__init__(config, layer)
-        self.cell = nn.GRU(config.d_model, config.expand * config.d_model, batch_first=True)
+    library = nn.GRU
 
     @torch.compiler.disable
     def run(self, x, state):

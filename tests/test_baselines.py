@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from baselines import BASELINES, GEGLU
-from model import Config
+from model import Config, LanguageModel
+from train import Settings, make_optimizer
 
 SIZES = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=64, norm_eps=1e-5, context=64)
 
@@ -168,14 +169,99 @@ def test_geglu_is_the_xlstm_packages():
     xlstm = pytest.importorskip("xlstm")
     ours = shaken(GEGLU(Config(**SIZES)))
     theirs = xlstm.GatedFeedForward(
-        xlstm.FeedForwardConfig(embedding_dim=32)
-    )  # 64 wide: 1.3 times 32, rounded up
+        xlstm.FeedForwardConfig(embedding_dim=32)  # 1.3 times 32 is rounded up to 64
+    )
     assert_same(ours, theirs, feed_forward_pairs)
 
 
+@pytest.fixture
+def both_xlstms():
+    """Ours and the package's language model of three layers, the second with sLSTM."""
+    xlstm = pytest.importorskip("xlstm")
+    settings = dict(mixer="mlstm slstm mlstm", mlp="none geglu none", norm="layernorm_nobias", expand=2)
+    mlstm = xlstm.mLSTMBlockConfig(xlstm.mLSTMLayerConfig(num_heads=4))
+    slstm = xlstm.sLSTMBlockConfig(xlstm.sLSTMLayerConfig(num_heads=4, backend="vanilla"))
+    theirs = xlstm.xLSTMLMModelConfig(mlstm, slstm, 64, 3, 32, slstm_at=[1], vocab_size=50)
+    theirs = xlstm.xLSTMLMModel(theirs)
+    theirs.reset_parameters()
+    return LanguageModel(Config(**SIZES | settings)), theirs
+
+
+def language_model_pairs(ours, theirs):
+    stack = theirs.xlstm_block_stack
+    pairs = [(ours.embed.weight, theirs.token_embedding.weight), (ours.head.weight, theirs.lm_head.weight)]
+    pairs += [(ours.norm.weight, stack.post_blocks_norm.weight)]
+    for x, y in zip(ours.layers, stack.blocks):
+        pairs += [(x.mixer_norm.weight, y.xlstm_norm.weight)]
+        pairs += (slstm_pairs if x.mlp else mlstm_pairs)(x.mixer, y.xlstm)
+        if x.mlp:
+            pairs += [(x.mlp_norm.weight, y.ffn_norm.weight), *feed_forward_pairs(x.mlp, y.ffn)]
+    return pairs
+
+
+@torch.no_grad()
+def test_a_language_model_of_both_is_the_xlstm_packages(both_xlstms):
+    """Layout, norms and MLP too; as many parameters."""
+    ours, theirs = both_xlstms
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    shaken(ours)
+    for x, y in language_model_pairs(ours, theirs):
+        y.copy_(x.reshape(y.shape))
+    for module in theirs.modules():
+        if hasattr(module, "residual_weight"):  # norms there add 1 to their weight
+            module.weight -= 1
+    tokens = torch.randint(50, (2, 64))
+    torch.testing.assert_close(ours(tokens)[0], theirs(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_xlstm_starts_as_the_package_has_it(both_xlstms):
+    """Constants are the same, and what is random has the same spread, but for the two tables of tokens."""
+    for x, y in language_model_pairs(*both_xlstms)[3:]:
+        x = x.detach().reshape(y.shape)
+        if y.numel() > 1000:
+            assert x.std().item() == pytest.approx(y.std().item(), rel=0.15)
+        elif y.std() == 0:  # norms there are 1 + 0
+            assert torch.equal(x, y) or (y == 0).all() and (x == 1).all()
+    slstm = slstm_pairs(both_xlstms[0].layers[1].mixer, both_xlstms[1].xlstm_block_stack.blocks[1].xlstm)
+    for x, y in slstm[6:8]:  # the recurrent weights and the biases
+        torch.testing.assert_close(x.reshape(y.shape), y)
+
+
 # ----------------------------------------------------------------------------------------------------
-# What is asked of all gates, of settings and of initial values
+# What is asked of all gates, and of settings
 
 
-@pytest.mark.parametrize("value", [-1000.0, 1000.0])
-@pytest.mark.parametrize("name, gate", [("mlstm", "log_i"), ("mlstm", "log_f"), ("slstm", "i"), ("slstm", "f")])
+@pytest.mark.parametrize("low, high", [(-1000, -1000), (1000, 1000), (-1000, 1000)])
+@pytest.mark.parametrize("name", ["mlstm", "slstm"])
+def test_saturated_gates_give_no_nan(name, low, high):
+    """Gates of e^1000, e^-1000 and any mixture: outputs and gradients are finite, in any split the same."""
+    mixer = build(name)
+    layers = [mixer.gates] if name == "mlstm" else [mixer.input, mixer.forget]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.zero_() if low == high else layer.weight.normal_(std=1000)
+        bias = mixer.gates.bias if name == "mlstm" else mixer.bias
+        bias.copy_(torch.linspace(low, high, bias.numel()).view_as(bias))
+    x = torch.randn(2, 40, 32)
+    y, _ = mixer(x)
+    gradients = torch.autograd.grad(y.square().sum(), list(mixer.parameters()))
+    assert y.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+    head, state = mixer(x[:, :17])
+    torch.testing.assert_close(torch.cat([head, mixer(x[:, 17:], state)[0]], dim=1), y, rtol=1e-4, atol=1e-4)
+
+
+def test_widths_that_blocks_of_4_do_not_divide_are_refused(refusal):
+    said = refusal(Config(mixer="hgrn2 mlstm", d_model=6, n_head=2, expand=3).check)
+    assert "mlstm" in said and "multiple of 4, not 18" in said and said.count("\n") == 1
+    Config(mixer="mlstm", d_model=6, n_head=2, expand=2).check()
+
+
+def test_weight_decay_is_for_matrices():
+    """As in the xlstm package, but for its convolutions: not for sLSTM's recurrent weights, norms and skips."""
+    model = LanguageModel(Config(**SIZES | dict(mixer="mlstm slstm lstm")))
+    decayed = make_optimizer(model, Settings()).param_groups[0]["params"]
+    names = {name for name, p in model.named_parameters() if any(p is q for q in decayed)}
+    mixers = {name.split("mixer.")[1] for name in names if "mixer." in name}
+    gates = {"input.weight", "forget.weight", "candidate.weight", "show.weight"}
+    mlstm = {"up.weight", "query.weight", "key.weight", "value.weight", "gates.weight", "output.weight"}
+    assert mixers == gates | mlstm | {"cell.weight_ih_l0", "cell.weight_hh_l0"}
