@@ -17,7 +17,7 @@ from kernels import gated_linear_attention, linear_scan
 from layers import BlockLinear, CausalConv1d, Linear, at_least_float32, split_heads
 
 # ----------------------------------------------------------------------------------------------------
-# Recurrent networks of old: their gates see the state, so each step waits for the one before
+# LSTM and GRU: their gates see the state, so each step waits for the one before
 
 
 class LSTM(nn.Module):
@@ -178,13 +178,13 @@ class MLSTM(nn.Module):
         log_i, log_f = gates[..., : self.n_head], F.logsigmoid(gates[..., self.n_head :])  # (B, T, H)
         m = running_max(log_f, log_i, m)  # from m_0 on
         q, k, v = (split_heads(w, self.n_head) for w in (q, k, v))  # (B, T, H, K or V)
-        i = torch.exp(log_i - m[:, 1:]) * k.shape[-1] ** -0.5
-        f = log_f + m[:, :-1] - m[:, 1:]
-        k, v = k * i.unsqueeze(-1).to(k.dtype), F.pad(v, (0, 1), value=1.0)
-        h, S = gated_linear_attention(q, k, v, f.unsqueeze(-1), S)  # (B, T, H, V + 1), (B, H, K, V + 1)
-        least = torch.exp(-m[:, 1:, :, None].clamp(min=-60))  # or e^-m may be infinite
+        m_before, m = m[:, :-1, :, None], m[:, 1:, :, None]  # (B, T, H, 1)
+        k = k * (torch.exp(log_i.unsqueeze(-1) - m) * k.shape[-1] ** -0.5).to(k.dtype)
+        log_f, v = log_f.unsqueeze(-1) + m_before - m, F.pad(v, (0, 1), value=1.0)
+        h, S = gated_linear_attention(q, k, v, log_f, S)  # (B, T, H, V + 1), (B, H, K, V + 1)
+        least = torch.exp(-m.clamp(min=-60))  # above e^60 it makes no difference, but could be infinite
         h = self.norm(h[..., :-1] / (torch.maximum(h[..., -1:].abs(), least) + 1e-6))  # (B, T, E)
-        return self.output((h + self.skip * c) * F.silu(z)), (past, S, m[:, -1])
+        return self.output((h + self.skip * c) * F.silu(z)), (past, S, m[:, -1, :, 0])
 
     @staticmethod
     def check(config):
@@ -321,5 +321,12 @@ def initialise_baseline(module, config):
         f.copy_(5 - 12 * torch.linspace(0, 1, f.shape[-1]) ** (0.3 + 1.3 * depth))
 
 
-BASELINES = {"lstm": LSTM, "lstm_loop": LSTMLoop, "gru": GRU, "gru_loop": GRULoop}
-BASELINES |= {"aaren": Aaren, "mlstm": MLSTM, "slstm": SLSTM}
+BASELINES = {
+    "lstm": LSTM,
+    "lstm_loop": LSTMLoop,
+    "gru": GRU,
+    "gru_loop": GRULoop,
+    "aaren": Aaren,
+    "mlstm": MLSTM,
+    "slstm": SLSTM,
+}

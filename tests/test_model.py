@@ -214,7 +214,7 @@ GPT_LAYER = 591_360 + 1_181_568 + 2 * 768  # = 1,774,464
 #     MLP 3 D 1344, two LayerNorms 2 D
 MLSTM_LAYER = 3 * 1024 * 2048 + 5 * 2048 + 12 * 2048 + 8 * (3 * 2048 + 1) + 2 * 2048 + 1024  # = 6,380,552
 SLSTM_LAYER = 5 * 1024 + 2 * 1024**2 + 4 * 1024 + 1024 + 3 * 1024 * 1344 + 2 * 1024  # = 6,238,208
-# Of the LSTM, with D = 512 and E = 4096: four gates with two biases each 4 E (D + E + 2), down (E + 1) D, RMSNorm D
+# Of the LSTM, with D = 512 and E = 4096: gates, two biases each, 4 E (D + E + 2), down (E + 1) D, RMSNorm D
 LSTM_LAYER = 4 * 4096 * (512 + 4096 + 2) + 4097 * 512 + 512  # = 77,628,416
 SIZES = {
     "lstm_10m": 2 * LSTM_LAYER + 2 * 16_000 * 512 + 512,  # = 171,641,344: layers, two tables, last norm
