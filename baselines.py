@@ -182,8 +182,8 @@ class MLSTM(nn.Module):
         k = k * (torch.exp(log_i.unsqueeze(-1) - m) * k.shape[-1] ** -0.5).to(k.dtype)
         log_f, v = log_f.unsqueeze(-1) + m_before - m, F.pad(v, (0, 1), value=1.0)
         h, S = gated_linear_attention(q, k, v, log_f, S)  # (B, T, H, V + 1), (B, H, K, V + 1)
-        least = torch.exp(-m.clamp(min=-60))  # above e^60 it makes no difference, but could be infinite
-        h = self.norm(h[..., :-1] / (torch.maximum(h[..., -1:].abs(), least) + 1e-6))  # (B, T, E)
+        n = torch.maximum(h[..., -1:].abs(), torch.exp(-m)) + 1e-6  # infinite is right too: then h is 0
+        h = self.norm(h[..., :-1] / n)  # (B, T, E)
         return self.output((h + self.skip * c) * F.silu(z)), (past, S, m[:, -1, :, 0])
 
     @staticmethod

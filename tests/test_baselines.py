@@ -222,13 +222,28 @@ def test_xlstm_starts_as_the_package_has_it(both_xlstms):
             assert x.std().item() == pytest.approx(y.std().item(), rel=0.15)
         elif y.std() == 0:  # norms there are 1 + 0
             assert torch.equal(x, y) or (y == 0).all() and (x == 1).all()
-    slstm = slstm_pairs(both_xlstms[0].layers[1].mixer, both_xlstms[1].xlstm_block_stack.blocks[1].xlstm)
-    for x, y in slstm[6:8]:  # the recurrent weights and the biases
+    mixers = [layer.mixer for layer in both_xlstms[0].layers]
+    theirs = [block.xlstm for block in both_xlstms[1].xlstm_block_stack.blocks]
+    forget_bias = mlstm_pairs(mixers[0], theirs[0])[9]
+    for x, y in [
+        forget_bias,
+        *slstm_pairs(mixers[1], theirs[1])[6:8],
+    ]:  # of sLSTM what is recurrent and biases
         torch.testing.assert_close(x.reshape(y.shape), y)
 
 
 # ----------------------------------------------------------------------------------------------------
 # What is asked of all gates, and of settings
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm_loop", "gru", "gru_loop", "aaren", "mlstm", "slstm"])
+def test_any_split_gives_the_same_whatever_the_parameters(name):
+    """In float64, to 1e-10; at the start of training some recurrent weights are 0, and hide what they read."""
+    mixer, x, state, parts = build(name).double(), torch.randn(2, 40, 32, dtype=torch.float64), None, []
+    for part in x.tensor_split([1, 2, 17, 30], dim=1):
+        y, state = mixer(part, state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), mixer(x)[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("low, high", [(-1000, -1000), (1000, 1000), (-1000, 1000)])
