@@ -57,6 +57,8 @@ class Config:
         for name, choices in (("mixer", MIXERS), ("norm", NORMS), ("mlp", MLPS)):
             for word in getattr(self, name).split() or [""]:
                 one_of(name, word, choices)
+        for word in self.mixer.split():
+            getattr(MIXERS[word], "check", lambda config: None)(self)
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
             fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
