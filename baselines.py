@@ -101,9 +101,9 @@ class Hyena(nn.Module):
         y_t = W_o (q_t * (sum over s <= t of filter_{t-s} u_s + skip u_t))    u_t = k_t * v_t      (D,)
         filter_i = MLP(position_i) * exp(-rate i / (L - 1))                   i < L = context      (D,)
 
-    Order 2, with the settings of the authors' language models: positions of 33 numbers, which are trained, 64 wide
-    layers with sin(w ...) between them. The state is every u_s so far, for the filter weighs each of them anew at
-    each step: it grows, and so does the cost of a token. That is why Hyena does not generate cheaply.
+    Order 2, as the authors' language models have it: an MLP with two layers of 64 inside and sin(w ...) for its
+    activation, of positions of 33 numbers, which are trained too. The state is every u_s so far, since the filter
+    weighs each anew at each step: it grows, and with it the cost of a token. So Hyena does not generate cheaply.
     """
 
     def __init__(self, config, layer):
@@ -131,7 +131,7 @@ class Hyena(nn.Module):
         return self.output(q * y), (seen, whole)
 
     def make_filter(self, length):
-        """Its first values, (length, D), in float32 at least also under autocast; ends the script past the last."""
+        """Its first values, (length, D), never in an autocast type; ends the script past the last."""
         context, D = len(self.positions), len(self.skip)
         if length > context:
             fail(f"{length} tokens: this model's filter has {context}; shorten the text or write less")

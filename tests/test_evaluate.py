@@ -17,7 +17,7 @@ import checkpoint
 import data
 import evaluate
 import scores
-from model import Config, LanguageModel, load
+from model import MIXERS, Config, LanguageModel, load
 
 
 def minimal_pairs(n=12, seed=0):
@@ -115,9 +115,7 @@ def branching(n, seed=0):
     return rows[1:]
 
 
-@pytest.mark.parametrize(
-    "mixer", ["hgrn2", "mingru", "minlstm", "attention", "hgrn2 attention", "learned", "conv"]
-)
+@pytest.mark.parametrize("mixer", [*MIXERS, "hgrn2 attention", "learned", "conv"])
 @pytest.mark.parametrize("room", [512, 7])
 def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
     """Whatever the mixer, wherever scoring starts, in large batches and in batches of a sentence, in float64."""
@@ -137,7 +135,7 @@ def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
         for ids, first in texts:
             log_p = model(torch.tensor([ids]))[0][0].log_softmax(dim=-1)
             alone.append(sum(log_p[t - 1, ids[t]].item() for t in range(first, len(ids))))
-    assert found == pytest.approx(alone, rel=1e-12) and sum(done) == len(texts)
+    assert found == pytest.approx(alone, rel=1e-11) and sum(done) == len(texts)
 
 
 def test_copies_of_states_are_as_many_as_there_is_room_for(monkeypatch):

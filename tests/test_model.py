@@ -207,14 +207,19 @@ MINGRU_LAYER = 1_920 + 2 * 295_680 + 295_296 + 1_181_568 + 2 * 384  # = 2,070,91
 MINLSTM_LAYER = MINGRU_LAYER + 295_680  # one more gate
 #     attention's four projections 4 (D + 1) D = 591,360, a LayerNorm 2 D = 768
 GPT_LAYER = 591_360 + 1_181_568 + 2 * 768  # = 1,774,464
+#     Mamba, with N = 16 and a rank of D / 16 = 24: input 2 D E = 589,824, convolution 4 E + E = 3,840, selection
+#     E (24 + 2 N) = 43,008, step (24 + 1) E = 19,200, A and skip (N + 1) E = 13,056, output E D = 294,912
+MAMBA_LAYER = 589_824 + 3_840 + 43_008 + 19_200 + 13_056 + 294_912 + 384  # = 964,224
 SIZES = {
     "hgrn2_10m": 366_846_976,
     "hgrn2_100m": 366_846_976,
     "hgrn2_1b": 990_529_536,
     "llama_10m": 401_912_832,
+    "mamba_10m": 350_438_400,
     "mingru_shakespeare": 3 * MINGRU_LAYER + 2 * 65 * 384 + 384,  # = 6,263,040: layers, two tables, last norm
     "minlstm_shakespeare": 3 * MINLSTM_LAYER + 2 * 65 * 384 + 384,  # = 7,150,080
     "gpt_shakespeare": 3 * GPT_LAYER + 65 * 384 + 256 * 384 + 768,  # = 5,447,424: one table, 256 positions
+    "mamba_shakespeare": 3 * MAMBA_LAYER + 2 * 65 * 384 + 384,  # = 2,942,976
 }
 
 
