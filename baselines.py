@@ -239,7 +239,7 @@ def initialise_baseline(module, config):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02)
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
-            module.positions.copy_(positions(config.context))
+            module.positions.copy_(positions(config.context, module.w.device))
             nn.init.constant_(module.w, 14)
             nn.init.normal_(module.skip)
 
@@ -249,10 +249,11 @@ def log_uniform(x, low, high):
     return nn.init.uniform_(x, math.log(low), math.log(high))
 
 
-def positions(L):
+def positions(L, device):
     """(L, 33): how far along each position is, and 16 waves."""
-    i = torch.arange(L, dtype=torch.float64)[:, None]
-    angle = torch.linspace(1e-4, 15, 16, dtype=torch.float64) * 2 * math.pi * i / L
+    i = torch.arange(L, dtype=torch.float64, device=device).unsqueeze(-1)
+    f = torch.linspace(1e-4, 15, 16, dtype=torch.float64, device=device)
+    angle = 2 * math.pi / L * i * f
     return torch.cat([i / max(1, L - 1), angle.cos(), -angle.sin()], dim=1)
 
 
