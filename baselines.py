@@ -218,30 +218,28 @@ def initialise_baseline(module, config):
                 linear layers          N(0, 0.02), biases 0; output / sqrt(2 n_layer)     the same
                 w, skip                14, N(0, 1)                                        the same
     """
-    with torch.no_grad():
-        if isinstance(module, Mamba):
-            N, r = module.log_A.shape[1], module.step.in_features**-0.5
-            module.log_A.copy_(torch.arange(1, N + 1).log())
-            nn.init.uniform_(module.step.weight, -r, r)
-            dt = log_uniform(module.step.bias, 1e-3, 1e-1).exp()
-            module.step.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of this is dt
-            nn.init.ones_(module.skip)
-            module.output.weight.div_(math.sqrt(config.n_layer))
-        if isinstance(module, S4D):
-            log_uniform(module.log_dt, 1e-3, 1e-1)
-            nn.init.constant_(module.log_decay, math.log(0.5))
-            module.frequency.copy_(math.pi * torch.arange(module.frequency.shape[1]))
-            nn.init.normal_(module.read, std=0.5**0.5)
-            nn.init.normal_(module.skip)
-        if isinstance(module, Hyena):
-            for linear in (module.input, *module.filter, module.filter_output, module.output):
-                residual = linear is module.output
-                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
-            module.positions.copy_(positions(config.context, module.w.device))
-            nn.init.constant_(module.w, 14)
-            nn.init.normal_(module.skip)
+    for kind, start in ((Mamba, start_mamba), (S4D, start_s4d), (Hyena, start_hyena)):
+        if isinstance(module, kind):
+            with torch.no_grad():
+                start(module, config)
+
+
+def start_mamba(mixer, config):
+    r = mixer.step.in_features**-0.5
+    mixer.log_A.copy_(torch.arange(1, config.d_state + 1).log())
+    nn.init.uniform_(mixer.step.weight, -r, r)
+    dt = log_uniform(mixer.step.bias, 1e-3, 1e-1).exp()
+    mixer.step.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of this is dt
+    nn.init.ones_(mixer.skip)
+    mixer.output.weight.div_(math.sqrt(config.n_layer))
+
+
+def start_s4d(mixer, config):
+    log_uniform(mixer.log_dt, 1e-3, 1e-1)
+    nn.init.constant_(mixer.log_decay, math.log(0.5))
+    mixer.frequency.copy_(math.pi * torch.arange(config.d_state // 2))
+    nn.init.normal_(mixer.read, std=0.5**0.5)
+    nn.init.normal_(mixer.skip)
 
 
 def log_uniform(x, low, high):
@@ -249,12 +247,18 @@ def log_uniform(x, low, high):
     return nn.init.uniform_(x, math.log(low), math.log(high))
 
 
-def positions(L, device):
-    """(L, 33): how far along each position is, and 16 waves."""
-    i = torch.arange(L, dtype=torch.float64, device=device).unsqueeze(-1)
-    f = torch.linspace(1e-4, 15, 16, dtype=torch.float64, device=device)
+def start_hyena(mixer, config):
+    for linear in (mixer.input, *mixer.filter, mixer.filter_output, mixer.output):
+        nn.init.normal_(linear.weight, std=0.02)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    mixer.output.weight.div_(math.sqrt(2 * config.n_layer))
+    nn.init.constant_(mixer.w, 14)
+    nn.init.normal_(mixer.skip)
+    L, wide = config.context, dict(dtype=torch.float64, device=mixer.w.device)
+    i, f = torch.arange(L, **wide).unsqueeze(-1), torch.linspace(1e-4, 15, 16, **wide)
     angle = 2 * math.pi / L * i * f
-    return torch.cat([i / max(1, L - 1), angle.cos(), -angle.sin()], dim=1)
+    mixer.positions.copy_(torch.cat([i / max(1, L - 1), angle.cos(), -angle.sin()], dim=1))
 
 
 BASELINES = {"mamba": Mamba, "s4d": S4D, "hyena": Hyena}

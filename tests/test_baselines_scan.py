@@ -14,8 +14,9 @@ from model import MIXERS, Config
 def mixer_of(name, **settings):
     """One in float64, its parameters moved from where they start, so that each of them counts."""
     torch.manual_seed(0)
-    mixer = MIXERS[name](Config(mixer=name, **settings), layer=0).double()
-    baselines.initialise_baseline(mixer, Config(mixer=name, **settings))
+    config = Config(mixer=name, **settings)
+    mixer = MIXERS[name](config, layer=0).double()
+    baselines.initialise_baseline(mixer, config)
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -184,8 +185,9 @@ def test_mambas_first_steps_are_between_a_thousandth_and_a_tenth():
 
 
 def test_s4d_starts_from_the_lin_form():
-    mixer = MIXERS["s4d"](Config(mixer="s4d", d_model=200, d_state=6), layer=0)
-    baselines.initialise_baseline(mixer, Config(mixer="s4d"))
+    config = Config(mixer="s4d", d_model=200, d_state=6)
+    mixer = MIXERS["s4d"](config, layer=0)
+    baselines.initialise_baseline(mixer, config)
     torch.testing.assert_close(mixer.log_decay.exp(), torch.full((200, 3), 0.5))
     torch.testing.assert_close(mixer.frequency, math.pi * torch.arange(3.0).expand(200, 3))
     assert 1e-3 <= mixer.log_dt.exp().min() and mixer.log_dt.exp().max() <= 0.1
