@@ -106,12 +106,17 @@ def config_json(settings, ids, dtype):
         "hidden_size": settings.d_model,
         "num_hidden_layers": settings.n_layer,
         "num_attention_heads": settings.n_head,
-        "max_position_embeddings": settings.context if settings.position == "learned" else ENDLESS,
+        "max_position_embeddings": settings.context if has_an_end(settings) else ENDLESS,
         "tie_word_embeddings": settings.tie_embeddings,
         "torch_dtype": dtype,
         "use_cache": True,
         **ids,
     }
+
+
+def has_an_end(settings):
+    """Whether it reads no more than `context` tokens: learned positions and Hyena's filter are for so many."""
+    return settings.position == "learned" or "hyena" in settings.mixer.split()
 
 
 def special_tokens(tokenizer):

@@ -32,12 +32,12 @@ from layers import CausalConv1d, Linear, RMSNorm, UndecayedLinear, gated_unit, l
 class Config:
     """What a model is. `mixer` may name a pattern that repeats over the layers: "hgrn2 hgrn2 attention"."""
 
-    mixer: str = "hgrn2"  # what mixes along time: hgrn2, mingru, minlstm, attention, or a pattern of these
+    mixer: str = "hgrn2"  # what mixes along time, such as mingru (MIXERS has all), or a pattern of them
     n_layer: int = 6  # blocks
     d_model: int = 256  # width of the stream
-    n_head: int = 4  # heads of HGRN2 and attention
+    n_head: int = 4  # heads of HGRN2, attention, mLSTM, sLSTM and Aaren
     d_mlp: int = 704  # width inside the MLP, the same in all layers
-    expand: int = 1  # width inside minGRU, Mamba and others, in multiples of d_model
+    expand: int = 1  # width inside minGRU, LSTM, Mamba and others, in multiples of d_model
     d_state: int = 16  # numbers that a channel of Mamba or S4D remembers
     context: int = 256  # tokens in a training sequence
     vocab_size: int = 16_000  # entries of the tokenizer, at most 65,536
@@ -58,6 +58,8 @@ class Config:
         for name, choices in (("mixer", MIXERS), ("norm", NORMS), ("mlp", MLPS)):
             for word in getattr(self, name).split() or [""]:
                 one_of(name, word, choices)
+        for word in self.mixer.split():
+            getattr(MIXERS[word], "check", lambda config: None)(self)
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
             fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")

@@ -2,28 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TINY
-from torch import nn
 
-import kernels
 from model import LanguageModel
 from train import NextToken, Settings
-
-
-class Mamba(nn.Module):
-    """A small one: projections around a selective scan."""
-
-    def __init__(self, D=8, N=4):
-        super().__init__()
-        self.select, self.output = nn.Linear(D, 2 * D + 2 * N), nn.Linear(D, D)
-        self.log_A = nn.Parameter(torch.rand(D, N))
-        self.split = D, D, N, N
-
-    def forward(self, x, targets):
-        x, dt, B, C = self.select(x).split(self.split, -1)
-        y, h = kernels.selective_scan(x, F.softplus(dt), -self.log_A.exp(), B, C)
-        return ((self.output(y) - targets) ** 2).mean() + (h**2).mean()
 
 
 def language_model(**settings):
@@ -37,7 +19,9 @@ MODELS = {
     "minGRU": lambda: language_model(mixer="mingru"),
     "minLSTM": lambda: language_model(mixer="minlstm", conv=4, dropout=0.0),
     "Llama": lambda: language_model(mixer="attention", position="rope"),
-    "Mamba": lambda: (Mamba(), *torch.randn(2, 3, 40, 8)),
+    "Mamba": lambda: language_model(mixer="mamba", mlp="none", expand=2),
+    "S4D": lambda: language_model(mixer="s4d"),
+    "Hyena": lambda: language_model(mixer="hyena", context=80),
 }
 
 

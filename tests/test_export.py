@@ -156,11 +156,19 @@ def test_the_loss_is_of_the_next_tokens(hybrid):
     assert isinstance(parts, tuple) and len(parts) == 2 and parts[0].item() == pytest.approx(loss.item())
 
 
-def test_learned_positions_say_how_far_they_reach(workplace):
-    make_run("out/run", mixer="attention", position="learned", context=20)
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(mixer="attention", position="learned"), "21 tokens: this model has learned 20 positions"),
+        (dict(mixer="hgrn2 hyena"), "21 tokens: this model's filter has 20"),
+    ],
+    ids=["learned positions", "Hyena"],
+)
+def test_models_with_an_end_say_how_far_they_reach(workplace, settings, said):
+    make_run("out/run", context=20, **settings)
     folder = exported("out/run")
     assert opened(folder).config.max_position_embeddings == tokenizer_of(folder).model_max_length == 20
-    with pytest.raises(ValueError, match="21 tokens: this model has learned 20 positions"):
+    with pytest.raises(ValueError, match=said):
         opened(folder)(tokens(1, 21))
 
 

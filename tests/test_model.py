@@ -216,6 +216,9 @@ MLSTM_LAYER = 3 * 1024 * 2048 + 5 * 2048 + 12 * 2048 + 8 * (3 * 2048 + 1) + 2 * 
 SLSTM_LAYER = 5 * 1024 + 2 * 1024**2 + 4 * 1024 + 1024 + 3 * 1024 * 1344 + 2 * 1024  # = 6,238,208
 # Of the LSTM, with D = 512 and E = 4096: gates, two biases each, 4 E (D + E + 2), down (E + 1) D, RMSNorm D
 LSTM_LAYER = 4 * 4096 * (512 + 4096 + 2) + 4097 * 512 + 512  # = 77,628,416
+#     Mamba, with N = 16 and a rank of D / 16 = 24: input 2 D E = 589,824, convolution 4 E + E = 3,840, selection
+#     E (24 + 2 N) = 43,008, step (24 + 1) E = 19,200, A and skip (N + 1) E = 13,056, output E D = 294,912
+MAMBA_LAYER = 589_824 + 3_840 + 43_008 + 19_200 + 13_056 + 294_912 + 384  # = 964,224
 SIZES = {
     "lstm_10m": 2 * LSTM_LAYER + 2 * 16_000 * 512 + 512,  # = 171,641,344: layers, two tables, last norm
     "xlstm_10m": 42 * MLSTM_LAYER + 6 * SLSTM_LAYER + 2 * 16_000 * 1024 + 1024,  # = 338,181,456
@@ -223,9 +226,11 @@ SIZES = {
     "hgrn2_100m": 366_846_976,
     "hgrn2_1b": 990_529_536,
     "llama_10m": 401_912_832,
+    "mamba_10m": 350_438_400,
     "mingru_shakespeare": 3 * MINGRU_LAYER + 2 * 65 * 384 + 384,  # = 6,263,040: layers, two tables, last norm
     "minlstm_shakespeare": 3 * MINLSTM_LAYER + 2 * 65 * 384 + 384,  # = 7,150,080
     "gpt_shakespeare": 3 * GPT_LAYER + 65 * 384 + 256 * 384 + 768,  # = 5,447,424: one table, 256 positions
+    "mamba_shakespeare": 3 * MAMBA_LAYER + 2 * 65 * 384 + 384,  # = 2,942,976
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sample
-from model import Config, LanguageModel, load
+from model import MIXERS, Config, LanguageModel, load
 
 TEXT = " The café, naïve 日本 🙂👩‍👩‍👧.\n\tNot  so!\n The </s> end."
 
@@ -127,10 +127,9 @@ def numbers(states):
     return states.numel() if isinstance(states, torch.Tensor) else 0
 
 
-@pytest.mark.parametrize(
-    "mixer, grows", [("hgrn2", False), ("mingru", False), ("minlstm", False), ("attention", True)]
-)
-def test_memory_does_not_grow_with_the_text_unless_it_is_attention(mixer, grows):
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_memory_does_not_grow_with_the_text_unless_it_is_attention_or_hyena(mixer):
+    grows = mixer in ("attention", "hyena")
     config = Config(vocab_size=50, n_layer=2, d_model=16, n_head=2, d_mlp=24, mixer=mixer, conv=3)
     model, sizes = LanguageModel(config).eval(), []
     features = model.features

@@ -116,11 +116,14 @@ def test_the_learning_rate_by_hand(tiny, schedule):
         (dict(mixer="mingru", conv=4, norm="layernorm"), r"norm|bias|conv|update|candidate"),
         (dict(mixer="minlstm", mlp="gelu"), r"norm|bias|forget|input|candidate"),
         (dict(mixer="attention", position="learned", tie_embeddings=True), r"norm|bias"),
+        (dict(mixer="mamba", mlp="none"), r"norm|bias|conv|log_A|skip"),
+        (dict(mixer="s4d"), r"norm|bias|log_dt|log_decay|frequency|read|skip"),
+        (dict(mixer="hyena"), r"norm|bias|conv|positions|filter|mixer\.w|skip"),
     ],
     ids=str,
 )
 def test_weight_decay_is_for_matrices(tiny, model, undecayed):
-    """Not for norms, biases, floors, convolutions, nor minRNN's gates and candidates."""
+    """Not for norms, biases, floors, convolutions, minRNN's gates and candidates, nor what others exempt."""
     s = tiny(**model, weight_decay=0.1)
     model = LanguageModel(s)
     decay = {

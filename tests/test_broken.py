@@ -1,0 +1,68 @@
+"""The promises of test_model.py have teeth: mixers with a well-known mistake break them."""
+
+import pytest
+import test_model as promises
+from torch import nn
+
+import model as models
+from kernels import linear_scan, positive
+from model import MinGRU, MinLSTM
+
+
+class SquashedTwice(MinGRU):
+    """The state that it hands on has been through tanh, as its output has; the next call reads it as the sum."""
+
+    def forward(self, x, state=None):
+        z = self.update(x).sigmoid()
+        h = linear_scan(1 - z, z * self.candidate(x), state)
+        return self.output(h.tanh()), h[:, -1].tanh()
+
+
+class LooksAhead(MinGRU):
+    """A convolution before it is padded on both sides, so that each token sees the next."""
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.conv = nn.Conv1d(config.d_model, config.d_model, 3, padding=1)
+
+    def forward(self, x, state=None):
+        return super().forward(self.conv(x.mT).mT, state)
+
+
+class PublishedMinLSTM(MinLSTM):
+    """As a published listing: log_g is applied to the state that is carried over, and not to the first alone."""
+
+    def forward(self, x, state=None):
+        return super().forward(x, None if state is None else positive(state))
+
+
+TWO_PARTS = (20,)
+BROKEN = {
+    SquashedTwice: (promises.test_reading_in_parts_changes_nothing, TWO_PARTS),
+    LooksAhead: (promises.test_the_future_does_not_leak,),
+    PublishedMinLSTM: (promises.test_reading_in_parts_changes_nothing, TWO_PARTS),
+}
+
+
+def build(monkeypatch, mixer):
+    monkeypatch.setitem(models.MIXERS, "broken", mixer)
+    return promises.build(mixer="broken").eval()
+
+
+@pytest.mark.parametrize("mixer", BROKEN, ids=lambda mixer: mixer.__name__)
+def test_a_broken_mixer_is_caught(mixer, monkeypatch):
+    promise, *more = BROKEN[mixer]
+    with pytest.raises(AssertionError):
+        promise(build(monkeypatch, mixer), *more)
+
+
+@pytest.mark.parametrize("mixer", BROKEN, ids=lambda mixer: mixer.__name__)
+def test_what_it_was_made_from_is_not(mixer, monkeypatch):
+    """The same promise holds for minGRU and minLSTM, so the mistake is what was caught."""
+    promise, *more = BROKEN[mixer]
+    promise(build(monkeypatch, mixer.__base__), *more)
+
+
+def test_a_broken_mixer_may_learn_all_the_same(monkeypatch):
+    """Why the other promises are needed: the loss of a state that is only wrong between calls shows nothing."""
+    promises.test_every_mixer_learns_a_sentence_by_heart(build(monkeypatch, PublishedMinLSTM))
