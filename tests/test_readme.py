@@ -9,6 +9,8 @@ import pytest
 import torch
 from test_model import build
 
+from model import MIXERS
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -221,13 +223,27 @@ def test_files_and_functions_are_short():
     assert max(functions()) < (41,)
 
 
-SIZES = {"hgrn2": 32 * 8, "mingru": 32, "minlstm": 32, "attention": 2 * 10 * 32}
+def rows_of_mixers():
+    """The README's table of mixers: {mixer: (its state's size as a formula, the same at D 256, T 512)}"""
+    lines = re.findall(r"(?m)^\| `(\w+)` \|[^|]+\|[^|]+\| ([^|]+) \| ([\d,]+) \|", README)
+    return {name: (formula, int(number.replace(",", ""))) for name, formula, number in lines}
 
 
-@pytest.mark.parametrize("mixer, size", SIZES.items())
-def test_states_have_the_size_that_the_table_of_mixers_gives(mixer, size):
-    """D = 32, H = 4, T = 10: D^2 / H, D, D and 2 T D numbers a layer."""
-    model = build(mixer=mixer)
-    for state in model(torch.randint(50, (1, 10)))[1]:
-        parts = state if isinstance(state, tuple) else (state,)
-        assert sum(part.numel() for part in parts) == size
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_states_have_the_size_that_the_table_of_mixers_gives(mixer):
+    """Formula and number, against the states of models."""
+    formula, number = rows_of_mixers()[mixer.removesuffix("_loop")]
+    formula = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula)
+    for D, T, size in ((32, 10, None), (256, 512, number)):
+        with torch.no_grad():
+            model = build(mixer=mixer, n_layer=1, d_model=D, context=512)
+            (state,) = model(torch.randint(50, (1, T)))[1]
+        lengths = dict(D=D, E=D, T=T, H=4, K=D // 4, N=16)
+        assert numbers_in(state) == eval(formula, lengths) and size in (None, numbers_in(state))
+
+
+def numbers_in(state):
+    """Real numbers in a state, however it is nested."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * (1 + state.is_complex())
+    return sum(map(numbers_in, state))
