@@ -18,8 +18,8 @@ from collections import defaultdict
 import torch
 
 import data
-from config import fail
-from layers import next_token_log_p
+from checkpoint import World, sum_over_processes
+from layers import linear_cross_entropy, next_token_log_p
 
 BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # of a batch: a CPU works in its caches
 STATE_BYTES = {"cpu": 1 << 28, "mps": 1 << 30, "cuda": 1 << 33}  # of the states that a batch has
@@ -161,6 +161,39 @@ def split(items, size):
 
 
 # ----------------------------------------------------------------------------------------------------
+# Of a whole corpus
+
+
+@torch.no_grad()
+def validation(model, batches, each_batch=lambda: None):
+    """
+    Batches (tokens, targets), shared by all processes -> the mean loss of a target, in nats; and, if there are
+    targets at some places only, as in copying, {"tokens": per cent right, "sequences": per cent with all right}.
+    """
+    sums, device = [0.0] * 5, model.embed.weight.device
+    for tokens, targets in batches:
+        each_batch()
+        tokens, targets = (x[World.rank :: World.size].to(device) for x in (tokens, targets))
+        if len(tokens):
+            sums = [a + b for a, b in zip(sums, tally(model, tokens, targets))]
+    loss, count, right, all_right, sequences = sum_over_processes(*sums)
+    shares = {"tokens": (right, count), "sequences": (all_right, sequences)} if sequences else {}
+    return loss / count, {name: 100 * part / whole for name, (part, whole) in shares.items()}
+
+
+def tally(model, tokens, targets):
+    """-> summed loss, targets; of answers also how many are right, in how many sequences all are, and sequences."""
+    x, _ = model.features(tokens)
+    there = targets != -100
+    count = there.sum().item()
+    loss = linear_cross_entropy(x, model.head.weight, targets).item() * count
+    if there.all():
+        return loss, count, 0, 0, 0
+    right = model.head(x).argmax(dim=-1) == targets  # never where there is no target
+    return loss, count, right.sum().item(), (right == there).all(dim=1).sum().item(), len(tokens)
+
+
+# ----------------------------------------------------------------------------------------------------
 # From text to tokens
 
 
@@ -175,8 +208,6 @@ def encode(tokenizer, texts, protocol="2024"):
     is blank counts to the text, as in lm-evaluation-harness.
     """
     bos, always = data.start_of(tokenizer), " " if protocol == "2024" else ""
-    if bos is None:
-        fail(f"this tokenizer has no {data.BOS}, the token after which every sentence is scored")
     whole = [context + " " + text if context else always + text for context, text in texts]
     contexts = sorted({context for context, _ in texts if context})
     lengths = dict(zip(contexts, map(len, encode_all(tokenizer, [x.rstrip() for x in contexts]))))
