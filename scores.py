@@ -182,7 +182,7 @@ def validation(model, batches, each_batch=lambda: None):
 
 
 def tally(model, tokens, targets):
-    """-> summed loss, targets; of answers also how many are right, in how many sequences all are, and sequences."""
+    """-> summed loss, targets; of answers also how many are right, in how many sequences all, and sequences."""
     x, _ = model.features(tokens)
     there = targets != -100
     count = there.sum().item()

@@ -195,7 +195,7 @@ def validate(run, autocast, val, stop):
     run.check_finite()
     run.model.eval()
     with autocast:
-        loss, accuracy = validation(run.model, val.in_order(run.s.batch_size), stop.check)
+        loss, answers = validation(run.model, val.in_order(run.s.batch_size), stop.check)
     pairs = {}
     if run.s.eval_pairs:
         from evaluate import accuracy  # not above: evaluate.py is a script that stands on its own
@@ -204,7 +204,7 @@ def validate(run, autocast, val, stop):
         with autocast:
             pairs = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
     run.model.train()
-    return run.log_evaluation(loss, accuracy, pairs)
+    return run.log_evaluation(loss, answers, pairs)
 
 
 def finish(run):
