@@ -67,7 +67,7 @@ class Settings:
     seed: int = 0  # of the Pile's sample, of selective copying
     length: int = 64  # of copying's noise, with the tokens in it
     tokens: int = 8  # to copy
-    sequences: int = 200_000  # of these, to train on
+    sequences: int = 100_000  # of these, to train on
 
     def check(self):
         at_least(260, self, "vocab_size")
