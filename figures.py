@@ -291,16 +291,15 @@ CLAIMS = {("minGRU", 512): 175, ("minLSTM", 512): 235, ("minGRU", 4096): 1324, (
 
 
 def draw_minrnn(rows, path):
-    """Rows of `bench.py minrnn` -> a picture at `path`: time and memory over T, a row of panels for each B and D."""
+    """Rows of `bench.py minrnn` -> a picture at `path`: time and memory over T, two panels for each B and D."""
     rows = [row for row in rows if "seconds" in row]
     kinds = list(dict.fromkeys((row["B"], row["D"]) for row in rows))
     size = dict(figsize=(10, 4.2 * len(kinds)), squeeze=False, layout="constrained")
     figure, axes = plt.subplots(len(kinds), 2, **size)
     for line, (B, D) in zip(axes, kinds):
         found = [row for row in rows if (row["B"], row["D"]) == (B, D)]
-        for axis, what, unit, title in zip(
-            line, ("seconds", "peak_bytes"), (1e3, 1e-6), ("time: ms", "memory: MB")
-        ):
+        panels = ("seconds", 1e3, "time: ms"), ("peak_bytes", 1e-6, "memory: MB")
+        for axis, (what, unit, title) in zip(line, panels):
             for name in LAYERS:
                 points = [(row["T"], unit * row[what]) for row in found if row["model"] == name and row[what]]
                 dashes = "-" if name in ("minGRU", "minLSTM", "Mamba") else "--"
@@ -345,10 +344,7 @@ def draw_leaderboard(rows, columns, path):
     return keep(figure, path)
 
 
-APART = {
-    "kernels": draw_kernels,
-    "minrnn": draw_minrnn,
-}  # in bench.py's results -> what draws it, a picture each
+APART = {"kernels": draw_kernels, "minrnn": draw_minrnn}  # of bench.py's results, a picture each
 
 
 def draw_results(path):

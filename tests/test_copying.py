@@ -1,4 +1,4 @@
-"""Selective copying: the corpus keeps the sampler's rules, its answers are learned and counted, nothing else is."""
+"""Selective copying: the corpus keeps the sampler's rules; its answers, and nothing else, are learned."""
 
 import json
 import math
