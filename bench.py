@@ -48,7 +48,7 @@ from config import at_least, configure, fail, one_of, progress, reason, run_scri
 from evaluate import score_subtask
 from layers import linear
 from model import Config, LanguageModel, find_device
-from scores import encode, families
+from scores import as_tree, encode
 from train import NextToken
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -369,7 +369,7 @@ def tokens_read(tokenizer, subtasks):
         texts = [text for record in subtask.records for text in ask(subtask, record)]
         rows = sorted(ids[:-1] for ids, _ in encode(tokenizer, texts))
         every += sum(map(len, rows))
-        read += sum(map(len, rows)) - sum((end - start - 1) * shared for start, end, shared in families(rows))
+        read += len(as_tree(rows)[0])
     return read / every
 
 

@@ -35,7 +35,7 @@ from benchmarks import ask, judge, read_benchmark, summary
 from checkpoint import append, fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, run_script
 from model import find_device, load
-from scores import encode, score_texts, split, validation
+from scores import encode, score_texts, validation
 
 TEXTS_AT_ONCE = 20_000  # of one subtask, so that memory stays flat
 TOYLANDS = "toyland,toyland_ewok,toyland_bear"
@@ -140,7 +140,8 @@ def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda 
     if subtask.kind == "bear":
         protocol = "2025"  # its authors' library reads the statement as it is
     rows, size = [], max(1, TEXTS_AT_ONCE // len(ask(subtask, subtask.records[0])))
-    for records in split(subtask.records, size):
+    for start in range(0, len(subtask.records), size):
+        records = subtask.records[start : start + size]
         texts = [text for record in records for text in ask(subtask, record)]
         scores = iter(score_texts(model, encode(tokenizer, texts, protocol), each_batch))
         for record in records:

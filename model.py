@@ -12,6 +12,7 @@ Shapes:  B batch   T time   D model width   H heads   K, V key and value width o
 import math
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import checkpoint
-from baselines import BASELINES, initialise_baseline
+from baselines import BASELINES, GEGLU, initialise_baseline
 from config import at_least, fail, one_of
 from kernels import gated_linear_attention, min_gru, min_lstm
 from layers import CausalConv1d, Linear, RMSNorm, UndecayedLinear, gated_unit, log_forget_gate, split_heads
@@ -41,9 +42,9 @@ class Config:
     context: int = 256  # tokens in a training sequence
     vocab_size: int = 16_000  # entries of the tokenizer, at most 65,536
     dropout: float = 0.0  # share of features dropped after the embedding and after each mixer and MLP
-    norm: str = "rmsnorm"  # rmsnorm or layernorm
+    norm: str = "rmsnorm"  # rmsnorm, layernorm or layernorm_nobias
     norm_eps: float = 1e-6  # added to the variance in every norm
-    mlp: str = "swiglu"  # swiglu, gelu or none
+    mlp: str = "swiglu"  # swiglu, gelu, geglu or none
     position: str = "none"  # how attention knows the order: none, rope (Llama) or learned (GPT-2)
     conv: int = 0  # width of a causal convolution before each mixer (minRNN's language models: 4); 0: none
     tie_embeddings: bool = False  # one matrix for reading and writing tokens
@@ -66,6 +67,9 @@ class Config:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.dropout >= 1:
             fail(f"dropout = {self.dropout}: must be below 1")
+        for word in self.mixer.split():
+            if hasattr(MIXERS[word], "check"):  # what else it asks for
+                MIXERS[word].check(self)
 
 
 class LanguageModel(nn.Module):
@@ -421,6 +425,6 @@ def read_tokenizer(folder):
     return tokenizer
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm}
-MLPS = {"swiglu": SwiGLU, "gelu": GELU, "none": lambda config: None}
+NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm, "layernorm_nobias": partial(nn.LayerNorm, bias=False)}
+MLPS = {"swiglu": SwiGLU, "gelu": GELU, "geglu": GEGLU, "none": lambda config: None}
 MIXERS = {"hgrn2": HGRN2, "mingru": MinGRU, "minlstm": MinLSTM, "attention": Attention} | BASELINES

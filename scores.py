@@ -1,29 +1,30 @@
 """
 How likely a language model finds a text: the sum of log p(token | tokens before it), exactly, with little reading.
 
-A recurrent model can stop anywhere, copy its state, and go on in two ways. So the texts are sorted, so that
-neighbours begin alike, and cut into families: what a family shares is read once, the state after it is copied to
-each member, and each reads on from there.
+Texts that begin alike are a tree, one node for each token after its past:
 
-    The cats that Mary saw | sleep.          12 inputs in place of 16
-                           | sleeps.
-                           | are asleep.
+    The cats that Mary saw - sleep.           10 nodes for 24 tokens
+                           - sleeps.
+                           - are asleep.
 
-No score changes, for a causal model says the same of a prefix whatever comes after it. Families are read together
-where their prefixes are of one length, the rests in order of their lengths, padded on the right.
+What a causal model makes of a node depends on its past alone, and is the same in every text. So nearly all of a
+model, embedding, norms, linear layers, logits, reads the nodes (1, N); only what mixes along time is shown the
+texts (B, T), padded on the right, and inside it each linear layer reads the nodes again. No model knows of it:
+hooks on its modules turn the one layout into the other on the way in and out. So any mixer gains, also one with a
+large state, or with one that grows, and no state is ever copied.
 """
 
-from collections import defaultdict
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 
 import data
 from checkpoint import World, sum_over_processes
-from layers import linear_cross_entropy, next_token_log_p
+from layers import Linear, linear_cross_entropy, next_token_log_p
 
-BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # of a batch: a CPU works in its caches
-STATE_BYTES = {"cpu": 1 << 28, "mps": 1 << 30, "cuda": 1 << 33}  # of the states that a batch has
-COPY = 1  # what copying a state costs, in tokens that could be read instead
+BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # nodes of a batch: a CPU works in its caches
+TIMES = 4  # at most so many times as many tokens, with padding, in the texts of a batch
 
 
 def score_texts(model, texts, each_batch=lambda done: None):
@@ -32,98 +33,45 @@ def score_texts(model, texts, each_batch=lambda done: None):
     is at least 1. each_batch(how many texts were finished) is called after each batch.
     """
     scores, device = [0.0] * len(texts), model.embed.weight.device
-    order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])
-    by_length = defaultdict(list)  # of the prefix that a family shares; 0: read alone
-    for start, end, shared in families([texts[i][0][:-1] for i in order]):
-        by_length[shared].append(order[start:end])
-    most = most_states(read(model, [[0]])[1], 1, device)
-    for shared, all_families in sorted(by_length.items()):
-        if shared == 0:
-            members = [i for family in all_families for i in family]
-            read_on(model, texts, members, scores, most, each_batch)
-            continue
-        size = min(most, max(1, BATCH_TOKENS[device.type] // shared))
-        for some in split(all_families, size):
-            states = read_prefixes(model, texts, some, shared, scores)
-            parents = {i: row for row, family in enumerate(some) for i in family}
-            each_batch(sum(len(texts[i][0]) - 1 == shared for i in parents))
-            copies = most_states(states, len(some), device)
-            read_on(model, texts, parents, scores, copies, each_batch, shared, states)
+    order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])  # so that neighbours begin alike
+    for some in batches(order, texts, BATCH_TOKENS[device.type]):
+        tokens, paths = as_tree([texts[i][0][:-1] for i in some])
+        with reading_nodes(model, *layouts(paths, device)):
+            x, _ = model.features(torch.tensor([tokens or [0]], device=device))
+        queries = []  # (the text that asks, the node after which, the token)
+        for i, path in zip(some, paths):
+            ids, first = texts[i]
+            queries += [(i, path[t - 1], ids[t]) for t in range(first, len(ids))]
+        answer(model, x[0], queries, scores)
+        each_batch(len(some))
     return scores
 
 
-def read_prefixes(model, texts, some, shared, scores):
-    """
-    Read the first `shared` tokens of some families; add to the scores what the model says of them and of each
-    member's own token after them. Returns the states, a row a family.
-    """
-    tokens = [texts[family[0]][0][:shared] for family in some]
-    x, states = read(model, tokens)
-    queries = []  # (the text it is about, the row of x after which, the token)
-    for row, family in enumerate(some):
-        for i in family:
-            ids, first = texts[i]
-            queries += [(i, row * shared + t, ids[t + 1]) for t in range(first - 1, shared)]
-    answer(model, x.flatten(0, 1), queries, scores)
-    return states
+def batches(order, texts, most):
+    """Yield the texts' numbers in order, so many at once that their trees have about `most` nodes."""
+    some, nodes, longest, before = [], 0, 0, []
+    for i in order:
+        ids = texts[i][0][:-1]
+        new, longest = len(ids) - common(before, ids), max(longest, len(ids))
+        if some and (nodes + new > most or (len(some) + 1) * longest > TIMES * most):
+            yield some
+            some, nodes, new, longest = [], 0, len(ids), len(ids)
+        some.append(i)
+        nodes, before = nodes + new, ids
+    if some:
+        yield some
 
 
-def read_on(model, texts, members, scores, most, each_batch, shared=0, states=None):
-    """Read the rest of each text after its first `shared` tokens; `members` {text: its row of the states}."""
-    rest = sorted((i for i in members if len(texts[i][0]) - 1 > shared), key=lambda i: -len(texts[i][0]))
-    while rest:
-        longest = len(texts[rest[0]][0]) - 1 - shared
-        size = min(most, max(1, BATCH_TOKENS[model.embed.weight.device.type] // longest))
-        some, rest = rest[:size], rest[size:]
-        copies = fork(states, torch.tensor([members[i] for i in some])) if states else None
-        x, _ = read(model, [texts[i][0][shared:-1] for i in some], copies)
-        queries = []
-        for row, i in enumerate(some):
-            ids, first = texts[i]
-            steps = range(max(first - 1 - shared, 0), len(ids) - 1 - shared)
-            queries += [(i, row * longest + t, ids[shared + t + 1]) for t in steps]
-        answer(model, x.flatten(0, 1), queries, scores)
-        each_batch(len(some))
-
-
-def read(model, rows, states=None):
-    """Lists of tokens -> what the model makes of them (B, T, D), padded on the right, and the states after."""
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return model.features(tokens.to(model.embed.weight.device), states)
-
-
-def answer(model, x, queries, scores):
-    """Add log p(token) after each row asked for to the score of the text that asks; x (N, D)."""
-    if queries:
-        owners, rows, tokens = zip(*queries)
-        log_p = next_token_log_p(x, model.head.weight, torch.tensor(rows), torch.tensor(tokens)).tolist()
-        for i, value in zip(owners, log_p):
-            scores[i] += value
-
-
-def families(rows):
-    """
-    Sorted lists of tokens -> [(start, end, tokens shared), ...] in order, that leave the fewest tokens to read:
-    rows[start:end] share so many, or a row stands alone and shares 0. The more rows, the less they share: those
-    with a common prefix are one family if that saves more than the best that its parts can do.
-    """
-    runs = [[0, 0, 0, []]]  # open, each inside the one before: [tokens shared, start, saved by parts, parts]
-    for i, row in enumerate(rows):
-        shared = common(row, rows[i + 1]) if i + 1 < len(rows) else 0
-        start, saved, parts = i, 0, [(i, i + 1, 0)]
-        while runs[-1][0] > shared:  # the innermost run ends with this row
-            length, start, saved_by_parts, before = runs.pop()
-            saved, parts = saved + saved_by_parts, before + parts
-            whole = (i - start) * length - (i + 1 - start) * COPY
-            if whole >= saved and whole > 0:
-                saved, parts = whole, [(start, i + 1, length)]
-        if runs[-1][0] < shared:
-            runs.append([shared, start, saved, parts])
-        else:
-            runs[-1][2] += saved
-            runs[-1][3] += parts
-    return runs[0][3]
+def as_tree(rows):
+    """Sorted lists of tokens -> the token of each node, and for each list the numbers of its nodes."""
+    tokens, paths, before = [], [], []
+    for row in rows:
+        shared = common(before, row)
+        new = range(len(tokens), len(tokens) + len(row) - shared)
+        paths.append([*paths[-1][:shared], *new] if paths else list(new))
+        tokens += row[shared:]
+        before = row
+    return tokens, paths
 
 
 def common(one, other):
@@ -134,30 +82,51 @@ def common(one, other):
     return min(len(one), len(other))
 
 
-def fork(state, rows):
-    """The same state for each row that is named, as often as it is named; numbers are shared by all."""
-    if isinstance(state, torch.Tensor):
-        return state[rows.to(state.device)]
-    if isinstance(state, (list, tuple)):
-        return type(state)(fork(part, rows) for part in state)
-    return state
+def layouts(paths, device):
+    """-> the node at each place of the texts (B, T), padded with a text's last; a place of each node (N,)."""
+    longest, places = max(map(len, paths)), {}
+    for row, path in enumerate(paths):
+        for t, node in enumerate(path):
+            places.setdefault(node, row * longest + t)
+    nodes = [path + (path[-1:] or [0]) * (longest - len(path)) for path in paths]
+    return torch.tensor(nodes, device=device), torch.tensor([*places.values()], device=device)
 
 
-def most_states(states, rows, device):
-    """How many states like these, which are of so many rows, there is room for; at least 1."""
-    return max(1, STATE_BYTES[device.type] * rows // max(1, size_of(states)))
+@contextmanager
+def reading_nodes(model, nodes, places):
+    """Inside, model.features takes the nodes of a tree (1, N), in the order of `places`, and gives theirs."""
+
+    def to_texts(x):  # (1, N, D) -> (B, T, D)
+        return F.embedding(nodes, x[0]) if x.shape[:2] == (1, len(places)) else x
+
+    def to_nodes(x):  # (B, T, D) -> (1, N, D)
+        return x.flatten(0, 1)[places].unsqueeze(0) if x.shape[:2] == nodes.shape else x
+
+    def surround(module, before, after):
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs: (before(inputs[0]), *inputs[1:])))
+        hooks.append(module.register_forward_hook(lambda _, inputs, outputs: after(outputs)))
+
+    hooks = []
+    for layer in model.layers:
+        mixer = getattr(layer, "mixer", layer)  # or what else mixes along time: a convolution, positions
+        surround(mixer, to_texts, lambda outputs: (to_nodes(outputs[0]), None))
+        for module in mixer.modules():
+            if isinstance(module, Linear):
+                surround(module, to_nodes, to_texts)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def size_of(state):
-    """Bytes of all tensors in a state."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
-    return sum(map(size_of, state)) if isinstance(state, (list, tuple)) else 0
-
-
-def split(items, size):
-    """[items[:size], items[size:2 size], ...]"""
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def answer(model, x, queries, scores):
+    """Add log p(token) after each node asked for to the score of the text that asks; x (N, D)."""
+    if queries:
+        owners, nodes, tokens = zip(*queries)
+        log_p = next_token_log_p(x, model.head.weight, torch.tensor(nodes), torch.tensor(tokens)).tolist()
+        for i, value in zip(owners, log_p):
+            scores[i] += value
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from checkpoint import Run, Stop, Stopped, World, join, say, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
-from layers import Linear, linear_cross_entropy
+from layers import BlockLinear, Linear, linear_cross_entropy
 from model import Config, LanguageModel, find_device, read_tokenizer
 from scores import validation
 
@@ -269,7 +269,9 @@ def find_corpus(s):
 
 def make_optimizer(model, s):
     """Adam or AdamW. Matrices decay; norms, biases, floors and UndecayedLinear do not."""
-    matrices = {id(m.weight) for m in model.modules() if type(m) in (Linear, nn.Embedding)}
+    kinds = (Linear, BlockLinear, nn.Embedding, nn.LSTM, nn.GRU)
+    layers = [module for module in model.modules() if type(module) in kinds]
+    matrices = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
     decayed, others = [], []
     for parameter in model.parameters():
         (decayed if id(parameter) in matrices else others).append(parameter)

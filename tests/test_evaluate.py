@@ -17,7 +17,7 @@ import checkpoint
 import data
 import evaluate
 import scores
-from model import Config, LanguageModel, load
+from model import MIXERS, Config, LanguageModel, load
 
 
 def minimal_pairs(n=12, seed=0):
@@ -115,9 +115,7 @@ def branching(n, seed=0):
     return rows[1:]
 
 
-@pytest.mark.parametrize(
-    "mixer", ["hgrn2", "mingru", "minlstm", "attention", "hgrn2 attention", "learned", "conv"]
-)
+@pytest.mark.parametrize("mixer", [*MIXERS, "hgrn2 attention", "learned", "conv"])
 @pytest.mark.parametrize("room", [512, 7])
 def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
     """Whatever the mixer, wherever scoring starts, in large batches and in batches of a sentence, in float64."""
@@ -130,7 +128,6 @@ def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
         weight.data += 0.3 * torch.randn_like(weight)
     texts = [(ids, min(r.choice([1, 1, 1, 2, 4]), len(ids))) for ids in branching(80)]
     monkeypatch.setitem(scores.BATCH_TOKENS, "cpu", room)
-    monkeypatch.setitem(scores.STATE_BYTES, "cpu", 1 << 28 if room > 9 else 1)
     done, alone = [], []
     with torch.no_grad():
         found = scores.score_texts(model, texts, done.append)
@@ -140,17 +137,17 @@ def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
     assert found == pytest.approx(alone, rel=1e-12) and sum(done) == len(texts)
 
 
-def test_copies_of_states_are_as_many_as_there_is_room_for(monkeypatch):
-    """A Transformer's state after a long prefix is large: its copies are read on from a few at a time."""
-    config = Config(mixer="attention", n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=40)
-    model, rows = LanguageModel(config).eval(), []
-    _, states = model.features(torch.zeros(1, 30, dtype=torch.long))
-    monkeypatch.setitem(scores.STATE_BYTES, "cpu", 3 * scores.size_of(states))
-    features = model.features
-    monkeypatch.setattr(model, "features", lambda x, states=None: rows.append(len(x)) or features(x, states))
-    with torch.no_grad():
-        scores.score_texts(model, [([1 + i % 2] * 30 + [3 + i, 3], 1) for i in range(9)])
-    assert rows == [1, 2, 3, 3, 3]  # to see how large a state is, two prefixes, their copies
+def test_batches_keep_to_their_size(monkeypatch):
+    """All texts, in order; no more nodes than allowed but for the last text's, no more places than four times."""
+    rows = sorted(branching(300))
+    texts = [([*row, 1], 1) for row in rows]
+    for most in (1, 20, 10_000):
+        found = list(scores.batches(range(300), texts, most))
+        assert sum(found, []) == list(range(300))
+        for some in found:
+            part = [rows[i] for i in some]
+            if len(some) > 1:
+                assert len(scores.as_tree(part)[0]) <= most and len(part) * max(map(len, part)) <= 4 * most
 
 
 def test_a_short_text_is_scored_where_few_positions_are_known():
@@ -161,26 +158,21 @@ def test_a_short_text_is_scored_where_few_positions_are_known():
         assert scores.score_texts(LanguageModel(config).eval(), [([1, 2, 3], 1)])[0] < 0
 
 
-def test_families_leave_the_fewest_tokens_to_read():
-    """Against all ways to cut up to eight rows; and each row is in one family, which shares what it says."""
+def test_a_tree_has_one_node_for_each_prefix():
+    """Against the set of all prefixes; each text's nodes carry its tokens."""
+    for seed in range(20):
+        rows = sorted(branching(2 + 3 * seed, seed))
+        tokens, paths = scores.as_tree(rows)
+        assert len(tokens) == len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
+        assert [[tokens[node] for node in path] for path in paths] == rows
 
-    def cost(rows, start, end):
-        shared = 0 if end - start == 1 else scores.common(rows[start], rows[end - 1])
-        return shared and shared + scores.COPY * (end - start) - shared * (end - start)
 
-    def best(rows, end):
-        return (
-            0 if end == 0 else min(best(rows, start) + min(0, cost(rows, start, end)) for start in range(end))
-        )
-
-    for seed in range(60):
-        rows = sorted(branching(2 + seed % 7, seed))
-        found = scores.families(rows)
-        assert [start for start, _, _ in found] == [0] + [end for _, end, _ in found[:-1]]
-        assert found[-1][1] == len(rows)
-        assert all(row[:n] == rows[a][:n] for a, b, n in found for row in rows[a:b])
-        saved = sum(n + scores.COPY * (b - a) - n * (b - a) for a, b, n in found if n)
-        assert saved == best(rows, len(rows))
+def test_a_model_is_itself_again_after_an_error(workplace):
+    model, tokens = load("out/tiny")[0], torch.tensor([[1, 2, 3]])
+    before, _ = model(tokens)
+    with pytest.raises(IndexError), torch.no_grad():
+        scores.score_texts(model, [([1, 2, 3], 1), ([1, 10**6, 3], 1)])
+    assert torch.equal(model(tokens)[0], before)
 
 
 def test_a_shared_prefix_is_read_once(workplace, monkeypatch):

@@ -207,7 +207,18 @@ MINGRU_LAYER = 1_920 + 2 * 295_680 + 295_296 + 1_181_568 + 2 * 384  # = 2,070,91
 MINLSTM_LAYER = MINGRU_LAYER + 295_680  # one more gate
 #     attention's four projections 4 (D + 1) D = 591,360, a LayerNorm 2 D = 768
 GPT_LAYER = 591_360 + 1_181_568 + 2 * 768  # = 1,774,464
+# Of xLSTM, with D = 1024, E = 2 D = 2048, 4 heads and an MLP of 1344:
+#     mLSTM: up 2 D E, down D E, convolution 5 E, q, k, v in blocks of 4 3 x 4 E, two gates a head 8 (3 E + 1),
+#     norm of heads and skip 2 E, LayerNorm D
+#     sLSTM: convolution 5 D, four gates from x and as many from h 8 D D / 4, biases 4 D, norm of heads D,
+#     MLP 3 D 1344, two LayerNorms 2 D
+MLSTM_LAYER = 3 * 1024 * 2048 + 5 * 2048 + 12 * 2048 + 8 * (3 * 2048 + 1) + 2 * 2048 + 1024  # = 6,380,552
+SLSTM_LAYER = 5 * 1024 + 2 * 1024**2 + 4 * 1024 + 1024 + 3 * 1024 * 1344 + 2 * 1024  # = 6,238,208
+# Of the LSTM, with D = 512 and E = 4096: gates, two biases each, 4 E (D + E + 2), down (E + 1) D, RMSNorm D
+LSTM_LAYER = 4 * 4096 * (512 + 4096 + 2) + 4097 * 512 + 512  # = 77,628,416
 SIZES = {
+    "lstm_10m": 2 * LSTM_LAYER + 2 * 16_000 * 512 + 512,  # = 171,641,344: layers, two tables, last norm
+    "xlstm_10m": 42 * MLSTM_LAYER + 6 * SLSTM_LAYER + 2 * 16_000 * 1024 + 1024,  # = 338,181,456
     "hgrn2_10m": 366_846_976,
     "hgrn2_100m": 366_846_976,
     "hgrn2_1b": 990_529_536,
