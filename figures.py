@@ -309,10 +309,11 @@ def draw_minrnn(rows, path):
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set(title=f"a layer of width {D}, {B} sequences, {title}", xlabel=AXES["T"])
-            axis.set_xticks([row["T"] for row in found], [f"{row['T']:,}" for row in found])
+            lengths = sorted({row["T"] for row in found})
+            axis.set_xticks(lengths, [f"{T:,}" for T in lengths])
             axis.yaxis.set_major_formatter("{x:,g}")
             axis.grid(alpha=0.25)
-        line[0].text(0.02, 0.98, times_the_loop(found), transform=line[0].transAxes, va="top", fontsize=7.5)
+        line[0].set_xlabel(f"{AXES['T']}\n{times_the_loop(found)}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     return keep(figure, path)
 
