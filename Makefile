@@ -4,7 +4,7 @@
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
 #                 nothing, so PYTHON=... has to have pytest and what is in requirements.txt; or a part of it:
-#                 make gpu-test, gpu-kernels, gpu-train, gpu-generate, gpu-score
+#                 make gpu-test, gpu-kernels, gpu-minrnn, gpu-train, gpu-generate, gpu-score
 
 PYTHON ?= python3
 
@@ -29,7 +29,7 @@ setup: .venv/development
 	.venv/bin/python -m pip install -q -r requirements-dev.txt
 	touch $@
 
-GPU_PARTS = gpu-kernels gpu-train gpu-generate gpu-score
+GPU_PARTS = gpu-kernels gpu-minrnn gpu-train gpu-generate gpu-score
 
 gpu:
 	$(MAKE) --keep-going gpu-test $(GPU_PARTS)

@@ -5,6 +5,7 @@ Speed and memory: our models beside what one would otherwise run, on this machin
     python bench.py generate    one token at a time, at the start of a text and far into it
     python bench.py score       minimal pairs, beside lm-eval's harness
     python bench.py start       from `python train.py` to the first step
+    python bench.py minrnn      a layer of minGRU and minLSTM beside GRU's and LSTM's; see bench_minrnn.py
     python bench.py kernels     the recurrences alone, over sequence length; see bench_kernels.py
     python bench.py compile     what the Triton kernels take of GPUs that are not here; see compile_kernels.py
 
@@ -38,6 +39,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import bench_kernels
+import bench_minrnn
 import compile_kernels
 import data
 from benchmarks import ask, read_benchmark
@@ -50,11 +52,12 @@ from scores import as_tree, encode
 from train import NextToken
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which measures memory
 
 
 @dataclass
 class Settings:
-    what: str = ""  # train, generate, score, start, kernels or compile
+    what: str = ""  # train, generate, score, start, minrnn, kernels or compile
     models: str = ""  # which, with commas between; none: all
     d_model: int = 256  # width of all models
     n_layer: int = 6  # blocks of ours and of the Transformers; the LSTM and GRU have more, to be as large
@@ -62,6 +65,7 @@ class Settings:
     d_mlp: int = 704
     vocab_size: int = 4096
     shapes: str = "8x256 4x512 2x1024 1x2048 1x4096"  # sequences x tokens in a training step
+    sizes: str = ""  # sequences x tokens x width of minrnn's layers, like "64x512x64"; none: the paper's
     positions: str = "16 256 1024 4096"  # tokens already read when generation is timed
     pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
     pairs_each: int = 1000  # of each paradigm
@@ -87,9 +91,15 @@ class Settings:
             one_of("models", name, MODELS)
         for name in self.kernels.split(",") if self.kernels else ():
             one_of("kernels", name, bench_kernels.KERNELS)
-        numbers = self.shapes.replace("x", " ").split() + self.positions.split()
-        if not all(number.isdecimal() and int(number) for number in numbers):
-            fail("shapes are like '8x256 1x4096', positions like '16 4096': whole numbers from 1 up")
+        for name, like in (("shapes", "8x256 1x4096"), ("sizes", "64x512x64"), ("positions", "16 4096")):
+            for word in getattr(self, name).split():
+                numbers = word.split("x")
+                if len(numbers) != like.split()[0].count("x") + 1 or not all(map(whole, numbers)):
+                    fail(f"{name} are like '{like}', whole numbers from 1 up, not {word!r}")
+
+
+def whole(number):
+    return number.isdecimal() and int(number) > 0
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -423,7 +433,8 @@ def start(s):
 
 
 OF_MODELS = {"train": train, "generate": generate, "score": score, "start": start}
-BENCHMARKS = OF_MODELS | {"kernels": bench_kernels.measure, "compile": compile_kernels.measure}
+BENCHMARKS = OF_MODELS | {"minrnn": bench_minrnn.measure, "kernels": bench_kernels.measure}
+BENCHMARKS |= {"compile": compile_kernels.measure}
 
 
 # ----------------------------------------------------------------------------------------------------

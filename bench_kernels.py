@@ -24,11 +24,10 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import kernels
 from config import progress
-from model import Config, MinGRU, find_device
+from model import find_device
 
 
 def sweep(tokens, first, longest, **widths):
@@ -43,13 +42,11 @@ SIZES = {
         "gated_linear_attention": sweep(16_384, first=2048, longest=32_768, H=8, K=128),
         "small": [dict(B=8, T=256, H=4, K=64)],
         "selective_scan": sweep(16_384, first=2048, longest=32_768, E=2048, N=16),
-        "layer": [dict(B=64, T=T, D=D) for T in (512, 4096) for D in (64, 1024)],
     },
     "cpu": {
         "linear_scan": sweep(4096, first=512, longest=2048, D=256),
         "gated_linear_attention": sweep(2048, first=256, longest=2048, H=4, K=64),
         "selective_scan": sweep(2048, first=256, longest=2048, E=128, N=16),
-        "layer": [dict(B=8, T=512, D=64)],
     },
 }
 LONGEST_LOOP = 4096  # steps
@@ -163,41 +160,7 @@ def selective_scan(device, dtype, B, T, E, N):
     return inputs, x, ways
 
 
-class LoopGRU(nn.Module):
-    """A GRU as one writes it, a step at a time; what does not wait for h is done before."""
-
-    def __init__(self, D):
-        super().__init__()
-        self.of_x, self.of_h = nn.Linear(D, 3 * D), nn.Linear(D, 3 * D)
-
-    def forward(self, x):
-        h, hs = torch.zeros_like(x[:, 0]), []
-        for u in self.of_x(x).unbind(1):
-            (ur, uz, uc), (hr, hz, hc) = u.chunk(3, -1), self.of_h(h).chunk(3, -1)
-            z = torch.sigmoid(uz + hz)
-            h = z * h + (1 - z) * torch.tanh(uc + torch.sigmoid(ur + hr) * hc)
-            hs.append(h)
-        return torch.stack(hs, 1)
-
-
-def layer(device, dtype, B, T, D):
-    """The minGRU paper's comparison, in float32: a layer with its weights."""
-    x = torch.randn(B, T, D, device=device)
-    makers = {
-        "our minGRU": lambda: MinGRU(Config(mixer="mingru", d_model=D, expand=1), 0),
-        "GRU as a loop": lambda: LoopGRU(D),
-        "torch GRU": lambda: nn.GRU(D, D, batch_first=True),
-        "torch LSTM": lambda: nn.LSTM(D, D, batch_first=True),
-    }
-
-    def way(make):
-        module = make().to(device)
-        return Way(module, [x], tuple(module.parameters()))
-
-    return [x], x, {name: functools.partial(way, make) for name, make in makers.items()}
-
-
-KERNELS = {f.__name__: f for f in (linear_scan, gated_linear_attention, small, selective_scan, layer)}
+KERNELS = {f.__name__: f for f in (linear_scan, gated_linear_attention, small, selective_scan)}
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -282,10 +282,11 @@ class Run:
         self.log({"loss": loss, "grad_norm": norm, "learning_rate": rate})
         return f"loss {loss:.3f}, lr {rate:.1e}"
 
-    def log_evaluation(self, loss, pairs):
+    def log_evaluation(self, loss, accuracy, pairs):
         """
-        Log the validation loss and {task: {"score": ..., "subtasks": ...}}, if pairs are scored, with their macro
-        score; keep the weights if they are the best. Returns a line to show.
+        Log the validation loss, {"tokens": per cent right, "sequences": ...} of a corpus of answers, and {task:
+        {"score": ..., "subtasks": ...}}, if pairs are scored, with their macro score; keep the weights if they are
+        the best. Returns a line to show.
         """
         self.check_weights()
         if not math.isfinite(loss):
@@ -297,9 +298,11 @@ class Run:
             self.best = score
             if World.rank == 0:
                 save(self.state(), self.folder / "best.pt")
-        self.log({"val_loss": loss} | scored)
+        answers = {"accuracy": accuracy} if accuracy else {}
+        self.log({"val_loss": loss} | answers | scored)
         best = best_evaluation(read_log(self.folder))
-        scores = "".join(f", {task} {pairs[task]['score']:.1f} %" for task in pairs)
+        scores = "".join(f", {name} right {accuracy[name]:.1f} %" for name in accuracy)
+        scores += "".join(f", {task} {pairs[task]['score']:.1f} %" for task in pairs)
         macro = f", macro {scored['macro']:.1f} %" if len(pairs) > 1 else ""
         return f"val {loss:.3f}{scores}{macro}" + (f" (best: step {best['step']:,})" if best else "")
 

@@ -4,6 +4,7 @@ Corpora, from text files to the token files that training reads.
     python data.py toy                                 a small made-up English (toyland.py) for the default job
     python data.py text NAME FILES... [--val=FILES]    your own text, plain or .gz, of any size
     python data.py shakespeare [FILE]                  tiny Shakespeare in single characters, fetched unless given
+    python data.py copying [NAME] [--length=64 ...]    selective copying: tokens to find in noise and say in order
     python data.py babylm-10m                          BabyLM's corpus of 10 million words, 55 MB
     python data.py babylm-100m                         the same of 100 million words, 550 MB
     python data.py pile-10m [FILES...] [--seed=0]      10 million words of the Pile in the shares of BabyHGRN's
@@ -19,7 +20,8 @@ and what models are tested on, for evaluate.py; an archive fetched by hand can b
 
 A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
 (byte-level BPE) and meta.json (counts, hashes of the sources). In the text an empty line ends a document; each
-becomes <s> line, newline, line, ... </s>. Prepared corpora are also looked for in the folder NANORNN_DATA.
+becomes <s> line, newline, line, ... </s>. Where something else than the next token is to be said, it stands in
+train_targets.bin and val_targets.bin; see Blocks. Prepared corpora are also looked for in the folder NANORNN_DATA.
 """
 
 from start import begin
@@ -50,6 +52,7 @@ from checkpoint import not_written, replacing
 from config import at_least, configure, fail, one_of, progress, reason, run_script
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
+NO_TARGET = 65_535  # in a file of targets: nothing is to be said here
 LONGEST = 1 << 16  # characters; a longer line is encoded in parts
 ENDLESS = re.compile(r"(\S{1000})\S+")  # no word: little to learn from, and much to remember
 BATCH = 1 << 20  # characters encoded at once
@@ -61,11 +64,17 @@ class Settings:
     val: str = ""  # files to validate on, names or patterns with commas; none: a share of the documents
     val_share: float = 0.01  # that share
     longest: int = 0  # lines after which a document ends in any case; 0: only an empty line ends it
-    seed: int = 0  # of the Pile's sample
+    seed: int = 0  # of the Pile's sample, of selective copying
+    length: int = 64  # of copying's noise, with the tokens in it
+    tokens: int = 8  # to copy
+    sequences: int = 100_000  # of these, to train on
 
     def check(self):
         at_least(260, self, "vocab_size")
-        at_least(0, self, "val_share", "longest")
+        at_least(0, self, "val_share", "longest", "seed")
+        at_least(1, self, "length", "tokens", "sequences")
+        if self.tokens > self.length:
+            fail(f"tokens = {self.tokens}: no more than length = {self.length} can lie in the noise")
         if self.vocab_size > 65_536:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.val_share >= 1 or not (self.val or self.val_share):
@@ -96,6 +105,8 @@ def read_meta(folder):
             tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
             if len(tokens) != meta[split]["tokens"] or tokens.max() >= meta["vocab_size"]:
                 raise ValueError(f"{split}.bin is not the text that was counted")
+            if len(targets_of(folder / f"{split}.bin", tokens)) != len(tokens):
+                raise ValueError(f"{split}_targets.bin is not as long as {split}.bin")
     except Exception as error:  # a broken tokenizer raises no other
         fail(f"{folder}: this corpus is damaged ({reason(error)}); prepare it again")
     return meta
@@ -126,8 +137,11 @@ def check_name(corpus):
 
 def start_of(tokenizer):
     """The token that a text begins after: <s>, or a line break among single characters, which have no <s>."""
-    bos = tokenizer.token_to_id(BOS)
-    return tokenizer.token_to_id("\n") if bos is None else bos
+    ids = tokenizer.get_vocab()
+    start = ids.get(BOS, ids.get("\n"))
+    return (
+        fail(f"this tokenizer has no {BOS}, the token that a text begins after") if start is None else start
+    )
 
 
 def find_benchmark(task):
@@ -161,7 +175,8 @@ def data_folders():
 
 class Blocks:
     """
-    A token file cut every `context` tokens into blocks of `context` + 1, so that every token is a target once.
+    A token file cut every `context` tokens into blocks of `context` + 1, so that every token is a target once: the
+    one after it. Where another is to be said, or none, it stands at its place in a second file, as long.
     Training reads an endless row of permutations of them, each seeded by (seed, epoch): what a step reads
     depends on nothing but its number.
     """
@@ -170,6 +185,7 @@ class Blocks:
         if os.path.getsize(path) < 4:
             fail(f"{path}: no text in it; prepare the corpus again, with more text or --val=FILES")
         self.tokens = np.memmap(path, dtype="<u2", mode="r")
+        self.targets = targets_of(path, self.tokens)
         self.context, self.seed = context, seed
         self.n = (len(self.tokens) - 1) // context
         self.epoch, self.order = None, None
@@ -186,10 +202,14 @@ class Blocks:
         return int(self.order[place])
 
     def read(self, blocks):
-        """Blocks by number, all of one length -> tokens, targets (B, context)."""
+        """Blocks by number, all of one length -> tokens, targets (B, context); -100 where there is no target."""
+        tokens, targets = self.cut(self.tokens[:-1], blocks), self.cut(self.targets[1:], blocks)
+        return tokens, targets if self.targets is self.tokens else targets.where(targets != NO_TARGET, -100)
+
+    def cut(self, ids, blocks):
+        """These blocks of a row of ids, (B, context)."""
         starts = [block * self.context for block in blocks]
-        cut = np.stack([self.tokens[start : start + self.context + 1] for start in starts]).astype(np.int64)
-        return torch.from_numpy(cut[:, :-1]), torch.from_numpy(cut[:, 1:])
+        return torch.from_numpy(np.stack([ids[x : x + self.context] for x in starts]).astype(np.int64))
 
     def in_order(self, count):
         """Every token once: batches of `count` blocks in order, then the shorter rest of the text."""
@@ -197,6 +217,12 @@ class Blocks:
             yield self.read(range(start, min(start + count, self.n)))
         if len(self.tokens) - 1 > self.n * self.context:
             yield self.read([self.n])
+
+
+def targets_of(path, tokens):
+    """What is to be said in place of each token of a file: train_targets.bin beside it; none: the token itself."""
+    path = Path(path).with_stem(f"{Path(path).stem}_targets")
+    return np.memmap(path, dtype="<u2", mode="r") if path.exists() else tokens
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -225,7 +251,7 @@ def prepare(name, files, s):
             fail(f"{folder}: no text to train on; are the files empty?")
         if not val.words:
             fail(f"{folder}: too little text to keep some for validation; name more with --val=FILES")
-        (folder / "meta.json").unlink(missing_ok=True)  # written last: a folder without it is not finished
+        begin_anew(folder)
     replaced = text.replaced + val_text.replaced
     describe(folder, tokenizer, train, val, {str(path): sha256(path) for path in files + val_files}, replaced)
     if replaced:
@@ -233,12 +259,18 @@ def prepare(name, files, s):
     return folder
 
 
-def describe(folder, tokenizer, train, val, sources, replaced=0):
+def begin_anew(folder):
+    """Remove meta.json, written last: a folder without it is not finished. And the targets of what was there."""
+    for name in ("meta.json", "train_targets.bin", "val_targets.bin"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def describe(folder, tokenizer, train, val, sources, replaced=0, **more):
     """Finish a corpus: write tokenizer.json, then meta.json, with the SHA-256 of each source."""
     with replacing(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True))
     meta = {"vocab_size": tokenizer.get_vocab_size(), "train": train.counts(), "val": val.counts()}
-    meta |= {"invalid_bytes_replaced": replaced, "sources": sources}
+    meta |= {"invalid_bytes_replaced": replaced, "sources": sources} | more
     with replacing(folder / "meta.json") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
     print(f"{folder}: {train.words:,} words ({train.tokens:,} tokens) to train on, {val.words:,} to validate")
@@ -445,11 +477,9 @@ def make_shakespeare(file=None):
     """
     text = read_shakespeare(file).decode("ascii")
     characters = {character: i for i, character in enumerate(sorted(set(text)))}
-    tokenizer = Tokenizer(models.WordLevel(characters, unk_token=" "))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer = tokenizer_of_characters(characters, " ")
     folder, cut, splits = Path("data/shakespeare"), len(text) * 9 // 10, []
-    (folder / "meta.json").unlink(missing_ok=True)
+    begin_anew(folder)
     for name, part in ("train.bin", text[:cut]), ("val.bin", text[cut:]):
         with replacing(folder / name, "wb") as file:
             splits.append(Split(file))
@@ -457,6 +487,14 @@ def make_shakespeare(file=None):
             splits[-1].words, splits[-1].documents = len(part.split()), 1
     describe(folder, tokenizer, *splits, {"tinyshakespeare.txt": SHA256})
     return folder
+
+
+def tokenizer_of_characters(characters, unknown):
+    """{character: id} -> a tokenizer to which a text is its characters, those it does not know being `unknown`."""
+    tokenizer = Tokenizer(models.WordLevel(characters, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
 
 
 def read_shakespeare(path=None):
@@ -475,6 +513,53 @@ def read_shakespeare(path=None):
     if hashlib.sha256(text).hexdigest() != SHA256:
         fail(f"{path}: not tiny Shakespeare, {BYTES:,} bytes of SHA-256 {SHA256[:12]}...; {by_hand}")
     return text
+
+
+COPYING = (
+    "?abcdefghijklmn."  # how its 16 tokens are written: the marker is 0, tokens to copy 1 to 14, noise 15
+)
+MARKER, NOISE = 0, 15
+HELD_OUT = 1000  # sequences to validate on
+
+
+def make_copying(name="copying", s=Settings()):
+    """
+    data/NAME: selective copying (Gu & Dao 2023, arXiv:2312.00752), sampled as in minRNN's official code:
+
+        reads    . . c . . a . . . c . ? ? ?
+        says                           c a c
+
+    Each sequence is s.length of noise with s.tokens letters at places drawn anew, then as many markers, at which
+    these are to be said in order. A block of training is a sequence, and nothing is to be said before the markers.
+    """
+    tokenizer = tokenizer_of_characters({character: i for i, character in enumerate(COPYING)}, COPYING[NOISE])
+    folder, splits, sources = Path("data") / name, [], {}
+    begin_anew(folder)
+    for number, (split, count) in enumerate({"train": s.sequences, "val": HELD_OUT}.items()):
+        generator, path = np.random.default_rng([s.seed, number]), folder / f"{split}.bin"
+        with replacing(path, "wb") as inputs, replacing(folder / f"{split}_targets.bin", "wb") as targets:
+            inputs, targets = Split(inputs), Split(targets)
+            targets.add([NO_TARGET])  # a target stands where the next token would
+            for start in progress(range(0, count, 1000), desc=split):
+                for file, rows in zip((inputs, targets), copying(generator, min(1000, count - start), s)):
+                    file.add(rows.ravel())
+            inputs.add([NOISE])
+        inputs.words, inputs.documents = count * s.tokens, count
+        splits.append(inputs)
+        sources[path.name] = sha256(path)
+    describe(folder, tokenizer, *splits, sources, context=s.length + s.tokens)
+    return folder
+
+
+def copying(generator, count, s):
+    """-> inputs and targets of so many sequences, (count, length + tokens)."""
+    places = np.sort(generator.random((count, s.length)).argsort(axis=1)[:, : s.tokens], axis=1)
+    letters = 1 + (generator.random((count, s.tokens)) * (NOISE - 1)).astype(np.int64)
+    inputs = np.full((count, s.length + s.tokens), NOISE)
+    targets = np.full_like(inputs, NO_TARGET)
+    np.put_along_axis(inputs, places, letters, axis=1)
+    inputs[:, s.length :], targets[:, s.length :] = MARKER, letters
+    return inputs, targets
 
 
 DOMAINS = "bnc_spoken childes gutenberg open_subtitles simple_wiki switchboard".split()
@@ -551,6 +636,7 @@ def make_pile(name, *files, seed=0):
 RECIPES = {  # corpora that can be made or fetched by name
     "toy": make_toy,
     "shakespeare": make_shakespeare,
+    "copying": make_copying,
     "babylm-10m": partial(make_babylm, "babylm-10m"),
     "babylm-100m": partial(make_babylm, "babylm-100m"),
     "pile-10m": partial(make_pile, "pile-10m"),
@@ -565,6 +651,17 @@ def main(args):
     match words:
         case ["pile-10m" | "pile-100m" as name, *files] if flags <= {f"--seed={s.seed}"}:
             RECIPES[name](*files, seed=s.seed)
+        case ["copying"] | ["copying", _]:
+            others = {flag.split("=")[0] for flag in flags} - {
+                "--length",
+                "--tokens",
+                "--sequences",
+                "--seed",
+            }
+            if others:
+                fail(f"copying has no {min(others)}, only --length, --tokens, --sequences and --seed")
+            check_name(words[-1])
+            make_copying(words[-1], s)
         case [name] | ["shakespeare" as name, _] if name in RECIPES:
             if flags:
                 fail(f"{name} is always made the same way: no settings, please")

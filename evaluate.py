@@ -34,12 +34,11 @@ import data
 from benchmarks import ask, judge, read_benchmark, summary
 from checkpoint import append, fingerprint, read_log, replacing
 from config import configure, fail, one_of, progress, run_script
-from layers import linear_cross_entropy
 from model import find_device, load
-from scores import encode, score_texts
+from scores import encode, score_texts, validation
 
 TEXTS_AT_ONCE = 20_000  # of one subtask, so that memory stays flat
-DEFAULT_TASKS = {"toy": "toyland,toyland_ewok,toyland_bear", "shakespeare": ""}  # by corpus; of others: blimp
+TOYLANDS = "toyland,toyland_ewok,toyland_bear"
 
 
 @dataclass
@@ -66,14 +65,14 @@ def main(s):
     model, tokenizer, trained = load(s.run, device)
     model = model.double() if s.dtype == "float64" else model
     folder, prefix = place_of(trained.checkpoint)
-    tasks = {task: read_benchmark(task) for task in tasks_of(s, trained)}
+    tasks = {task: read_benchmark(task) for task in tasks_of(s, trained, tokenizer)}
     what = identity(s, trained.checkpoint)
     results = read_results(folder / f"{prefix}results.json", what) or what | {"benchmarks": {}}
     results["parameters"] = sum(p.numel() for p in model.parameters())
     results["settings"] = {name: value for name, value in vars(trained).items() if name != "checkpoint"}
     results["training"] = [record for record in read_log(folder) if "val_loss" in record]
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
-        results["perplexity"] = perplexity(model, trained)
+        results |= on_validation_text(model, trained)
         for task, subtasks in tasks.items():
             name = name_of(task)
             file = folder / f"{prefix}pairs_{name}.jsonl"
@@ -82,6 +81,8 @@ def main(s):
             print_table(name, results["benchmarks"][name], s.protocol)
     if results["perplexity"]:
         print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
+    for name, score in results.get("accuracy", {}).items():
+        print(f"{name} right: {score:.1f} %")
     for target in [folder / f"{prefix}results.json"] + [Path(s.results)] * bool(s.results):
         write_json(target, results)
     for task in tasks:
@@ -94,9 +95,10 @@ def place_of(checkpoint):
     return checkpoint.parent, f"{checkpoint.stem}_" * (checkpoint.stem != "checkpoint")
 
 
-def tasks_of(s, trained):
-    """The tasks asked for, or those that go with the corpus."""
-    tasks = s.tasks or DEFAULT_TASKS.get(trained.corpus, "blimp")
+def tasks_of(s, trained, tokenizer):
+    """The tasks asked for, or those that go with the corpus: none without <s>, which every score starts from."""
+    default = TOYLANDS if trained.corpus == "toy" else "blimp" * (data.BOS in tokenizer.get_vocab())
+    tasks = s.tasks or default
     return [task for task in tasks.split(",") if task]
 
 
@@ -211,22 +213,20 @@ def read_part(part, header):
     return scores
 
 
-def perplexity(model, trained):
+def on_validation_text(model, trained):
     """
-    exp of the mean loss per token on the corpus's validation text, block by block; None if that is not here, or
-    made anew with other tokens.
+    {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block}, and of a corpus
+    of answers their {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}}; the perplexity
+    is None if the text is not here, or made anew with other tokens.
     """
     corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
     if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
-        return None
+        return {"perplexity": None}
     data.read_meta(corpus)
-    total, count, device = 0.0, 0, model.embed.weight.device
     val = data.Blocks(corpus / "val.bin", trained.context)
-    for tokens, targets in progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity"):
-        x, _ = model.features(tokens.to(device))
-        total += linear_cross_entropy(x, model.head.weight, targets.to(device)).item() * targets.numel()
-        count += targets.numel()
-    return math.exp(total / count)
+    batches = progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity")
+    loss, accuracy = validation(model, batches)
+    return {"perplexity": math.exp(loss)} | ({"accuracy": accuracy} if accuracy else {})
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def draw(log, benchmarks, path, title):
     scored = [record for record in log if record.get("pairs")]
     learned = {task: rows_of(scored, task, benchmarks) for task in (scored[0]["pairs"] if scored else ())}
     panels = [(4.5, 3.5, draw_losses, log, title)]  # width, height in inches, what draws it
+    panels += [(4.5, 3.5, draw_accuracy, log)] * any("accuracy" in record for record in log)
     panels += [(4.5, 3.5, draw_scores, scored)] * bool(scored)
     for task in sorted(learned, key=lambda x: -len(learned[x])):
         width = 2.5 + min(4.5, max(2.5, 0.4 * len(scored)))
@@ -105,6 +106,18 @@ def draw_losses(axis, log, title):
     axis.grid(alpha=0.25)
     if axis.lines:
         axis.legend()
+
+
+def draw_accuracy(axis, log):
+    """Of a corpus of answers, such as copying, the share that is right, over epochs."""
+    records = [record for record in log if "accuracy" in record]
+    for name in records[0]["accuracy"]:
+        scores = [record["accuracy"][name] for record in records]
+        label = f"{name}, {scores[-1]:.1f} at the end"
+        axis.plot([record["epoch"] for record in records], scores, marker="o", ms=3, label=label)
+    axis.set(title="per cent of answers right", xlabel="epoch")
+    axis.grid(alpha=0.25)
+    axis.legend()
 
 
 def draw_scores(axis, records):
@@ -272,6 +285,46 @@ def draw_times(axis, rows):
     axis.grid(alpha=0.25)
 
 
+LAYERS = {"minGRU": "#d7301f", "minLSTM": "#fc8d59", "Mamba": "#8856a7", "torch GRU": "#74a9cf"}
+LAYERS |= {"GRU, a loop": "#045a8d", "LSTM, a loop": "#238b45", "torch LSTM": "#99d8c9"}
+CLAIMS = {("minGRU", 512): 175, ("minLSTM", 512): 235, ("minGRU", 4096): 1324, ("minLSTM", 4096): 1361}
+
+
+def draw_minrnn(rows, path):
+    """Rows of `bench.py minrnn` -> a picture at `path`: time and memory over T, two panels for each B and D."""
+    rows = [row for row in rows if "seconds" in row]
+    kinds = list(dict.fromkeys((row["B"], row["D"]) for row in rows))
+    size = dict(figsize=(10, 4.2 * len(kinds)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(kinds), 2, **size)
+    for line, (B, D) in zip(axes, kinds):
+        found = [row for row in rows if (row["B"], row["D"]) == (B, D)]
+        panels = ("seconds", 1e3, "time: ms"), ("peak_bytes", 1e-6, "memory: MB")
+        for axis, (what, unit, title) in zip(line, panels):
+            for name in LAYERS:
+                points = [(row["T"], unit * row[what]) for row in found if row["model"] == name and row[what]]
+                dashes = "-" if name in ("minGRU", "minLSTM", "Mamba") else "--"
+                axis.plot(
+                    *zip(*points) or ((), ()), label=name, color=LAYERS[name], ls=dashes, marker="o", ms=3
+                )
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set(title=f"a layer of width {D}, {B} sequences, {title}", xlabel=AXES["T"])
+            lengths = sorted({row["T"] for row in found})
+            axis.set_xticks(lengths, [f"{T:,}" for T in lengths])
+            axis.yaxis.set_major_formatter("{x:,g}")
+            axis.grid(alpha=0.25)
+        line[0].set_xlabel(f"{AXES['T']}\n{times_the_loop(found)}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+    return keep(figure, path)
+
+
+def times_the_loop(rows):
+    """How many times as fast as their loops minGRU and minLSTM are, beside what their paper says, in lines."""
+    said = [row for row in rows if "times_the_loop" in row and (row["model"], row["T"]) in CLAIMS]
+    lines = ["{model} at T = {T:,}: {times_the_loop:,.1f} times its loop".format(**row) for row in said]
+    return "\n".join(f"{x} (paper: {CLAIMS[row['model'], row['T']]:,})" for x, row in zip(lines, said))
+
+
 def draw_leaderboard(rows, columns, path):
     """Rows of evaluate.compare -> a picture at `path`: a panel a benchmark, a bar a run, the paper's in gray."""
     rows = sorted(rows, key=lambda row: (not row.get("paper"), row["benchmarks"].get(columns[-1], 0)))
@@ -292,21 +345,24 @@ def draw_leaderboard(rows, columns, path):
     return keep(figure, path)
 
 
+APART = {"kernels": draw_kernels, "minrnn": draw_minrnn}  # of bench.py's results, a picture each
+
+
 def draw_results(path):
     """Draw what a result file holds, beside it -> the pictures' paths."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         log, benchmarks = results.get("training"), results.get("benchmarks")
-        rows = results.get("kernels", {}).get("rows")
+        apart = {name: results[name]["rows"] for name in APART if results.get(name, {}).get("rows")}
     except (ValueError, AttributeError):
-        results = log = rows = None
-    if rows:
-        yield draw_kernels(rows, path.with_name(f"{path.stem}_kernels.svg"))
+        results = log = apart = None
+    for name, rows in (apart or {}).items():
+        yield APART[name](rows, path.with_name(f"{path.stem}_{name}.svg"))
     if results and set(results) & set(BENCHMARKS):
         yield draw_bench(results, path.with_suffix(".svg"))
     elif log is not None and benchmarks is not None:
         yield draw(log, benchmarks, path.with_suffix(".svg"), path.stem)
-    elif not rows:
+    elif not apart:
         fail(f"{path}: not a result file of evaluate.py or bench.py")
 
 

@@ -129,14 +129,43 @@ def scan_gradients(a, h0, h, dh):
     return [da, db, a[:, 0] * db[:, 0]]
 
 
-# In Triton there are three kinds: "linear", of x = a and z = b, and "min_gru" and "min_lstm", which take the raw
-# projections, x = gate or x, y = forget, input and z = candidate, and so move a third of the memory.
+# There are three kinds of it: "linear", of x = a and z = b, and "min_gru" and "min_lstm", which take the raw
+# projections, x = gate or x, y = forget, input and z = candidate, and keep nothing else for the gradient. With r
+# = -gate or log(f / i) both are h_t = sigmoid(r) h_{t-1} + sigmoid(-r) g, so that
+#
+#     dr = sigmoid(r) sigmoid(-r) (h_{t-1} - g) db,   dg = sigmoid(-r) db
+
+
+def min_rnn(kind, x, y, z):
+    """-> sigmoid(r), sigmoid(-r), g(z)"""
+    r = -x if kind == "min_gru" else F.logsigmoid(x) - F.logsigmoid(y)  # finite also where f and i underflow
+    return torch.sigmoid(r), torch.sigmoid(-r), positive(z)
+
+
+def min_rnn_gradients(kind, x, y, z, h0, h, dh):
+    keep, add, g = min_rnn(kind, x, y, z)
+    dkeep, db, dh0 = scan_gradients(keep, h0, h, dh)
+    dr = dkeep.addcmul_(g, db, value=-1).mul_(keep).mul_(add)
+    s = z.clamp(max=0).sigmoid_()
+    slope = s.addcmul_(s, s, value=-1).add_(z.clone().ge_(0), alpha=0.75)  # of g: s - s^2, from 0 upwards 1
+    dz = db.mul_(add).mul_(slope)
+    if kind == "min_gru":
+        return [dr.neg_(), dz, dh0]
+    return [dr * torch.sigmoid(-x), torch.sigmoid(-y).mul_(dr).neg_(), dz, dh0]
+
+
+def positive(x):
+    """g of the paper: x + 0.5 from 0 upwards, sigmoid(x) below; continuous, and never negative."""
+    return x.clamp(max=0).sigmoid_().add_(x.clamp(min=0))
 
 
 @torch.library.custom_op("nanornn::scan", mutates_args=())
 def scan(kind: str, x: Tensor, y: Tensor | None, z: Tensor, h0: Tensor) -> Tensor:
     if runs_triton(z):
         return triton_kernels.scan(kind, x, y, z, h0)
+    if kind != "linear":
+        x, add, g = min_rnn(kind, x, y, z)
+        z = g.mul_(add)
     return chunked_scan(x, z, h0)
 
 
@@ -147,6 +176,8 @@ def scan_backward(
     """-> the gradients of x, y (if there is one), z, h0"""
     if runs_triton(z):
         return triton_kernels.scan_gradients(kind, x, y, z, h0, h, dh)
+    if kind != "linear":
+        return min_rnn_gradients(kind, x, y, z, h0, h, dh)
     return scan_gradients(x, h0, h, dh)
 
 
@@ -176,42 +207,27 @@ scan.register_autograd(run_scan_backward, setup_context=keep_for_scan_backward)
 def linear_scan(a, b, h0=None):
     """a, b (B, T, D), h0 (B, D) -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type."""
     check(b=(b, "BTD"), a=(a, "BTD"), h0=(h0, "BD"))
-    h0 = b.new_zeros(b[:, 0].shape) if h0 is None else h0
-    if runs_triton(b):
-        return scan("linear", a, None, b, h0)
-    dtype = b.dtype
-    a, b, h0 = at_least_float32(a, b, h0)
-    return scan("linear", a, None, b, h0).to(dtype)
+    return raw_scan("linear", a, None, b, h0)
 
 
 def min_gru(gate, candidate, h0=None):
     """z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D) -> every h_t."""
     check(candidate=(candidate, "BTD"), gate=(gate, "BTD"), h0=(h0, "BD"))
-    if runs_triton(candidate):
-        h0 = candidate.new_zeros(candidate[:, 0].shape) if h0 is None else h0
-        return scan("min_gru", gate, None, candidate, h0)
-    dtype = candidate.dtype
-    gate, candidate, h0 = at_least_float32(gate, candidate, h0)
-    z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)
-    return linear_scan(keep, z * positive(candidate), h0).to(dtype)
+    return raw_scan("min_gru", gate, None, candidate, h0)
 
 
 def min_lstm(forget, input, candidate, h0=None):
     """f, i = sigmoid(forget, input), h_t = (f h_{t-1} + i g(candidate)) / (f + i): likewise."""
     check(candidate=(candidate, "BTD"), forget=(forget, "BTD"), input=(input, "BTD"), h0=(h0, "BD"))
-    if runs_triton(candidate):
-        h0 = candidate.new_zeros(candidate[:, 0].shape) if h0 is None else h0
-        return scan("min_lstm", forget, input, candidate, h0)
-    dtype = candidate.dtype
-    forget, input, candidate, h0 = at_least_float32(forget, input, candidate, h0)
-    ratio = F.logsigmoid(forget) - F.logsigmoid(input)  # log(f / i): finite also where f and i underflow
-    f, i = torch.sigmoid(ratio), torch.sigmoid(-ratio)
-    return linear_scan(f, i * positive(candidate), h0).to(dtype)
+    return raw_scan("min_lstm", forget, input, candidate, h0)
 
 
-def positive(x):
-    """g of the paper: x + 0.5 from 0 upwards, sigmoid(x) below; continuous, and never negative."""
-    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))
+def raw_scan(kind, x, y, z, h0):
+    """A scan of this kind, in z's type."""
+    h0 = z.new_zeros(z[:, 0].shape) if h0 is None else h0
+    if runs_triton(z):
+        return scan(kind, x, y, z, h0)
+    return scan(kind, *at_least_float32(x, y, z, h0)).to(z.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------

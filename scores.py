@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 import data
-from config import fail
-from layers import Linear, next_token_log_p
+from checkpoint import World, sum_over_processes
+from layers import Linear, linear_cross_entropy, next_token_log_p
 
 BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # nodes of a batch: a CPU works in its caches
 TIMES = 4  # at most so many times as many tokens, with padding, in the texts of a batch
@@ -130,6 +130,39 @@ def answer(model, x, queries, scores):
 
 
 # ----------------------------------------------------------------------------------------------------
+# Of a whole corpus
+
+
+@torch.no_grad()
+def validation(model, batches, each_batch=lambda: None):
+    """
+    Batches (tokens, targets), shared by all processes -> the mean loss of a target, in nats; and, if there are
+    targets at some places only, as in copying, {"tokens": per cent right, "sequences": per cent with all right}.
+    """
+    sums, device = [0.0] * 5, model.embed.weight.device
+    for tokens, targets in batches:
+        each_batch()
+        tokens, targets = (x[World.rank :: World.size].to(device) for x in (tokens, targets))
+        if len(tokens):
+            sums = [a + b for a, b in zip(sums, tally(model, tokens, targets))]
+    loss, count, right, all_right, sequences = sum_over_processes(*sums)
+    shares = {"tokens": (right, count), "sequences": (all_right, sequences)} if sequences else {}
+    return loss / count, {name: 100 * part / whole for name, (part, whole) in shares.items()}
+
+
+def tally(model, tokens, targets):
+    """-> summed loss, targets; of answers also how many are right, in how many sequences all, and sequences."""
+    x, _ = model.features(tokens)
+    there = targets != -100
+    count = there.sum().item()
+    loss = linear_cross_entropy(x, model.head.weight, targets).item() * count
+    if there.all():
+        return loss, count, 0, 0, 0
+    right = model.head(x).argmax(dim=-1) == targets  # never where there is no target
+    return loss, count, right.sum().item(), (right == there).all(dim=1).sum().item(), len(tokens)
+
+
+# ----------------------------------------------------------------------------------------------------
 # From text to tokens
 
 
@@ -144,8 +177,6 @@ def encode(tokenizer, texts, protocol="2024"):
     is blank counts to the text, as in lm-evaluation-harness.
     """
     bos, always = data.start_of(tokenizer), " " if protocol == "2024" else ""
-    if bos is None:
-        fail(f"this tokenizer has no {data.BOS}, the token after which every sentence is scored")
     whole = [context + " " + text if context else always + text for context, text in texts]
     contexts = sorted({context for context, _ in texts if context})
     lengths = dict(zip(contexts, map(len, encode_all(tokenizer, [x.rstrip() for x in contexts]))))

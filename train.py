@@ -25,10 +25,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from checkpoint import Run, Stop, Stopped, World, join, say, sum_over_processes, wait_for_all
+from checkpoint import Run, Stop, Stopped, World, join, say, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from layers import BlockLinear, Linear, linear_cross_entropy
 from model import Config, LanguageModel, find_device, read_tokenizer
+from scores import validation
 
 
 @dataclass
@@ -190,18 +191,11 @@ def learning_rate(step, s, steps):
 
 @torch.no_grad()
 def validate(run, autocast, val, stop):
-    """Loss on all of the validation text, and minimal pairs if asked for. Returns a line to show."""
+    """Loss on all of the validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
     run.check_finite()
     run.model.eval()
-    total, count, objective = 0.0, 0, NextToken(run.model)
-    for tokens, targets in val.in_order(run.s.batch_size):
-        stop.check()
-        tokens, targets = (x[World.rank :: World.size].to(run.device) for x in (tokens, targets))
-        if len(tokens):
-            with autocast:
-                total += objective(tokens, targets).item() * targets.numel()
-            count += targets.numel()
-    total, count = sum_over_processes(total, count)
+    with autocast:
+        loss, answers = validation(run.model, val.in_order(run.s.batch_size), stop.check)
     pairs = {}
     if run.s.eval_pairs:
         from evaluate import accuracy  # not above: evaluate.py is a script that stands on its own
@@ -210,7 +204,7 @@ def validate(run, autocast, val, stop):
         with autocast:
             pairs = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
     run.model.train()
-    return run.log_evaluation(total / count, pairs)
+    return run.log_evaluation(loss, answers, pairs)
 
 
 def finish(run):
@@ -260,10 +254,15 @@ def find_corpus(s):
             data.find_benchmark(task)
     wait_for_all()
     corpus = data.find(s.corpus)
-    entries = data.read_meta(corpus)["vocab_size"]
+    meta = data.read_meta(corpus)
+    entries, length = meta["vocab_size"], meta.get("context", s.context)
     if entries > s.vocab_size:
         fail(
             f"vocab_size = {s.vocab_size}: {corpus} has {entries} tokens; set vocab_size = {entries} or more"
+        )
+    if length != s.context:
+        fail(
+            f"context = {s.context}: {corpus} is made of sequences of {length} tokens; set context = {length}"
         )
     return corpus
 

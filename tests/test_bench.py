@@ -10,6 +10,7 @@ import torch
 
 import bench
 import bench_kernels
+import bench_minrnn
 import figures
 
 SMALL = dict(
@@ -68,7 +69,7 @@ def test_results_of_another_benchmark_stay(workplace):
 
 TINY = {
     "linear_scan": [dict(B=2, T=T, D=4) for T in (16, 8)], "gated_linear_attention": [dict(B=1, T=16, H=2, K=16)],
-    "selective_scan": [dict(B=1, T=16, E=4, N=2)], "layer": [dict(B=1, T=8, D=4)],
+    "selective_scan": [dict(B=1, T=16, E=4, N=2)],
     "small": [dict(B=1, T=8, H=2, K=16)],
 }  # fmt: skip
 
@@ -95,8 +96,8 @@ def test_kernels_are_rows_for_each_size_and_way(kernels):
 
 
 def test_kernels_that_were_not_asked_for_stay(kernels):
-    kernels(kernels="layer,linear_scan")
-    kernels(kernels="layer", minutes=0)
+    kernels(kernels="small,linear_scan")
+    kernels(kernels="small", minutes=0)
     with open("bench.json", encoding="utf-8") as file:
         rows = json.load(file)["kernels"]["rows"]
     assert len(rows) == 9 and "seconds" in rows[0] and rows[-1]["failed"] == "no time was left"
@@ -110,8 +111,8 @@ def test_a_way_that_fails_is_a_row_that_says_so(kernels, monkeypatch):
             "breaks": lambda: bench_kernels.Way(lambda x: x.no_such_method(), [torch.ones(2)]),
         }  # fmt: skip
 
-    monkeypatch.setitem(bench_kernels.KERNELS, "layer", broken)
-    works, missing, breaks = kernels(kernels="layer")[:3]
+    monkeypatch.setitem(bench_kernels.KERNELS, "small", broken)
+    works, missing, breaks = kernels(kernels="small")[:3]
     assert works["seconds"] > 0 and missing["failed"].startswith("not installed")
     assert breaks["failed"].startswith("AttributeError")
 
@@ -154,3 +155,41 @@ def test_all_models_learn_the_same_task_with_about_as_many_parameters():
 )  # fmt: skip
 def test_wrong_settings_are_one_line(wrong, remedy, refusal):
     assert remedy in refusal(bench.Settings(**dict(what="train") | wrong).check)
+
+
+def test_minrnn_is_a_row_for_each_layer_and_size(workplace, monkeypatch):
+    """One that is not there says so; times the loop are those of its own loop."""
+    mixers = {name: bench_minrnn.MIXERS["mingru"] for name in ("mingru", "minlstm", "gru_loop", "mamba")}
+    monkeypatch.setattr(bench_minrnn, "MIXERS", mixers)
+    rows = measure("minrnn", models="", sizes="2x8x4 1x16x4")
+    assert [(x["B"], x["T"], x["D"], x["model"]) for x in rows] == [
+        (B, T, 4, name) for B, T in ((2, 8), (1, 16)) for name in bench_minrnn.LAYERS
+    ]
+    found = {x["model"]: x for x in rows[: len(bench_minrnn.LAYERS)]}
+    assert found["minGRU"]["times_the_loop"] == found["GRU, a loop"]["seconds"] / found["minGRU"]["seconds"]
+    assert "times_the_loop" not in found["minLSTM"] and found["minLSTM"]["seconds"] > 0
+    assert found["torch GRU"]["failed"] == "not installed: there is no mixer 'gru'"
+
+
+def test_memory_is_the_most_that_is_held_at_once():
+    """By hand, of a thousand float32: two results and their sum, then four at once, then one after the other."""
+    x = torch.ones(1000)
+    assert bench_minrnn.peak_bytes(lambda: (x * x) + (x + x), torch.device("cpu")) == 12_000
+    assert bench_minrnn.peak_bytes(lambda: [x + x for _ in range(4)], torch.device("cpu")) == 16_000
+    assert bench_minrnn.peak_bytes(lambda: [(x + x).sum() for _ in range(4)], torch.device("cpu")) < 5_000
+
+
+def test_the_figure_of_minrnn_says_the_papers_figure_beside_ours(workplace):
+    loop = dict(model="GRU, a loop", B=64, T=512, D=64, seconds=1.0, peak_bytes=10)
+    rows = [
+        loop,
+        loop | dict(model="minGRU", seconds=0.01, peak_bytes=20, times_the_loop=100.0),
+        loop | dict(T=256),
+    ]
+    assert figures.times_the_loop(rows) == "minGRU at T = 512: 100.0 times its loop (paper: 175)"
+    with open("bench.json", "w", encoding="utf-8") as file:
+        json.dump(
+            {"minrnn": {"rows": rows + [dict(model="Mamba", B=64, T=512, D=64, failed="not there")]}}, file
+        )
+    figures.main(["bench.json"])
+    assert Path("bench_minrnn.svg").stat().st_size > 10_000
