@@ -515,9 +515,7 @@ def read_shakespeare(path=None):
     return text
 
 
-COPYING = (
-    "?abcdefghijklmn."  # how its 16 tokens are written: the marker is 0, tokens to copy 1 to 14, noise 15
-)
+COPYING = "?abcdefghijklmn."  # how its 16 tokens are written: marker, tokens to copy, noise
 MARKER, NOISE = 0, 15
 HELD_OUT = 1000  # sequences to validate on
 
@@ -652,12 +650,8 @@ def main(args):
         case ["pile-10m" | "pile-100m" as name, *files] if flags <= {f"--seed={s.seed}"}:
             RECIPES[name](*files, seed=s.seed)
         case ["copying"] | ["copying", _]:
-            others = {flag.split("=")[0] for flag in flags} - {
-                "--length",
-                "--tokens",
-                "--sequences",
-                "--seed",
-            }
+            known = {f"--{setting}" for setting in ("length", "tokens", "sequences", "seed")}
+            others = {flag.split("=")[0] for flag in flags} - known
             if others:
                 fail(f"copying has no {min(others)}, only --length, --tokens, --sequences and --seed")
             check_name(words[-1])
