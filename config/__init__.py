@@ -179,7 +179,7 @@ class Share:
 
     def update(self, units):
         self.done += units
-        self.bar.update(units / self.total)
+        self.bar.update(min(units / self.total, self.bar.total - self.bar.n))  # sums of shares are not exact
 
     def set_postfix_str(self, text, refresh=False):
         """Called when all units so far are really done, as by a GPU."""
