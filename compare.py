@@ -40,7 +40,7 @@ import torch
 import data
 import train
 from checkpoint import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log, replacing
-from config import Share, fail, given, naming, progress, read_file, run_script, typed
+from config import Share, close_bars, fail, given, naming, progress, read_file, run_script, typed
 from evaluate import PAPER, write_json
 from model import LanguageModel
 from scores import size_of
@@ -80,6 +80,7 @@ def main(args):
     except (KeyboardInterrupt, SystemExit) as end:
         if getattr(end, "code", 130) != 130:
             raise
+        close_bars()
         done, again = sum(map(bool, map(finished, runs))), " without --fresh" * s.fresh
         print(f"stopped: {done} of {len(runs)} runs are done; the same command{again} goes on")
         sys.exit(130)

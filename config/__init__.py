@@ -207,10 +207,15 @@ def naming(where):
 
 def fail(message, kind=SystemExit):
     """End the script: the message on stderr, exit status 2. A kind of SystemExit says which end it is."""
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()  # or it would be drawn again, below the message
+    close_bars()
     print(message, file=sys.stderr)
     raise kind(2)
+
+
+def close_bars():
+    """Before a last message: or they would be drawn again, below it."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def run_script(main):
