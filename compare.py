@@ -3,7 +3,7 @@ Many models under one recipe: BabyHGRN's first experiment.
 
     python compare.py                             config/compare_toy.py: twelve mixers on toyland
     python compare.py config/compare_english.py   six models on real English, ten minutes of a GPU
-    python compare.py config/compare_10m.py       the paper's six, at the paper's sizes
+    python compare.py config/compare_10m.py       the paper's five and minGRU, at its sizes
 
 Trains every model at every learning rate with every seed, evaluates each run after every epoch (or eval_every
 steps), and holds the best evaluation at each model's best learning rate against the others', as the paper does.

@@ -317,6 +317,9 @@ def draw_comparison(results, path):
     axes[0].set(title=f"{results['comparison']}: {title}", xlabel="epoch")
     axes[1].set(title="the best of each", xlabel="numbers in the state of a sequence", xscale="log")
     axes[2].set(title="the best at each rate", xlabel="learning rate", xscale="log")
+    rates = sorted({x["learning_rate"] for row in rows.values() for x in row["rates"]})
+    axes[2].set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axes[2].minorticks_off()
     for axis in axes:
         axis.grid(alpha=0.25)
         if results["tasks"]:

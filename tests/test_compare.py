@@ -26,7 +26,7 @@ from model import MIXERS, LanguageModel
 
 RECIPE = dict(
     corpus="small", vocab_size=300, n_layer=1, d_model=16, n_head=2, d_mlp=24, context=32, batch_size=16,
-    max_steps=12, eval_every=4, log_every=2, eval_pairs="pairs", device="cpu", dtype="float32",
+    max_steps=6, eval_every=2, log_every=1, eval_pairs="pairs", device="cpu", dtype="float32",
     models={"HGRN2": {"mixer": "hgrn2"}, "minGRU": {"mixer": "mingru", "learning_rates": [3e-2, 1e-2]}},
     learning_rates=[1e-2, 1e-3],
 )  # fmt: skip
@@ -45,10 +45,11 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("NANORNN_DATA", raising=False)
+        patch.setattr(figures, "learning_curve", lambda folder: "")  # it takes longer than such a run
         Path("text.txt").write_text("\n\n".join(toyland.stories(seed=0, words=5_000)))
         data.prepare("small", ["text.txt"], data.Settings(vocab_size=300, val_share=0.05))
         Path("pairs").mkdir()
-        for uid, pairs in list(toyland.minimal_pairs(20).items())[:3]:
+        for uid, pairs in list(toyland.minimal_pairs(10).items())[:3]:
             lines = (json.dumps(pair | {"UID": uid}) + "\n" for pair in pairs)
             Path("pairs", f"{uid}.jsonl").write_text("".join(lines))
         return folder, compare.main([write(), "--results=two.json"])
@@ -60,6 +61,7 @@ def place(made, tmp_path, monkeypatch):
     shutil.copytree(made[0], tmp_path / "place", ignore=shutil.ignore_patterns("out", "two.json", "two.svg"))
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.delenv("NANORNN_DATA", raising=False)
+    monkeypatch.setattr(figures, "learning_curve", lambda folder: "")
 
 
 def timeless(results):
@@ -174,22 +176,22 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(place, capsys):
 def test_kill_9_at_random_moments_gives_the_same_table(made, place, times, figure):
     results, good, of, r = timeless(made[1]), 0, times(1, 5), random.Random(0)
     command = [sys.executable, str(ROOT / "compare.py"), "two.py"]
+
+    def begun():
+        return len(list(Path().glob("out/two/*/log.jsonl")))
+
     for _ in range(of):
-        kills = 0
-        while kills < 3:
+        for _ in range(times(2, 5)):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            seen = len(list(Path().glob("out/two/*/log.jsonl")))
-            while process.poll() is None and len(list(Path().glob("out/two/*/log.jsonl"))) == seen < len(
-                RUNS
-            ):
-                time.sleep(0.01)  # until the next run has begun
+            before = begun()
+            while process.poll() is None and begun() == before < len(RUNS):
+                time.sleep(0.01)
             time.sleep(r.uniform(0, 1.5))
             process.kill()
             process.wait()
-            kills += 1
         good += timeless(compare.main(["two.py"])) == results
         shutil.rmtree("out")
-    note = "the table and every evaluation in it as if never killed, three kills each"
+    note = "the table and every evaluation in it as if never killed, five kills each"
     figure("kill -9 of compare.py, at random moments", good=good, of=of, note=note)
 
 
@@ -198,7 +200,7 @@ def test_ctrl_c_says_in_a_line_how_to_go_on(made, place, monkeypatch, capsys):
 
     def take_step_then_stop(run, *rest):
         take_step(run, *rest)
-        if run.step == 5 and run.s.run == "two/minGRU-0.03-0":
+        if run.step == 3 and run.s.run == "two/minGRU-0.03-0":
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -248,7 +250,7 @@ def test_a_misspelt_setting_of_the_recipe_is_named_with_its_line(place, refusal)
     )
 
 
-@pytest.mark.parametrize("change", [dict(max_steps=13), dict(d_mlp=32), dict(eval_every=3)], ids=str)
+@pytest.mark.parametrize("change", [dict(max_steps=7), dict(d_mlp=32), dict(eval_every=3)], ids=str)
 def test_another_recipe_is_refused_and_nothing_lost(made, place, refusal, change):
     shutil.copytree(made[0] / "out", "out")
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
