@@ -175,6 +175,16 @@ MILLION = 1_000_000
 MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}  # the challenge of 2025
 
 
+def differences(then, now, may_change):
+    """Settings that contradict those of before, in words; "" if none does."""
+    changed = [name for name in now if name not in may_change and then.get(name) != now[name]]
+    return "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
+
+
+class Diverged(SystemExit):
+    """The end of a script whose loss, gradient or weights are not numbers; compare.py goes on with other runs."""
+
+
 class Run:
     """A model in training, how far it is, and the folder out/RUN that it is kept in."""
 
@@ -213,10 +223,7 @@ class Run:
 
     def refuse_another_run(self, saved, path):
         """End the script if a checkpoint is of other settings or another corpus."""
-        then, now = saved["settings"], asdict(self.s)
-        changed = [name for name in now if name not in MAY_CHANGE and then.get(name) != now[name]]
-        if changed:
-            listed = "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
+        if listed := differences(saved["settings"], asdict(self.s), MAY_CHANGE):
             fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
         if saved.get("corpus") != self.corpus:
             fail(f"{path} is of another corpus by the name {self.s.corpus!r}: start anew with --fresh")
@@ -340,7 +347,10 @@ class Run:
         last = self.folder / "checkpoint.pt"
         rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
         known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
-        fail(f"step {step}: {what}, at a learning rate of {rate:.2g}. Lower it, or grad_clip; {known}")
+        fail(
+            f"step {step}: {what}, at a learning rate of {rate:.2g}. Lower it, or grad_clip; {known}",
+            Diverged,
+        )
 
 
 def find_marks(s, corpus, blocks):

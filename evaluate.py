@@ -156,13 +156,16 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024"):
 
 
 def accuracy(model, tokenizer, task, each_batch=lambda: None):
-    """{"score": per cent, "subtasks": {subtask: per cent}} of a task, for use during training."""
+    """
+    {"score": per cent, "interval": half the width of its 95 % interval, "subtasks": {subtask: per cent}} of a
+    task, for use during training.
+    """
     subtasks, rows = read_benchmark(task), {}
     for uid, subtask in subtasks.items():
         rows[uid] = score_subtask(model, tokenizer, subtask, each_batch=lambda done: each_batch())
     result = summary(subtasks, rows)
     scores = {uid: x["score"] for uid, x in result["subtasks"].items()}
-    return {"score": result["score"], "subtasks": scores}
+    return {"score": result["score"], "interval": result["interval"], "subtasks": scores}
 
 
 def score_benchmark(model, tokenizer, subtasks, protocol, path, what):

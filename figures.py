@@ -3,6 +3,7 @@ Every picture, from the files that runs and evaluations write.
 
     python figures.py out/toy                     the learning curve of a run, as train.py draws it at its end
     python figures.py results/toy.json            the same from a result file, for the README
+    python figures.py results/compare_toy.json    many models, as compare.py found them
     python figures.py results/bench_cpu.json      speed and memory, as bench.py measured them; its kernels apart
 """
 
@@ -345,6 +346,41 @@ def draw_leaderboard(rows, columns, path):
     return keep(figure, path)
 
 
+MARKERS = "osD^v<>PX*hp"
+
+
+def draw_comparison(results, path):
+    """
+    Results of compare.py -> a picture at `path`: each model's score, or loss if no pairs were scored, over epochs
+    at its best learning rate, against the size of its state, and over learning rates.
+    """
+    what, title = ("macro", "per cent right") if results["tasks"] else ("val_loss", "validation loss")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), sharey=True, layout="constrained")
+    rows = {name: row for name, row in results["rows"].items() if row["best"]}
+    for i, (name, row) in enumerate(rows.items()):
+        best, color = row["best"], plt.cm.tab20(2 * i % 20 + i // 10)
+        style = dict(color=color, marker=MARKERS[i % 12], ms=5)
+        runs = [x["evaluations"] for x in row["runs"] if x["learning_rate"] == best["learning_rate"]]
+        means = [(x[0]["epoch"], sum(y[what] for y in x) / len(x)) for x in zip(*runs)]  # over seeds
+        axes[0].plot(*zip(*means), label=name, **style)
+        size, spread = max(1, row["state"]), best.get("interval")
+        axes[1].errorbar(size, best[what], yerr=spread, ls="", capsize=3, **style)
+        rates = sorted(row["rates"], key=lambda x: x["learning_rate"])
+        axes[2].plot([x["learning_rate"] for x in rates], [x[what] for x in rates], **style)
+    axes[0].set(title=f"{results['comparison']}: {title}", xlabel="epoch")
+    axes[1].set(title="the best of each", xlabel="numbers in the state of a sequence", xscale="log")
+    axes[2].set(title="the best at each rate", xlabel="learning rate", xscale="log")
+    rates = sorted({x["learning_rate"] for row in rows.values() for x in row["rates"]})
+    axes[2].set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axes[2].minorticks_off()
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        if results["tasks"]:
+            axis.axhline(50, color="black", ls=":", lw=1)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return keep(figure, path)
+
+
 APART = {"kernels": draw_kernels, "minrnn": draw_minrnn}  # of bench.py's results, a picture each
 
 
@@ -358,12 +394,14 @@ def draw_results(path):
         results = log = apart = None
     for name, rows in (apart or {}).items():
         yield APART[name](rows, path.with_name(f"{path.stem}_{name}.svg"))
-    if results and set(results) & set(BENCHMARKS):
+    if results and "comparison" in results:
+        yield draw_comparison(results, path.with_suffix(".svg"))
+    elif results and set(results) & set(BENCHMARKS):
         yield draw_bench(results, path.with_suffix(".svg"))
     elif log is not None and benchmarks is not None:
         yield draw(log, benchmarks, path.with_suffix(".svg"), path.stem)
     elif not apart:
-        fail(f"{path}: not a result file of evaluate.py or bench.py")
+        fail(f"{path}: not a result file of evaluate.py, compare.py or bench.py")
 
 
 def main(args):

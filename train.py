@@ -107,7 +107,7 @@ class NextToken(nn.Module):
         return linear_cross_entropy(x, self.model.head.weight, targets)
 
 
-def main(s, objective=NextToken):
+def main(s, objective=NextToken, progress=progress):
     """Train with settings s; `objective(model)` is a module (tokens, targets) -> loss. Returns the model."""
     device, dtype = start(s)
     corpus = find_corpus(s)
@@ -123,12 +123,12 @@ def main(s, objective=NextToken):
     million = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
     if run.step < steps or run.evaluated < run.step:
-        loop(run, parallel(compiled(objective(model), s)), autocast, train, val)
+        loop(run, parallel(compiled(objective(model), s)), autocast, train, val, progress)
     finish(run)
     return model
 
 
-def loop(run, module, autocast, train, val):
+def loop(run, module, autocast, train, val, progress):
     """Evaluate, save and take steps until the last one is done, or until all processes are asked to stop."""
     s, size = run.s, run.s.batch_size * run.s.context
     with progress(total=run.steps * size, initial=run.step * size, unit="tok") as bar, Stop() as stop:

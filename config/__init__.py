@@ -10,11 +10,15 @@ value of the wrong type or one that cannot work ends the script with one line on
 import ast
 import difflib
 import inspect
+import io
 import json
 import os
 import re
 import signal
+import statistics
 import sys
+import time
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -30,6 +34,13 @@ def configure(defaults, args, word=None, default=None):
     A bare word is a settings file (`default` if there is none) or a run folder to take settings from; where
     `word` names a field, it is that field's value. --help prints all settings. settings.check() has the last say.
     """
+    settings = replace(defaults, **given(defaults, args, word, default))
+    settings.check()
+    return settings
+
+
+def given(defaults, args, word=None, default=None):
+    """The same as {name: value}, only what a file or flag names, and not yet checked together."""
     if "--help" in args or "-h" in args:
         print_help(defaults)
         sys.exit(0)
@@ -43,9 +54,7 @@ def configure(defaults, args, word=None, default=None):
         fail(f"{' '.join(words)}: one at a time, please")
     for arg in words:
         settings |= {word: arg} if word else {"run": Path(arg).stem} | read_file(arg, defaults)
-    settings = replace(defaults, **settings | flags)
-    settings.check()
-    return settings
+    return settings | flags
 
 
 def read_flag(arg, defaults):
@@ -149,12 +158,64 @@ def progress(iterable=None, **options):
     return tqdm(iterable, disable=quiet, unit_scale=True, dynamic_ncols=True, **options)
 
 
-def fail(message):
-    """End the script: the message on stderr, exit status 2."""
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()  # or it would be drawn again, below the message
+class Share:
+    """One job's share of a bar over many, in place of a bar of its own; and a clock."""
+
+    def __init__(self, bar, name):
+        self.bar, self.name, self.speeds = bar, name, []
+
+    def __call__(self, total, initial, unit):
+        """What progress() is called with; one share of the bar is `total` units."""
+        self.total, self.done, self.since = total, 0, time.perf_counter()
+        self.bar.initial += initial / total  # done before: it says nothing of what is left
+        self.bar.update(initial / total)
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, units):
+        self.done += units
+        self.bar.update(min(units / self.total, self.bar.total - self.bar.n))  # sums of shares are not exact
+
+    def set_postfix_str(self, text, refresh=False):
+        """Called when all units so far are really done, as by a GPU."""
+        now = time.perf_counter()
+        self.speeds += [self.done / (now - self.since)] * bool(self.done)
+        self.done, self.since = 0, now
+        self.bar.set_postfix_str(f"{self.name}: {text}", refresh)
+
+    def speed(self):
+        """Units per second, the median between texts: what comes seldom, as a start does, has no part in it."""
+        return statistics.median(self.speeds) if self.speeds else None
+
+
+@contextmanager
+def naming(where):
+    """Put a file, or a place in it, before what fail() says within."""
+    try:
+        with redirect_stderr(io.StringIO()) as said:
+            yield
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        fail(f"{where}: {said.getvalue().strip()}")
+
+
+def fail(message, kind=SystemExit):
+    """End the script: the message on stderr, exit status 2. A kind of SystemExit says which end it is."""
+    close_bars()
     print(message, file=sys.stderr)
-    sys.exit(2)
+    raise kind(2)
+
+
+def close_bars():
+    """Before a last message: or they would be drawn again, below it."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def run_script(main):

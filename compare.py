@@ -1,0 +1,299 @@
+"""
+Many models under one recipe: BabyHGRN's first experiment.
+
+    python compare.py                             config/compare_toy.py: twelve mixers on toyland
+    python compare.py config/compare_english.py   six models on real English, ten minutes of a GPU
+    python compare.py config/compare_10m.py       the paper's five and minGRU, at its sizes
+
+Trains every model at every learning rate with every seed, evaluates each run after every epoch (or eval_every
+steps), and holds the best evaluation at each model's best learning rate against the others', as the paper does.
+The file has the settings that all runs share, and
+
+    models = {
+        "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    what differs, maybe rates of its own
+        "Mamba": "config/mamba_10m.py",                             or a file, where the recipe says nothing
+    }
+
+Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command goes
+on. At the end there is a table, and out/COMPARISON has results.json and results.svg.
+"""
+
+from start import begin
+
+begin(__name__)  # before torch is loaded
+
+import gc
+import io
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+from collections import defaultdict
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+import data
+import train
+from checkpoint import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log, replacing
+from config import Share, close_bars, fail, given, naming, progress, read_file, run_script, typed
+from evaluate import PAPER, write_json
+from model import LanguageModel
+from scores import size_of
+
+DEFAULT = "config/compare_toy.py"
+NOT_IN_ROWS = {"run", "learning_rate", "seed", "best_by", "fresh"}
+T95 = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # Student's t for 2, 3, ... 10 seeds
+
+
+@dataclass
+class Settings(train.Settings):
+    """What is compared; all other settings are those of a run, for all runs."""
+
+    models: dict = field(default_factory=dict)  # name of the row: {setting: value}, or a settings file
+    learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
+    seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
+    results: str = ""  # also write the results here, such as results/compare_toy.json
+
+
+def main(args):
+    """Make all runs that are not made yet; returns the content of results.json."""
+    file = next((arg for arg in args if not arg.startswith("-")), DEFAULT)
+    settings = given(Settings(), args, default=DEFAULT)
+    s = replace(Settings(), **settings)
+    if train.World.size > 1:
+        fail("compare.py makes its runs one after the other, in one process: start it without torchrun")
+    rows = plan(s, settings, file)
+    bar = progress(rows.items(), desc="models", unit="model")
+    facts = {name: examine(runs[0], f"{file}: models[{name!r}]") for name, runs in bar}
+    runs = [run for name in rows for run in rows[name]]
+    for run in runs:
+        if s.fresh:
+            shutil.rmtree(Path("out", run.run), ignore_errors=True)
+        refuse_another_recipe(run)
+    try:
+        make(runs)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if getattr(end, "code", 130) != 130:
+            raise
+        close_bars()
+        done, again = sum(map(bool, map(finished, runs))), " without --fresh" * s.fresh
+        print(f"stopped: {done} of {len(runs)} runs are done; the same command{again} goes on")
+        sys.exit(130)
+    return report(s, settings, {name: facts[name] | summary(rows[name]) for name in rows})
+
+
+# ----------------------------------------------------------------------------------------------------
+# What there is to do, checked before the first step
+
+
+def plan(s, settings, file):
+    """{row: [train.Settings of each run]}; ends with a line that names file and row if one cannot be made."""
+    known = {x.name for x in fields(train.Settings)}
+    shared = {name: value for name, value in settings.items() if name in known}
+    with naming(file):
+        replace(train.Settings(), run=s.run).check()
+        seeds = numbers("seeds", s.seeds or [s.seed], int)
+        if os.path.isdir(s.results):
+            fail(f"results = {s.results!r} is a folder: name a file in it")
+        if not s.models:
+            fail("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
+    rows = defaultdict(list)
+    for name, model in s.models.items():
+        with naming(f"{file}: models[{name!r}]"):
+            own, rates = read_model(model, shared)
+            by = "pairs" if own.get("eval_pairs") else "loss"
+            for rate in numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float):
+                for seed in seeds:
+                    own |= {"run": f"{name}-{rate:g}-{seed}", "learning_rate": rate, "seed": seed}
+                    run = train.Settings(**own | {"best_by": by, "fresh": False})
+                    run.check()
+                    rows[name].append(replace(run, run=f"{s.run}/{run.run}"))
+    names = [run.run.lower() for runs in rows.values() for run in runs]  # some file systems take A for a
+    if twice := {name for name in names if names.count(name) > 1}:
+        fail(f"{file}: two runs would be out/{min(twice)}; rename a row, or leave out a rate")
+    return rows
+
+
+def read_model(model, shared):
+    """A value of `models` -> its settings, the shared ones included, and the learning rates that it brings."""
+    if isinstance(model, str):
+        return read_file(model, train.Settings()) | shared, []
+    if not isinstance(model, dict):
+        fail(f"{model!r}: should be settings, like {{'mixer': 'mingru'}}, or the name of a settings file")
+    own = {name: value for name, value in model.items() if name != "learning_rates"}
+    if taken := NOT_IN_ROWS & set(own):
+        fail(f"{min(taken)!r} is not for a row; it may have learning_rates, a list, and the comparison seeds")
+    own = {name: typed(name, own[name], train.Settings(), "its settings") for name in own}
+    return shared | own, model.get("learning_rates", [])
+
+
+def numbers(name, values, kind):
+    """Refuse what is not a list of numbers that make sense, each once."""
+    good = isinstance(values, list) and all(type(x) in (int, kind) and 0 <= x < math.inf for x in values)
+    if not good or (kind is float and 0 in values) or len(set(values)) < len(values):
+        fail(f"{name} = {values!r}: should be numbers in brackets, each once, like [{kind(1)}, {kind(2)}]")
+    return [kind(x) for x in values]
+
+
+def examine(run, where):
+    """Find a model's data; build it and let it read a context. What it has: parameters, numbers remembered."""
+    data.find(run.corpus)  # not within naming: it may have bars to show
+    with naming(where):
+        corpus = train.find_corpus(run)
+        if not data.Blocks(corpus / "train.bin", run.context).n:
+            fail(f"context = {run.context}: longer than the text of {corpus}; lower it")
+        model = LanguageModel(run).eval()
+        with torch.inference_mode():
+            _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "state": size_of(states) // 4}
+
+
+def refuse_another_recipe(run):
+    """End the script if a run's folder is of other settings than these, or of another corpus."""
+    folder = Path("out", run.run)
+    if any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
+        then = asdict(train.Settings(**read_file(folder, train.Settings())))
+        listed = differences(then, asdict(run), MAY_CHANGE - {"epochs", "max_steps", "eval_every"})
+        if (finished(run) or {}).get("corpus") not in (None, data_digest(data.find(run.corpus))):
+            listed = f"another corpus by the name {run.corpus!r}"
+        if listed:
+            fail(f"{folder} is of another recipe ({listed}): set it back, or use --run=NAME or --fresh")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Making the runs: one after the other in this process, and not by starting train.py, so that a kill -9 leaves none
+# behind that goes on writing. A run depends on nothing that the one before leaves: train.main sets its seeds.
+
+
+def make(runs):
+    """Train what is not finished. A run whose loss is not a number any more ends there; the others go on."""
+    bar = whole(runs)
+    for run in runs:
+        if finished(run):
+            continue
+        share, diverged = Share(bar, run.run), False
+        try:
+            with redirect_stdout(io.StringIO()):  # what train.py says of a run on its own
+                train.main(run, progress=share)
+        except Diverged:
+            diverged, bar = True, whole(runs)  # the other was closed for the message
+            bar.write(f"{run.run} ended there: its best evaluation before counts")
+        found = {"diverged": diverged, "tokens_per_second": share.speed()}
+        found["corpus"] = data_digest(data.find(run.corpus))
+        with replacing(Path("out", run.run, "finished.json")) as file:
+            file.write(json.dumps(found) + "\n")
+        gc.collect()
+        torch.cuda.empty_cache()
+        if "torch._dynamo" in sys.modules:  # what torch.compile has made for this model
+            torch._dynamo.reset()
+    bar.close()
+
+
+def whole(runs):
+    """The bar over all runs."""
+    return progress(total=len(runs), initial=sum(map(bool, map(finished, runs))), unit="run", smoothing=0)
+
+
+def finished(run):
+    """What finished.json says of a run; None if it is not finished."""
+    try:
+        return json.loads(Path("out", run.run, "finished.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------
+# What came of it
+
+
+def summary(runs):
+    """A model's runs -> each with its evaluations, the means over seeds at each rate, and the best of these."""
+    by_rate = defaultdict(list)
+    for run in runs:
+        log = [x for x in read_log(Path("out", run.run)) if "val_loss" in x]
+        best = best_evaluation(log) or min(log, key=lambda x: x["val_loss"], default=None)
+        about = {"learning_rate": run.learning_rate, "seed": run.seed, "best": best} | finished(run)
+        by_rate[run.learning_rate].append(about | {"evaluations": log})
+    rates = [mean(made) for made in by_rate.values() if all(run["best"] for run in made)]
+    best = max(rates, key=worth, default=None)
+    return {"best": best, "rates": rates, "runs": [run for made in by_rate.values() for run in made]}
+
+
+def worth(record):
+    """What the best has most of: macro score or, where no pairs are scored, the loss with its sign changed."""
+    return record.get("macro", -record["val_loss"])
+
+
+def mean(runs):
+    """Means of the best evaluations of several seeds, with the interval; of one seed, with that of its pairs."""
+    best, n = [run["best"] for run in runs], len(runs)
+    pairs = best[0].get("pairs", {})
+    names = ["step", "epoch", "val_loss"] + ["macro"] * bool(pairs)
+    found = {name: statistics.fmean(x[name] for x in best) for name in names}
+    found["scores"] = {task: statistics.fmean(x["pairs"][task]["score"] for x in best) for task in pairs}
+    if n > 1:  # of more than ten seeds a little too wide
+        found["interval"] = T95[min(n, 10) - 2] * statistics.stdev(map(worth, best)) / n**0.5
+    elif pairs:
+        found["interval"] = sum(x["interval"] ** 2 for x in pairs.values()) ** 0.5 / len(pairs)
+    speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
+    found["tokens_per_second"] = statistics.median(speeds) if speeds else None
+    found["diverged"] = any(run["diverged"] for run in runs)
+    return {"learning_rate": runs[0]["learning_rate"]} | found
+
+
+def report(s, settings, rows):
+    """Print the table; write and draw what everything can be drawn from; returns it."""
+    from bench import machine  # not above: it brings what only measuring needs
+    from figures import draw_comparison
+
+    tasks = s.eval_pairs.split(",") if s.eval_pairs else []
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))["rows"]  # whose first experiment is table 2
+    paper = [x for x in paper if "2" in x["table"].split(", ") and set(tasks) <= set(x["benchmarks"])]
+    settings = {name: value for name, value in settings.items() if name not in ("results", "fresh")}
+    results = {"comparison": s.run, "settings": settings, "machine": machine(s), "tasks": tasks}
+    of = "seeds (Student's t)" if len(s.seeds) > 1 else "pairs (binomial)"
+    results |= {"interval": of, "rows": rows, "paper": paper if tasks else []}
+    print_table(results)
+    for path in [Path("out", s.run, "results.json")] + [Path(s.results)] * bool(s.results):
+        write_json(path, results)
+        print(f"drawn: {draw_comparison(results, path.with_suffix('.svg'))}")
+    return results
+
+
+def print_table(results):
+    """A row a model, the best first, then the paper's."""
+    tasks, rows = results["tasks"], results["rows"]
+    scores = tasks + ["macro"] * (len(tasks) > 1)
+    table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
+    for name in sorted(rows, key=lambda x: -worth(rows[x]["best"]) if rows[x]["best"] else math.inf):
+        size = [name, f"{rows[name]['parameters']:,}", f"{rows[name]['state']:,}"]
+        table.append(size + cells(rows[name]["best"], scores))
+    for row in results["paper"]:
+        own = row["benchmarks"] | {"macro": statistics.fmean(row["benchmarks"][task] for task in tasks)}
+        each = [f"{own[task]:.1f}" for task in scores]
+        table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
+    widths = [max(map(len, column)) + 2 for column in zip(*table)]
+    for name, *row in table:
+        print(name.ljust(widths[0]) + "".join(map(str.rjust, row, widths[1:])))
+    print("state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and")
+    print(f"validation loss: of the best evaluation; 95 %: half the interval over the {results['interval']}")
+
+
+def cells(best, scores):
+    """What the table says of a model's best; the macro score of one task is its score."""
+    if not best:
+        return ["diverged", *[""] * (5 + len(scores))]
+    rate = f"{best['learning_rate']:g}" + ", diverged" * best["diverged"]
+    when = [f"{best['step']:,.0f}", f"{best['epoch']:.2f}", f"{best['val_loss']:.3f}"]
+    each = [f"{best['scores'].get(task, best.get('macro')):.1f}" for task in scores]
+    interval = f"± {best['interval']:.2g}" if "interval" in best else ""
+    return [rate, *when, *each, interval, f"{best['tokens_per_second'] or 0:,.0f}"]
+
+
+if __name__ == "__main__":
+    run_script(main)

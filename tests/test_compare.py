@@ -1,0 +1,311 @@
+"""A comparison is ordinary runs and true arithmetic on their logs, the same however often it is killed."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, contents, same
+
+import checkpoint
+import compare
+import data
+import figures
+import toyland
+import train
+from config import given
+from model import MIXERS, LanguageModel
+
+RECIPE = dict(
+    corpus="small", vocab_size=300, n_layer=1, d_model=16, n_head=2, d_mlp=24, context=32, batch_size=16,
+    max_steps=6, eval_every=2, log_every=1, eval_pairs="pairs", device="cpu", dtype="float32",
+    models={"HGRN2": {"mixer": "hgrn2"}, "minGRU": {"mixer": "mingru", "learning_rates": [3e-2, 1e-2]}},
+    learning_rates=[1e-2, 1e-3],
+)  # fmt: skip
+RUNS = ["HGRN2-0.01-0", "HGRN2-0.001-0", "minGRU-0.03-0", "minGRU-0.01-0"]
+
+
+def write(name="two.py", **settings):
+    Path(name).write_text("".join(f"{key} = {value!r}\n" for key, value in (RECIPE | settings).items()))
+    return name
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a little of toyland, and a comparison on it, two.py, made without a stop; what it returned."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("NANORNN_DATA", raising=False)
+        patch.setattr(figures, "learning_curve", lambda folder: "")  # it takes longer than such a run
+        Path("text.txt").write_text("\n\n".join(toyland.stories(seed=0, words=5_000)))
+        data.prepare("small", ["text.txt"], data.Settings(vocab_size=300, val_share=0.05))
+        Path("pairs").mkdir()
+        for uid, pairs in list(toyland.minimal_pairs(10).items())[:3]:
+            lines = (json.dumps(pair | {"UID": uid}) + "\n" for pair in pairs)
+            Path("pairs", f"{uid}.jsonl").write_text("".join(lines))
+        return folder, compare.main([write(), "--results=two.json"])
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """The current folder of a test: a copy of that one, without what the comparison left in out/."""
+    shutil.copytree(made[0], tmp_path / "place", ignore=shutil.ignore_patterns("out", "two.json", "two.svg"))
+    monkeypatch.chdir(tmp_path / "place")
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+    monkeypatch.setattr(figures, "learning_curve", lambda folder: "")
+
+
+def timeless(results):
+    """Results as text, without the one thing that differs from time to time."""
+    return re.sub(r'"tokens_per_second": [^,}\s]+', "", json.dumps(results))
+
+
+def evaluations(folder):
+    return [record for record in checkpoint.read_log(folder) if "val_loss" in record]
+
+
+def test_the_best_of_each_model_is_that_of_its_runs_logs(made):
+    folder, results = made
+    assert json.loads((folder / "two.json").read_text()) == results
+    assert sorted(path.name for path in (folder / "out/two").iterdir() if path.is_dir()) == sorted(RUNS)
+    for name, row in results["rows"].items():
+        logs = {rate: evaluations(folder / f"out/two/{name}-{rate:g}-0") for rate in (3e-2, 1e-2, 1e-3)}
+        assert [run["evaluations"] for run in row["runs"]] == [log for log in logs.values() if log][:2]
+        assert row["best"]["macro"] == max(record["macro"] for log in logs.values() for record in log)
+        assert len(row["rates"]) == 2 and all(run["tokens_per_second"] > 0 for run in row["runs"])
+    assert results["rows"]["HGRN2"]["state"] == 2 * 8 * 8 and results["rows"]["minGRU"]["state"] == 16
+
+
+def test_a_run_of_a_comparison_is_to_the_bit_what_train_py_makes_of_its_settings(made, place):
+    s = given(train.Settings(), [str(made[0] / "out/two/minGRU-0.01-0")]) | {"run": "alone"}
+    train.main(train.Settings(**s))
+    shutil.copytree(made[0] / "out/two/minGRU-0.01-0", "out/compared")
+    same(contents("alone"), contents("compared"))
+
+
+def test_the_picture_has_three_panels_and_every_model(made):
+    for svg in made[0] / "out/two/results.svg", made[0] / "two.svg":
+        text = svg.read_text()
+        assert all(f"<!-- {word} -->" in text for word in ("HGRN2", "minGRU", "epoch", "learning rate"))
+    assert list(figures.draw_results(made[0] / "two.json")) == [made[0] / "two.svg"]
+    assert svg.read_text() == text
+
+
+def record(step, macro, loss=5.0, tasks=("blimp_filtered", "supplement", "ewok_filtered")):
+    pairs = {task: {"score": macro, "interval": 3.0, "subtasks": {"a": macro}} for task in tasks}
+    return {"step": step, "epoch": step / 10, "val_loss": loss} | (
+        {"macro": macro, "pairs": pairs} if tasks else {}
+    )
+
+
+def logged(rate, seed, *records, diverged=False, row="a"):
+    """A run with a log made by hand."""
+    folder = Path("out/hand") / f"{row}-{rate:g}-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
+    found = {"corpus": "", "diverged": diverged, "tokens_per_second": 10.0 * (seed + 1)}
+    (folder / "finished.json").write_text(json.dumps(found))
+    return train.Settings(run=f"hand/{row}-{rate:g}-{seed}", learning_rate=rate, seed=seed)
+
+
+def test_best_epoch_then_mean_over_seeds_then_best_rate(tmp_path, monkeypatch):
+    """Seeds 60 and 62 beat 70 and 50; t(1) = 12.706, and the standard deviation is 2 / sqrt(2)."""
+    monkeypatch.chdir(tmp_path)
+    runs = [logged(1e-2, 0, record(10, 60), record(20, 55)), logged(1e-2, 1, record(10, 50), record(20, 62))]
+    runs += [logged(1e-3, 0, record(10, 70), record(20, 65)), logged(1e-3, 1, record(10, 50))]
+    found = compare.summary(runs)
+    best = found["best"]
+    assert (best["learning_rate"], best["macro"], best["step"], best["epoch"]) == (1e-2, 61, 15, 1.5)
+    assert best["interval"] == pytest.approx(12.706) and best["tokens_per_second"] == 15
+    assert [rate["macro"] for rate in found["rates"]] == [61, 60]
+
+
+def test_of_one_seed_the_interval_is_that_of_its_pairs(tmp_path, monkeypatch):
+    """Of a mean of three, each within 3: sqrt(3 x 3^2) / 3."""
+    monkeypatch.chdir(tmp_path)
+    assert compare.summary([logged(1e-2, 0, record(10, 60))])["best"]["interval"] == pytest.approx(3**0.5)
+
+
+def test_without_pairs_the_lowest_loss_is_best(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [
+        logged(r, 0, *(record(i, 0, x, ()) for i, x in enumerate(xs)))
+        for r, xs in {1: [3, 2, 4], 2: [5, 1]}.items()
+    ]
+    best = compare.summary(runs)["best"]
+    assert (best["learning_rate"], best["val_loss"], best["step"]) == (2, 1, 1)
+
+
+def test_the_papers_rows_stand_beside_scores_of_the_same_tasks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    row = {"parameters": 1234567, "state": 89} | compare.summary([logged(1e-2, 0, record(10, 60))])
+    tasks = "blimp_filtered,supplement,ewok_filtered"
+    compare.report(compare.Settings(run="hand", eval_pairs=tasks), {}, {"a": row})
+    table = capsys.readouterr().out.splitlines()
+    assert re.split(
+        "  +", table[1]
+    ) == "a|1,234,567|89|0.01|10|1.00|5.000|60.0|60.0|60.0|60.0|± 1.7|10".split("|")
+    (paper,) = [line for line in table if line.startswith("HGRN2 360M, BabyLM 10M (paper)")]
+    assert paper.split()[-4:] == ["67.0", "55.7", "49.9", "57.5"]  # PAPERS: 67.05, 55.69, 49.88, 57.54
+    assert sum("(paper)" in line for line in table) == 5
+    compare.report(
+        compare.Settings(run="hand", eval_pairs="blimp"), {}, {"a": row | {"best": None, "rates": []}}
+    )
+    table = capsys.readouterr().out
+    assert "diverged" in table and "(paper)" not in table
+
+
+def test_a_run_that_diverges_ends_and_the_others_go_on(place, capsys):
+    models = {"wild": {"mixer": "mingru", "learning_rates": [1e30, 1e-2]}, "mild": {"mixer": "mingru"}}
+    results = compare.main([write(models=models, learning_rates=[1e-3])])
+    assert [run["diverged"] for run in results["rows"]["wild"]["runs"]] == [True, False]
+    said = capsys.readouterr()
+    assert "two/wild-1e+30-0 ended there" in said.out and said.err.count("step 2: the loss is nan") == 1
+    assert timeless(compare.main(["two.py"])) == timeless(results) and "ended" not in capsys.readouterr().out
+
+
+def test_kill_9_at_random_moments_gives_the_same_table(made, place, times, figure):
+    results, good, of, r = timeless(made[1]), 0, times(1, 5), random.Random(0)
+    command = [sys.executable, str(ROOT / "compare.py"), "two.py"]
+
+    def begun():
+        return len(list(Path().glob("out/two/*/log.jsonl")))
+
+    for _ in range(of):
+        for _ in range(times(2, 5)):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            before = begun()
+            while process.poll() is None and begun() == before < len(RUNS):
+                time.sleep(0.01)
+            time.sleep(r.uniform(0, 1.5))
+            process.kill()
+            process.wait()
+        good += timeless(compare.main(["two.py"])) == results
+        shutil.rmtree("out")
+    note = "the table and every evaluation in it as if never killed, five kills each"
+    figure("kill -9 of compare.py, at random moments", good=good, of=of, note=note)
+
+
+def test_ctrl_c_says_in_a_line_how_to_go_on(made, place, monkeypatch, capsys):
+    take_step = train.take_step
+
+    def take_step_then_stop(run, *rest):
+        take_step(run, *rest)
+        if run.step == 3 and run.s.run == "two/minGRU-0.03-0":
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "take_step", take_step_then_stop)
+        with pytest.raises(SystemExit) as end:
+            compare.main(["two.py"])
+    assert end.value.code == 130
+    assert capsys.readouterr().out == "stopped: 2 of 4 runs are done; the same command goes on\n"
+    assert not Path("out/two/minGRU-0.01-0").exists()
+    assert timeless(compare.main(["two.py"])) == timeless(made[1])
+
+
+REFUSED = {  # what the file says -> what is said of it
+    "no mixer": (dict(models={"x": {"mixer": "minGR"}}), "two.py: models['x']: mixer = 'minGR': possible: hgrn2"),
+    "no setting": (dict(models={"x": {"mixr": "mingru"}}), "there is no setting 'mixr'; did you mean 'mixer'?"),
+    "wrong type": (dict(models={"x": {"n_layer": "3"}}), "models['x']: its settings: n_layer = '3' is not"),
+    "bad name": (dict(models={"x/y": {}}), "models['x/y']: run = 'x/y-0.01-0' cannot name a folder"),
+    "one name": (dict(models={"x": {}, "X": {}}), "two.py: two runs would be out/two/x-0.001-0"),
+    "no file": (dict(models={"x": "none.py"}), "two.py: models['x']: none.py: cannot read these settings"),
+    "no model": (dict(models={"x": 3}), "models['x']: 3: should be settings"),
+    "no models": (dict(models={}), "two.py: models: none named"),
+    "its own seed": (dict(models={"x": {"seed": 1}}), "models['x']: 'seed' is not for a row"),
+    "no number": (dict(learning_rates=[1e-3, "high"]), "models['HGRN2']: learning_rates = [0.001, 'high']"),
+    "no list": (dict(models={"x": {"learning_rates": 1e-3}}), "models['x']: learning_rates = 0.001: should"),
+    "nothing to learn": (dict(learning_rates=[0]), "learning_rates = [0]: should be numbers"),
+    "one rate twice": (dict(learning_rates=[1e-3, 0.001]), "learning_rates = [0.001, 0.001]"),
+    "half a seed": (dict(seeds=[0.5]), "two.py: seeds = [0.5]: should be numbers"),
+    "long context": (dict(context=10**6), "models['HGRN2']: context = 1000000: longer than the text"),
+    "few tokens": (dict(models={"x": {"vocab_size": 299}}), "models['x']: vocab_size = 299"),
+    "heads": (dict(models={"x": {"n_head": 3}}), "models['x']: n_head = 3 does not divide d_model = 16"),
+    "no corpus": (dict(corpus="none"), "corpus = 'none': there is no data/none"),
+    "high floor": (dict(min_lr=5e-3), "models['HGRN2']: min_lr = 0.005 is above learning_rate = 0.001"),
+    "results": (dict(results="pairs"), "two.py: results = 'pairs' is a folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings, words", REFUSED.values(), ids=list(REFUSED))
+def test_mistakes_are_one_line_before_the_first_step(place, refusal, settings, words):
+    said = refusal(compare.main, [write(**settings)])
+    assert words in said and said.count("\n") == 1 and not Path("out").exists()
+
+
+def test_a_misspelt_setting_of_the_recipe_is_named_with_its_line(place, refusal):
+    Path("two.py").write_text("learning_rate = 1e-3\nmodel = {}\n")
+    assert "two.py:2: there is no setting 'model'; did you mean 'models'?" in refusal(
+        compare.main, ["two.py"]
+    )
+
+
+@pytest.mark.parametrize("change", [dict(max_steps=7), dict(d_mlp=32), dict(eval_every=3)], ids=str)
+def test_another_recipe_is_refused_and_nothing_lost(made, place, refusal, change):
+    shutil.copytree(made[0] / "out", "out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    (name,) = change
+    said = refusal(compare.main, [write(**change)])
+    assert (
+        f"out/two/HGRN2-0.01-0 is of another recipe ({name} {RECIPE[name]} then, {change[name]} now)" in said
+    )
+    assert before == {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+
+def test_another_corpus_by_the_same_name_is_refused_and_fresh_starts_anew(made, place, refusal):
+    shutil.copytree(made[0] / "out", "out")
+    Path("text.txt").write_text("\n\n".join(toyland.stories(seed=1, words=5_000)))
+    data.prepare("small", ["text.txt"], data.Settings(vocab_size=300, val_share=0.05))
+    assert "another corpus by the name 'small'" in refusal(compare.main, ["two.py"])
+    assert timeless(compare.main(["two.py", "--fresh"])) != timeless(made[1])
+
+
+FILES = sorted((ROOT / "config").glob("compare_*.py"))
+
+
+def rows_of(file):
+    """The rows of a comparison in config/ whose mixers and files are there, planned."""
+    settings = given(compare.Settings(), [str(file)])
+
+    def there(model):
+        words = model.get("mixer", "hgrn2").split() if isinstance(model, dict) else []
+        return set(words) <= set(MIXERS) and (isinstance(model, dict) or (ROOT / model).exists())
+
+    settings["models"] = {name: model for name, model in settings["models"].items() if there(model)}
+    return compare.plan(replace(compare.Settings(), **settings), settings, file.name)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_comparisons_in_config_can_be_made(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, runs in rows_of(file).items():
+        assert all(run.run.startswith(f"{file.stem}/{name}-") for run in runs)
+
+
+@pytest.mark.parametrize("name, size", {"toy": 865_920, "english": 6_871_296}.items())
+def test_what_is_compared_is_about_equal_in_size(name, size):
+    for row, runs in rows_of(ROOT / "config" / f"compare_{name}.py").items():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in LanguageModel(runs[0]).parameters())
+        assert abs(parameters / size - 1) < 0.05, row
+
+
+def test_the_paper_s_models_keep_their_own_sizes_under_one_recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = rows_of(ROOT / "config/compare_10m.py")
+    assert [run.learning_rate for run in rows["HGRN2"]] == [1e-3, 1e-4, 1e-5, 1e-6]
+    assert (rows["HGRN2"][0].n_layer, rows["Llama"][0].n_layer, rows["Llama"][0].d_mlp) == (26, 22, 4096)
+    for runs in rows.values():
+        assert {(run.corpus, run.epochs, run.batch_size, run.optimizer) for run in runs} == {
+            ("babylm-10m", 5, 64, "adam")
+        }
