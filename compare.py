@@ -43,7 +43,6 @@ from checkpoint import MAY_CHANGE, Diverged, best_evaluation, data_digest, diffe
 from config import Share, close_bars, fail, given, naming, progress, read_file, run_script, typed
 from evaluate import PAPER, write_json
 from model import LanguageModel
-from scores import size_of
 
 DEFAULT = "config/compare_toy.py"
 NOT_IN_ROWS = {"run", "learning_rate", "seed", "best_by", "fresh"}
@@ -150,7 +149,14 @@ def examine(run, where):
         model = LanguageModel(run).eval()
         with torch.inference_mode():
             _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
-    return {"parameters": sum(p.numel() for p in model.parameters()), "state": size_of(states) // 4}
+    return {"parameters": sum(p.numel() for p in model.parameters()), "state": numbers_in(states)}
+
+
+def numbers_in(state):
+    """Real numbers in a state, however it is nested."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * (1 + state.is_complex())
+    return sum(map(numbers_in, state)) if isinstance(state, (list, tuple)) else 0
 
 
 def refuse_another_recipe(run):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_model import build
 
+from compare import numbers_in
 from model import MIXERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -240,10 +241,3 @@ def test_states_have_the_size_that_the_table_of_mixers_gives(mixer):
             (state,) = model(torch.randint(50, (1, T)))[1]
         lengths = dict(D=D, E=D, T=T, H=4, K=D // 4, N=16)
         assert numbers_in(state) == eval(formula, lengths) and size in (None, numbers_in(state))
-
-
-def numbers_in(state):
-    """Real numbers in a state, however it is nested."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * (1 + state.is_complex())
-    return sum(map(numbers_in, state))
