@@ -7,7 +7,7 @@ Every picture, from the files that runs and evaluations write.
 
     python figures.py memory out/toy              how long each channel of a run remembers what it reads
     python figures.py gates out/toy --text="..."  what its channels forget at which word
-    python figures.py phenomena out/a out/b       which runs fail which phenomena; or of a result file of compare.py
+    python figures.py phenomena out/a out/b       which runs fail where; or the rows of a result file of compare.py
 """
 
 import json
@@ -237,33 +237,38 @@ def draw_memory(s):
     lives = {n: half_life(torch.stack([log_f[n].mean(0) for log_f in gates])) for n in mixers}
     figure, axis = plt.subplots(figsize=(9, 4.4), dpi=200, layout="constrained")
     for place, (n, mixer) in enumerate(mixers.items()):
-        draw_half_lives(axis, place, lives[n], half_life(floor_of(mixer).log()), heads_of(mixer))
+        draw_half_lives(axis, place, lives[n], half_lives_of_floors(mixer), getattr(mixer, "n_head", 1))
+    for patch in axis.patches:
+        patch.set_rasterized(sum(map(len, lives.values())) > 1000)  # or the file would be large
     longest = max(trained.context, *(life.max().item() for life in lives.values()))
     axis.axhline(trained.context, color="black", ls=":", lw=1, label="length of its training sequences")
     axis.set(yscale="log", ylim=(0.1, 2 * longest), xlim=(-0.1, len(mixers)), ylabel="half-life, tokens")
-    axis.set_title(
-        f"{trained.run}: how long each channel remembers, over {sum(map(torch.numel, texts)):,} tokens"
-    )
-    medians = [f"{n}\n{life.median():.2g}" for n, life in lives.items()]
-    axis.set_xticks([place + 0.45 for place in range(len(mixers))], medians, fontsize=9)
-    axis.set_xlabel("layer, with the median of its channels, which are sorted in each head")
+    count, run = sum(map(torch.numel, texts)), trained.checkpoint.parent.name
+    axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
+    layer, median = ("layer ", "median ") if len(mixers) <= 8 else ("", "")  # there is room for
+    names = [f"{layer}{n}\n{median}{life.median():.2g}" for n, life in lives.items()]
+    axis.set_xticks([place + 0.45 for place in range(len(mixers))], names, fontsize=9 if layer else 7)
+    axis.set_xlabel("layers and the medians of their channels, which are sorted in each head")
     axis.yaxis.set_major_formatter("{x:,g}")
     axis.grid(axis="y", alpha=0.25)
     by_label = {label: x for x, label in zip(*axis.get_legend_handles_labels())}
-    axis.legend(by_label.values(), by_label, loc="upper left", bbox_to_anchor=(0, 0.9))
+    figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=3)
     return keep(figure, s.picture or trained.checkpoint.with_name("memory.svg"))
 
 
 def draw_half_lives(axis, place, lives, floors, n_head):
     """A layer's half-lives (N,), sorted in each head, side by side from `place` to 0.9 beside it."""
     width = 0.9 / n_head
+    floors = torch.zeros_like(lives) if floors is None else floors
     for head, (life, floor) in enumerate(zip(lives.chunk(n_head), floors.chunk(n_head))):
         order = life.argsort()
-        edges = torch.linspace(place + head * width, place + (head + 0.95) * width, len(life) + 1)
-        options = dict(fill=True, baseline=1e-9, rasterized=len(lives) > 500)
-        axis.stairs(life[order], edges, color="#74add1", label="half-life of a channel", **options)
+        edges = torch.linspace(place + head * width, place + (head + 0.95) * width, len(life) + 1).numpy()
+        options = dict(fill=True, baseline=1e-9)
+        axis.stairs(life[order].numpy(), edges, color="#74add1", label="half-life of a channel", **options)
         if floor.any():
-            axis.stairs(floor[order], edges, color="#555555", label="the least its floor allows", **options)
+            axis.stairs(
+                floor[order].numpy(), edges, color="#555555", label="the least its floor allows", **options
+            )
 
 
 def draw_gates(s):
@@ -274,11 +279,12 @@ def draw_gates(s):
         fail(f"text: {tokens.numel()} tokens, and a picture has room for {WORDS}: shorten it")
     tokens = tokens if s.text else tokens[:, : WORDS // 2]
     gates = forget_gates(model, mixers, tokens)
-    figure = plt.figure(figsize=(9, 1.6 + 1.5 * len(gates)), layout="constrained")
+    figure = plt.figure(figsize=(9, 1.6 + min(9, 1.5 * len(gates))), layout="constrained")
     axes = figure.subplots(len(gates), squeeze=False)[::-1, 0]
     for axis, (n, log_f) in zip(axes, gates.items()):
-        image = draw_forgotten(axis, log_f, heads_of(mixers[n]), ROWS // len(gates))
-        axis.set_ylabel(f"layer {n}")
+        n_head = getattr(mixers[n], "n_head", 1) if len(gates) <= 6 else 1  # there is no room to part them
+        image = draw_forgotten(axis, log_f, n_head, ROWS // len(gates))
+        axis.set_ylabel(f"layer {n}", rotation=0, ha="right", va="center", labelpad=8)
     words = [word_of(tokenizer, token) for token in tokens[0].tolist()]
     options = dict(rotation=50, rotation_mode="anchor", parse_math=False)
     axes[0].set_xticks(range(len(words)), words, ha="right", **options)
@@ -287,7 +293,8 @@ def draw_gates(s):
         axes[-1].set_xticks(range(len(words)), words, ha="left", **options)
     bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
     bar.set_label("forgotten of what a channel holds")
-    figure.suptitle(f"{trained.run}: what each channel forgets at each word, those that forget least on top")
+    run = trained.checkpoint.parent.name
+    figure.suptitle(f"{run}: what each channel forgets at each word, those that forget least on top")
     return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
 
 
@@ -296,12 +303,14 @@ def draw_forgotten(axis, log_f, n_head, most):
     heads = []
     for gates in log_f.T.chunk(n_head):  # (N / n_head, T)
         heads.append(1 - gates[gates.mean(1).argsort(descending=True)][:: -(-log_f.shape[1] // most)].exp())
-    image = axis.imshow(torch.cat(heads), cmap="magma_r", vmin=0, vmax=1, aspect="auto", interpolation="none")
+    image = axis.imshow(
+        torch.cat(heads).numpy(), cmap="magma_r", vmin=0, vmax=1, aspect="auto", interpolation="none"
+    )
     edges = [head * len(heads[0]) - 0.5 for head in range(n_head)]
     for edge in edges[1:]:
         axis.axhline(edge, color="white", lw=2)
-    names = [f"head {head + 1}" for head in range(n_head)] if 1 < n_head <= 8 else []
-    axis.set_yticks([edge + len(heads[0]) / 2 for edge in edges][: len(names)], names, fontsize=8)
+    names = [f"head {head + 1}" for head in range(n_head)] if n_head > 1 else []
+    axis.set_yticks([edge + len(heads[0]) / 2 for edge in edges][: len(names)], names, fontsize=7)
     axis.set_xticks([])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -342,16 +351,10 @@ def half_life(log_f):
     return math.log(2) / -log_f.double().mean(0).clamp(max=-1e-6)  # finite also where f = 1 in float32
 
 
-def heads_of(mixer):
-    """Over how many heads its channels spread."""
-    return getattr(mixer, "n_head", 1)
-
-
-def floor_of(mixer):
-    """HGRN2's floors f >= floor, (1, N); of other mixers 0."""
+def half_lives_of_floors(mixer):
+    """What HGRN2's f >= floor means for its half-lives, (N,): 0 where the floor is 0. None of other mixers."""
     if isinstance(mixer, HGRN2):
-        return mixer.floors(mixer.layer).detach().unsqueeze(0)
-    return torch.zeros(1, getattr(mixer, GATES[type(mixer)][0][0]).out_features)
+        return half_life(mixer.floors(mixer.layer).detach().log().unsqueeze(0))
 
 
 def texts_for(s, tokenizer, trained):
@@ -362,7 +365,7 @@ def texts_for(s, tokenizer, trained):
     corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
     if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
         fail(
-            f"{s.run}: its corpus, {trained.corpus!r}, is not here; say what to read: --text='The cat sleeps.'"
+            f"{s.run}: its corpus {trained.corpus!r} is not here: say what to read, --text='The cat sleeps.'"
         )
     blocks = data.Blocks(corpus / "val.bin", trained.context)
     return [blocks.read([n])[0] for n in range(0, max(1, blocks.n), max(1, -(-blocks.n // BLOCKS)))]
@@ -387,32 +390,29 @@ def compare_phenomena(paths):
 
 
 def scores_of(path, terms):
-    """Yields (model, {benchmark: {paradigm: per cent right}}) of a result file; adds what it knows to the terms."""
+    """Yields (model, {benchmark: {paradigm: per cent right}}) of a result file, and adds to the terms."""
     file = path / "results.json" if path.is_dir() else path
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         if "comparison" in results:
             yield from ((name, best_scores(row)) for name, row in results["rows"].items() if row["best"])
             return
-        pairs = {
-            task: x["subtasks"] for task, x in results["benchmarks"].items() if x.get("chance", 50) == 50
-        }
-        terms |= {name: x["term"] for subtasks in pairs.values() for name, x in subtasks.items()}
-        scores = {
-            task: {name: x["score"] for name, x in subtasks.items()} for task, subtasks in pairs.items()
-        }
-        yield (file.parent.name if file.name == "results.json" else file.stem), scores
+        pairs = {task: x["subtasks"] for task, x in results["benchmarks"].items() if "chance" not in x}
+        terms.update((uid, x["term"]) for subtasks in pairs.values() for uid, x in subtasks.items())
+        name = file.parent.name if file.name == "results.json" else file.stem
+        yield name, {task: {uid: x["score"] for uid, x in y.items()} for task, y in pairs.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        fail(
-            f"{path}: neither a run folder with a results.json nor a result file of evaluate.py or compare.py"
-        )
+        fail(f"{path}: no run folder with a results.json, nor a result file of evaluate.py or compare.py")
 
 
 def best_scores(row):
-    """A model of compare.py's results, at its best rate -> {benchmark: {paradigm: score}}, means over the seeds."""
+    """A model of compare.py's results -> {benchmark: {paradigm: score}}, means over the seeds at its best rate."""
     runs = [x["best"]["pairs"] for x in row["runs"] if x["learning_rate"] == row["best"]["learning_rate"]]
-    names = {task: list(x["subtasks"]) for task, x in runs[0].items()}
-    return {t: {x: sum(run[t]["subtasks"][x] for run in runs) / len(runs) for x in names[t]} for t in names}
+    return {task: mean([run[task]["subtasks"] for run in runs]) for task in runs[0]}
+
+
+def mean(records):
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 def draw_phenomena(rows, path, title, terms={}):
@@ -421,7 +421,9 @@ def draw_phenomena(rows, path, title, terms={}):
     if they are many and `terms`, {paradigm: phenomenon}, has them all. What is best, or easiest, comes first.
     """
     shared = [name for name in next(iter(rows.values())) if all(name in scores for scores in rows.values())]
-    means = {model: sum(scores[x] for x in shared) / max(1, len(shared)) for model, scores in rows.items()}
+    if not shared:
+        fail(f"{title}: {', '.join(rows)} have no paradigm in common")
+    means = {model: sum(scores[name] for name in shared) / len(shared) for model, scores in rows.items()}
     models = sorted(rows, key=means.get, reverse=True)
     columns = by_term({name: [rows[model][name] for model in models] for name in shared}, terms)
     names = sorted(columns, key=lambda name: -sum(columns[name]))
