@@ -225,7 +225,7 @@ GATES = {  # mixer: its linear layers of which the forget gates f are made, and 
     MinLSTM: (["forget", "input"], lambda mixer, f, i: F.logsigmoid(F.logsigmoid(f) - F.logsigmoid(i))),
 }
 BLOCKS = 64  # of the validation text make an average
-WORDS = 64  # have room under a picture
+WORDS = 48  # have room under a picture
 ROWS = 768  # of pixels are enough for all the panels of one
 
 
@@ -243,14 +243,15 @@ def draw_memory(s):
     longest = max(trained.context, *(life.max().item() for life in lives.values()))
     axis.axhline(trained.context, color="black", ls=":", lw=1, label="length of its training sequences")
     axis.set(yscale="log", ylim=(0.1, 2 * longest), xlim=(-0.1, len(mixers)), ylabel="half-life, tokens")
-    count, run = sum(map(torch.numel, texts)), trained.checkpoint.parent.name
-    axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
+    axis.yaxis.set_major_formatter("{x:,.9g}")
+    axis.grid(axis="y", alpha=0.25)
     layer, median = ("layer ", "median ") if len(mixers) <= 8 else ("", "")  # there is room for
     names = [f"{layer}{n}\n{median}{life.median():.2g}" for n, life in lives.items()]
     axis.set_xticks([place + 0.45 for place in range(len(mixers))], names, fontsize=9 if layer else 7)
-    axis.set_xlabel("layers and the medians of their channels, which are sorted in each head")
-    axis.yaxis.set_major_formatter("{x:,g}")
-    axis.grid(axis="y", alpha=0.25)
+    heads = " in each head" * any(hasattr(mixer, "n_head") for mixer in mixers.values())
+    axis.set_xlabel(f"layers and the medians of their channels, which are sorted{heads}")
+    run, count = trained.checkpoint.parent.name, sum(map(torch.numel, texts))
+    axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
     by_label = {label: x for x, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=3)
     return keep(figure, s.picture or trained.checkpoint.with_name("memory.svg"))
@@ -277,7 +278,7 @@ def draw_gates(s):
     mixers, tokens = gated_mixers(model, s.layer), texts_for(s, tokenizer, trained)[0]
     if s.text and tokens.numel() > WORDS:
         fail(f"text: {tokens.numel()} tokens, and a picture has room for {WORDS}: shorten it")
-    tokens = tokens if s.text else tokens[:, : WORDS // 2]
+    tokens = tokens if s.text else tokens[:, :32]
     gates = forget_gates(model, mixers, tokens)
     figure = plt.figure(figsize=(9, 1.6 + min(9, 1.5 * len(gates))), layout="constrained")
     axes = figure.subplots(len(gates), squeeze=False)[::-1, 0]
@@ -286,7 +287,8 @@ def draw_gates(s):
         image = draw_forgotten(axis, log_f, n_head, ROWS // len(gates))
         axis.set_ylabel(f"layer {n}", rotation=0, ha="right", va="center", labelpad=8)
     words = [word_of(tokenizer, token) for token in tokens[0].tolist()]
-    options = dict(rotation=50, rotation_mode="anchor", parse_math=False)
+    options = dict(rotation_mode="anchor", va="center", parse_math=False)
+    options["rotation"] = 50 if len(words) <= 32 else 90
     axes[0].set_xticks(range(len(words)), words, ha="right", **options)
     if len(gates) > 1:
         axes[-1].xaxis.tick_top()
@@ -294,7 +296,7 @@ def draw_gates(s):
     bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
     bar.set_label("forgotten of what a channel holds")
     run = trained.checkpoint.parent.name
-    figure.suptitle(f"{run}: what each channel forgets at each word, those that forget least on top")
+    figure.suptitle(f"{run}: what each channel forgets at each word; what forgets least is on top")
     return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
 
 
@@ -374,7 +376,7 @@ def texts_for(s, tokenizer, trained):
 def word_of(tokenizer, token):
     """A token as a label: no space around it, but a letter where it is nothing else."""
     word = tokenizer.decode([token], skip_special_tokens=False)
-    return word.strip() or {" ": "␣", "\n": "↵"}.get(word, repr(word))
+    return word.strip() or {" ": "␣", "\n": "↵", "\t": "⇥"}.get(word, repr(word))
 
 
 def compare_phenomena(paths):

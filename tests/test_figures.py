@@ -135,8 +135,8 @@ def with_gates(name, **biases):
 
 def test_half_lives_of_known_gates_by_hand():
     """
-    HGRN2: sigmoid(0) = 1/2 above floors of 0 and 1/2 is 1/2 and 3/4. minGRU: f = 1 - 3/4. minLSTM, with f = 1/2 and
-    i = 1/4: f / (f + i) = 2/3. A half-life is log 1/2 to the base of f: of f = 1/2 it is 1, of f = 1/4 it is 1/2.
+    HGRN2: sigmoid(0) = 1/2 above floors of 0 and 1/2 is 1/2 and 3/4. minGRU: f = 1 - 3/4. minLSTM, where f = 1/2
+    and i = 1/4: f / (f + i) = 2/3. A half-life is log 1/2 to the base of f: of 1/2 it is 1, of 1/4 it is 1/2.
     """
     first, second = with_gates("hgrn2", forget=0)
     assert first.tolist() == pytest.approx([1] * 16) and second.tolist() == pytest.approx([2.40942] * 16)
@@ -203,7 +203,7 @@ def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
 
 @pytest.mark.parametrize("what", ["memory", "gates"])
 def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what):
-    """Of 12 x 512 channels at 60 tokens, whose gates are noise; in every third layer there are none."""
+    """Of 12 x 512 channels at 46 tokens, whose gates are noise; in every third layer there are none."""
     config = Config(
         mixer="hgrn2 mingru attention", n_layer=18, d_model=512, n_head=8, d_mlp=1, vocab_size=300
     )
@@ -211,7 +211,7 @@ def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what
     for mixer in figures.gated_mixers(model).values():
         getattr(mixer, figures.GATES[type(mixer)][0][0]).weight.data.normal_(std=1)
     monkeypatch.setattr(figures, "load", lambda run: (model, tokenizer, trained))
-    text = "The cat sees the dog. " * 7
+    text = "The cat sees the dog. " * 5
     path = figures.INSIDE[what](figures.Settings(text=text, picture=f"{what}.svg"))
     assert path == f"{what}.svg" and 10_000 < Path(path).stat().st_size < 200_000
 
@@ -224,8 +224,8 @@ memory out/tiny --layer=-1                   -> layer = -1: must be a number, at
 memory out/tiny --picture=m.pdf              -> picture = 'm.pdf': name a file that ends in .svg or .png
 memory out/gone                              -> its corpus 'gone' is not here: say what to read, --text=
 gates out/tiny --text                        -> --text has no value
-gates out/tiny --text="LONG"                 -> tokens, and a picture has room for 64: shorten it
-gates out/gpt                                -> mixer = 'attention' has no forget gates to draw; there are those of hgrn2
+gates out/tiny --text="LONG"                 -> tokens, and a picture has room for 48: shorten it
+gates out/gpt                                -> mixer = 'attention' has no forget gates to draw; there are
 phenomena                                    -> phenomena of what?
 phenomena out/none                           -> out/none: no run folder with a results.json
 phenomena text.txt                           -> text.txt: no run folder with a results.json
