@@ -170,30 +170,41 @@ def inside(workplace, monkeypatch):
     figures.plt.close("all")
 
 
-def test_memory_draws_the_models_own_floors_below_sorted_half_lives(inside):
-    """Each floor below its channel, the channels sorted in each of two heads; the first layer has no floors."""
-    figure, model = inside("memory")
-    drawn = [(patch.get_label(), torch.tensor(patch.get_data().values)) for patch in figure.axes[0].patches]
-    lives = [x for label, x in drawn if "channel" in label]
-    floors = [x for label, x in drawn if "floor" in label]
-    assert len(lives) == 4 and len(floors) == 2
-    for life, floor, own in zip(lives[2:], floors, model.layers[0].mixer.floors(1).detach().chunk(2)):
-        assert life.tolist() == sorted(life.tolist()) and (life > floor).all()
-        torch.testing.assert_close(floor.sort().values, (-math.log(2) / own.double().log()).sort().values)
-
-
 TEXT = "The cat $sees$ the dog."
+
+
+def gates_of_the_text(model):
+    """Every layer's log f (T, N) as it reads TEXT, and the tokens of it."""
+    _, tokenizer, _ = figures.load("out/tiny")
+    tokens = [tokenizer.token_to_id("<s>"), *tokenizer.encode(TEXT, add_special_tokens=False).ids]
+    return figures.forget_gates(model, figures.gated_mixers(model), torch.tensor([tokens])), tokens
+
+
+def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors(inside):
+    """Each floor under its channel; the first layer has none. Both as the equation has them."""
+    figure, model = inside("memory", text=TEXT)
+    drawn = [(patch.get_label(), torch.tensor(patch.get_data().values)) for patch in figure.axes[0].patches]
+    lives, floors = ([x for label, x in drawn if word in label] for word in ("channel", "floor"))
+    assert len(lives) == 4 and len(floors) == 2
+    own = -math.log(2) / model.layers[0].mixer.floors.table.detach().double().softmax(0)[1].log()
+    gates, _ = gates_of_the_text(model)
+    heads = (figures.half_life(gates[2]).chunk(2), own.chunk(2))
+    for life, floor, of_channels, of_floors in zip(lives[2:], floors, *heads):
+        order = of_channels.argsort()
+        torch.testing.assert_close(life, of_channels[order])
+        torch.testing.assert_close(floor, of_floors[order], rtol=1e-5, atol=0)
+        assert (life > floor).all()
 
 
 def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
     """1 - f of the text; the last layer is on top, in each head what forgets least. A $ starts no formula."""
     figure, model = inside("gates", text=TEXT)
-    _, tokenizer, _ = figures.load("out/tiny")
-    ids = [tokenizer.token_to_id("<s>"), *tokenizer.encode(TEXT, add_special_tokens=False).ids]
-    words = [text.get_text() for text in figure.axes[1].get_xticklabels()]
-    assert words[0] == "<s>" and "".join(words[1:]) == "Thecat␣$sees$thedog." and len(words) == len(ids)
+    gates, tokens = gates_of_the_text(model)
+    labels = figure.axes[1].get_xticklabels()
+    words = [label.get_text() for label in labels]
+    assert words[0] == "<s>" and "".join(words[1:]) == "Thecat␣$sees$thedog." and len(words) == len(tokens)
+    assert not any(label.get_parse_math() for label in labels)
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["layer 2", "layer 1"]
-    gates = figures.forget_gates(model, figures.gated_mixers(model), torch.tensor([ids]))
     for axis, n in zip(figure.axes, (2, 1)):
         kept = 1 - torch.tensor(axis.images[0].get_array())  # (N, T)
         torch.testing.assert_close(kept.sort(0).values, gates[n].exp().T.sort(0).values)
