@@ -5,19 +5,31 @@ Every picture, from the files that runs and evaluations write.
     python figures.py results/toy.json            the same from a result file, for the README
     python figures.py results/compare_toy.json    many models, as compare.py found them
     python figures.py results/bench_cpu.json      speed and memory, as bench.py measured them; its kernels apart
+
+    python figures.py memory out/toy              how long each channel of a run remembers what it reads
+    python figures.py gates out/toy --text="..."  what its channels forget at which word
+    python figures.py phenomena out/a out/b       which runs fail where; or the rows of a result file of compare.py
 """
 
 import json
+import math
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
 
+import data
 from checkpoint import macro_score, read_log, replacing
-from config import fail, run_script
+from config import at_least, configure, fail, progress, run_script
+from layers import log_forget_gate
+from model import HGRN2, MIXERS, MinGRU, MinLSTM, load
+from scores import encode
 
 matplotlib.rcParams |= {
     "svg.hashsalt": "nanornn",  # the same picture is the same file
@@ -145,7 +157,13 @@ def rows_of(records, task, benchmarks):
     """{name: [score in each record]}: a paradigm each; if they are many, and it is known, a phenomenon each."""
     scores = [record["pairs"][task]["subtasks"] for record in records]
     rows = {paradigm: [x[paradigm] for x in scores] for paradigm in scores[0]}
-    terms = {x: y.get("term") for result in benchmarks.values() for x, y in result["subtasks"].items()}
+    return by_term(
+        rows, {x: y.get("term") for result in benchmarks.values() for x, y in result["subtasks"].items()}
+    )
+
+
+def by_term(rows, terms):
+    """{paradigm: [scores]} -> {phenomenon: means of them} if there are many paradigms, and it is known of all."""
     if len(rows) <= 30 or not all(terms.get(paradigm) for paradigm in rows):
         return rows
     grouped = defaultdict(list)
@@ -157,16 +175,21 @@ def rows_of(records, task, benchmarks):
 def draw_learning(axis, records, rows, task):
     """A row a paradigm, a column an evaluation: what was learned first is on top."""
     names, numbers = sorted(rows, key=lambda x: -sum(rows[x])), len(records) <= 20  # that there is room for
-    axis.imshow([rows[x] for x in names], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
-    for row, name in enumerate(names if numbers else []):
-        for column, score in enumerate(rows[name]):
-            color = "white" if abs(score - 50) > 35 else "black"
-            axis.text(column, row, f"{score:.0f}", ha="center", va="center", fontsize=5.5, color=color)
+    draw_heat(axis, [rows[name] for name in names], size=5.5 if numbers else 0)
     shown = range(0, len(records), -(-len(records) // 12))
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=6.5)
     axis.set_xticks(shown, [f"{round(records[i]['epoch'], 2):g}" for i in shown])
     colors = "" if numbers else "; red is 0, yellow 50, blue 100"
     axis.set(title=f"{task}: per cent right", xlabel=f"epoch{colors}")
+
+
+def draw_heat(axis, rows, size):
+    """Per cents right as colours that the colour-blind tell apart too, and as numbers of a size, if not 0."""
+    axis.imshow(rows, cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
+    for row, scores in enumerate(rows if size else []):
+        for column, score in enumerate(scores):
+            color = "white" if abs(score - 50) > 35 else "black"
+            axis.text(column, row, f"{score:.0f}", ha="center", va="center", fontsize=size, color=color)
     axis.spines[:].set_visible(False)
 
 
@@ -189,6 +212,247 @@ def draw_knowledge(axis, result, task):
     axis.tick_params(axis="y", labelsize=8)
     n = sum(x["n"] for x in result["subtasks"].values())
     axis.set(title=f"{task}: per cent right of {n:,}, score {result['score']:.1f}", xlim=(0, 100))
+
+
+# ----------------------------------------------------------------------------------------------------
+# Inside a run: its forget gates, caught while it reads
+
+
+@dataclass
+class Settings:
+    """Of `memory` and `gates`."""
+
+    run: str = "out/toy"  # a run folder, or a checkpoint in one
+    text: str = ""  # what the model reads; none: from the validation text of its corpus
+    layer: int = 0  # this one alone, the first is 1; 0: all that have forget gates
+    picture: str = ""  # the file to draw; none: memory.svg or gates.svg in the run's folder
+
+    def check(self):
+        at_least(0, self, "layer")
+        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
+            fail(f"picture = {self.picture!r}: name a file that ends in .svg or .png")
+
+
+GATES = {  # mixer: its linear layers of which the forget gates f are made, and log f
+    HGRN2: (["forget"], lambda mixer, z: log_forget_gate(z, mixer.floors(mixer.layer))),
+    MinGRU: (["update"], lambda mixer, z: F.logsigmoid(-z)),  # f = 1 - z
+    MinLSTM: (["forget", "input"], lambda mixer, f, i: F.logsigmoid(F.logsigmoid(f) - F.logsigmoid(i))),
+}
+BLOCKS = 64  # of the validation text make an average
+WORDS = 48  # have room under a picture
+ROWS = 768  # of pixels are enough for all the panels of one
+
+
+def draw_memory(s):
+    """How long each channel of s.run remembers: its half-life over a text, above its floor's -> the path."""
+    model, tokenizer, trained = load(s.run)
+    mixers, texts = gated_mixers(model, s.layer), texts_for(s, tokenizer, trained)
+    gates = [forget_gates(model, mixers, tokens) for tokens in progress(texts, desc="reading")]
+    lives = {n: half_life(torch.stack([log_f[n].mean(0) for log_f in gates])) for n in mixers}
+    figure, axis = plt.subplots(figsize=(9, 4.4), dpi=200, layout="constrained")
+    for place, (n, mixer) in enumerate(mixers.items()):
+        draw_half_lives(axis, place, lives[n], half_lives_of_floors(mixer), getattr(mixer, "n_head", 1))
+    for patch in axis.patches:
+        patch.set_rasterized(sum(map(len, lives.values())) > 1000)  # or the file would be large
+    longest = max(trained.context, *(life.max().item() for life in lives.values()))
+    axis.axhline(trained.context, color="black", ls=":", lw=1, label="length of its training sequences")
+    axis.set(yscale="log", ylim=(0.1, 2 * longest), xlim=(-0.1, len(mixers)), ylabel="half-life, tokens")
+    axis.yaxis.set_major_formatter("{x:,.9g}")
+    axis.grid(axis="y", alpha=0.25)
+    layer, median = ("layer ", "median ") if len(mixers) <= 8 else ("", "")  # there is room for
+    names = [f"{layer}{n}\n{median}{life.median():.2g}" for n, life in lives.items()]
+    axis.set_xticks([place + 0.45 for place in range(len(mixers))], names, fontsize=9 if layer else 7)
+    heads = " in each head" * any(hasattr(mixer, "n_head") for mixer in mixers.values())
+    axis.set_xlabel(f"layers and the medians of their channels, which are sorted{heads}")
+    run, count = trained.checkpoint.parent.name, sum(map(torch.numel, texts))
+    axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
+    by_label = {label: x for x, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=3)
+    return keep(figure, s.picture or trained.checkpoint.with_name("memory.svg"))
+
+
+def draw_half_lives(axis, place, lives, floors, n_head):
+    """A layer's half-lives (N,), sorted in each head, side by side from `place` to 0.9 beside it."""
+    width = 0.9 / n_head
+    floors = torch.zeros_like(lives) if floors is None else floors
+    for head, (life, floor) in enumerate(zip(lives.chunk(n_head), floors.chunk(n_head))):
+        order = life.argsort()
+        edges = torch.linspace(place + head * width, place + (head + 0.95) * width, len(life) + 1).numpy()
+        options = dict(fill=True, baseline=1e-9)
+        axis.stairs(life[order].numpy(), edges, color="#74add1", label="half-life of a channel", **options)
+        if floor.any():
+            axis.stairs(
+                floor[order].numpy(), edges, color="#555555", label="the least its floor allows", **options
+            )
+
+
+def draw_gates(s):
+    """What each channel of s.run forgets at each token of a text, a panel a layer, the last on top -> the path."""
+    model, tokenizer, trained = load(s.run)
+    mixers, tokens = gated_mixers(model, s.layer), texts_for(s, tokenizer, trained)[0]
+    if s.text and tokens.numel() > WORDS:
+        fail(f"text: {tokens.numel()} tokens, and a picture has room for {WORDS}: shorten it")
+    tokens = tokens if s.text else tokens[:, :32]
+    gates = forget_gates(model, mixers, tokens)
+    figure = plt.figure(figsize=(9, 1.6 + min(9, 1.5 * len(gates))), layout="constrained")
+    axes = figure.subplots(len(gates), squeeze=False)[::-1, 0]
+    for axis, (n, log_f) in zip(axes, gates.items()):
+        n_head = getattr(mixers[n], "n_head", 1) if len(gates) <= 6 else 1  # there is no room to part them
+        image = draw_forgotten(axis, log_f, n_head, ROWS // len(gates))
+        axis.set_ylabel(f"layer {n}", rotation=0, ha="right", va="center", labelpad=8)
+    words = [word_of(tokenizer, token) for token in tokens[0].tolist()]
+    options = dict(rotation_mode="anchor", va="center", parse_math=False)
+    options["rotation"] = 50 if len(words) <= 32 else 90
+    axes[0].set_xticks(range(len(words)), words, ha="right", **options)
+    if len(gates) > 1:
+        axes[-1].xaxis.tick_top()
+        axes[-1].set_xticks(range(len(words)), words, ha="left", **options)
+    bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
+    bar.set_label("forgotten of what a channel holds")
+    run = trained.checkpoint.parent.name
+    figure.suptitle(f"{run}: what each channel forgets at each word; what forgets least is on top")
+    return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
+
+
+def draw_forgotten(axis, log_f, n_head, most):
+    """log f (T, N) -> an image of 1 - f, a row a channel, sorted in each head; every few of them if too many."""
+    heads = []
+    for gates in log_f.T.chunk(n_head):  # (N / n_head, T)
+        heads.append(1 - gates[gates.mean(1).argsort(descending=True)][:: -(-log_f.shape[1] // most)].exp())
+    image = axis.imshow(
+        torch.cat(heads).numpy(), cmap="magma_r", vmin=0, vmax=1, aspect="auto", interpolation="none"
+    )
+    edges = [head * len(heads[0]) - 0.5 for head in range(n_head)]
+    for edge in edges[1:]:
+        axis.axhline(edge, color="white", lw=2)
+    names = [f"head {head + 1}" for head in range(n_head)] if n_head > 1 else []
+    axis.set_yticks([edge + len(heads[0]) / 2 for edge in edges][: len(names)], names, fontsize=7)
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return image
+
+
+INSIDE = {"memory": draw_memory, "gates": draw_gates}
+
+
+def gated_mixers(model, layer=0):
+    """{number, from 1 on: mixer} of the layers with forget gates, or of one; ends the script if there is none."""
+    mixers = dict(enumerate((block.mixer for block in model.layers if hasattr(block, "mixer")), start=1))
+    names = {kind: name for name, kind in MIXERS.items()}
+    gated = {n: mixer for n, mixer in mixers.items() if type(mixer) in GATES}
+    if not gated:
+        known = ", ".join(names[kind] for kind in GATES)
+        fail(f"mixer = {names[type(mixers[1])]!r} has no forget gates to draw; there are those of {known}")
+    if layer and layer not in gated:
+        fail(f"layer = {layer}: the layers with forget gates are {', '.join(map(str, gated))}")
+    return {layer: gated[layer]} if layer else gated
+
+
+@torch.inference_mode()
+def forget_gates(model, mixers, tokens):
+    """What mixers {number: mixer} keep as the model reads tokens (1, T): {number: log f (T, N)}."""
+    linears = {n: [getattr(mixer, name) for name in GATES[type(mixer)][0]] for n, mixer in mixers.items()}
+    seen, hooks = {}, []
+    for linear in sum(linears.values(), []):
+        hooks.append(linear.register_forward_hook(lambda module, _, output: seen.update({module: output[0]})))
+    model.features(tokens)
+    for hook in hooks:
+        hook.remove()
+    return {n: GATES[type(mixer)][1](mixer, *(seen[x] for x in linears[n])) for n, mixer in mixers.items()}
+
+
+def half_life(log_f):
+    """log f (T, N) -> in how many tokens, at this mean, channels forget half of what they hold, (N,)."""
+    return math.log(2) / -log_f.double().mean(0).clamp(max=-1e-6)  # finite also where f = 1 in float32
+
+
+def half_lives_of_floors(mixer):
+    """What HGRN2's f >= floor means for its half-lives, (N,): 0 where the floor is 0. None of other mixers."""
+    if isinstance(mixer, HGRN2):
+        return half_life(mixer.floors(mixer.layer).detach().log().unsqueeze(0))
+
+
+def texts_for(s, tokenizer, trained):
+    """[tokens (1, T)]: of s.text or, spread over the validation text, blocks as long as in training."""
+    if s.text:
+        ((tokens, _),) = encode(tokenizer, [("", s.text)], protocol="2025")
+        return [torch.tensor([tokens])]
+    corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
+    if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
+        fail(
+            f"{s.run}: its corpus {trained.corpus!r} is not here: say what to read, --text='The cat sleeps.'"
+        )
+    blocks = data.Blocks(corpus / "val.bin", trained.context)
+    return [blocks.read([n])[0] for n in range(0, max(1, blocks.n), max(1, -(-blocks.n // BLOCKS)))]
+
+
+def word_of(tokenizer, token):
+    """A token as a label: no space around it, but a letter where it is nothing else."""
+    word = tokenizer.decode([token], skip_special_tokens=False)
+    return word.strip() or {" ": "␣", "\n": "↵", "\t": "⇥"}.get(word, repr(word))
+
+
+def compare_phenomena(paths):
+    """Run folders or result files -> the paths of pictures, one of each benchmark of pairs, beside the first."""
+    tables, terms = defaultdict(dict), {}
+    for path in paths or fail("phenomena of what? python figures.py phenomena out/toy results/toy_1.json"):
+        for model, benchmarks in scores_of(path, terms):
+            for task, scores in benchmarks.items():
+                tables[task][model] = scores
+    for task, rows in tables.items():
+        path = paths[0] if paths[0].is_dir() else paths[0].with_suffix("")
+        yield draw_phenomena(rows, path.with_name(f"{path.name}_{task}.svg"), task, terms)
+
+
+def scores_of(path, terms):
+    """Yields (model, {benchmark: {paradigm: per cent right}}) of a result file, and adds to the terms."""
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if "comparison" in results:
+            yield from ((name, best_scores(row)) for name, row in results["rows"].items() if row["best"])
+            return
+        pairs = {task: x["subtasks"] for task, x in results["benchmarks"].items() if "chance" not in x}
+        terms.update((uid, x["term"]) for subtasks in pairs.values() for uid, x in subtasks.items())
+        name = file.parent.name if file.name == "results.json" else file.stem
+        yield name, {task: {uid: x["score"] for uid, x in y.items()} for task, y in pairs.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        fail(f"{path}: no run folder with a results.json, nor a result file of evaluate.py or compare.py")
+
+
+def best_scores(row):
+    """A model of compare.py's results -> {benchmark: {paradigm: score}}, means over the seeds at its best rate."""
+    runs = [x["best"]["pairs"] for x in row["runs"] if x["learning_rate"] == row["best"]["learning_rate"]]
+    return {task: mean([run[task]["subtasks"] for run in runs]) for task in runs[0]}
+
+
+def mean(records):
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
+
+
+def draw_phenomena(rows, path, title, terms={}):
+    """
+    {model: {paradigm: per cent right}} -> a picture at `path`: a row a model, a column a paradigm, or a phenomenon
+    if they are many and `terms`, {paradigm: phenomenon}, has them all. What is best, or easiest, comes first.
+    """
+    shared = [name for name in next(iter(rows.values())) if all(name in scores for scores in rows.values())]
+    if not shared:
+        fail(f"{title}: {', '.join(rows)} have no paradigm in common")
+    means = {model: sum(scores[name] for name in shared) / len(shared) for model, scores in rows.items()}
+    models = sorted(rows, key=means.get, reverse=True)
+    columns = by_term({name: [rows[model][name] for model in models] for name in shared}, terms)
+    names = sorted(columns, key=lambda name: -sum(columns[name]))
+    size = (max(6, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    draw_heat(axis, list(zip(*(columns[name] for name in names))), size=7)
+    axis.set_yticks(range(len(models)), [f"{model}  {means[model]:.1f}" for model in models])
+    axis.xaxis.tick_top()
+    options = dict(fontsize=8, rotation=50, ha="left", rotation_mode="anchor")
+    axis.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], **options)
+    axis.tick_params(length=0)
+    axis.set_xlabel(f"{title}: per cent right; beside the names, means of {len(shared)} paradigms")
+    return keep(figure, path)
 
 
 BENCHMARKS = {  # in bench.py's results -> (what to draw over what, its name)
@@ -407,6 +671,10 @@ def draw_results(path):
 def main(args):
     if not args:
         fail("of what? python figures.py out/toy, or python figures.py results/toy.json")
+    if args[0] in INSIDE:
+        return print(INSIDE[args[0]](configure(Settings(), args[1:], word="run")))
+    if args[0] == "phenomena":
+        return print(*compare_phenomena([Path(arg) for arg in args[1:]]), sep="\n")
     for path in map(Path, args):
         if path.is_dir() and read_log(path):
             print(learning_curve(path))

@@ -1,8 +1,17 @@
-"""The learning curve says what the log says, and nothing in it lies over anything else."""
+"""Pictures say what logs, gates and scores say, and nothing in them lies over anything else."""
+
+import json
+import math
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 import figures
+import train
+from model import MIXERS, Config, LanguageModel, load
 
 # as long as BLiMP's longest names; a task of fewer has names as long as EWoK's longest
 BLIMP = [f"coordinate_structure_constraint_complex_left_br_{i:02}" for i in range(67)]
@@ -82,3 +91,227 @@ def test_nothing_lies_over_anything_else(drawn, evaluations):
 def test_a_run_without_pairs_or_of_no_step_has_a_picture(drawn):
     for log in ([], [{"step": 0, "epoch": 0.0, "val_loss": 5.0}]):
         assert len(drawn(log).axes) == 1
+
+
+# ----------------------------------------------------------------------------------------------------
+# Inside a run
+
+
+def model_of(mixer, n_layer=2):
+    torch.manual_seed(0)
+    config = dict(n_layer=n_layer, d_model=16, n_head=2, d_mlp=24, vocab_size=50)
+    return LanguageModel(Config(mixer=mixer, **config)).eval()
+
+
+GATED = [name for name, mixer in MIXERS.items() if mixer in figures.GATES]
+TOKENS = torch.arange(20).unsqueeze(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GATED)
+def test_after_a_half_life_half_of_what_a_mixer_held_is_left(name):
+    """A state is 1 apart from another before a text: after T tokens of it, 2^(-T / half-life)."""
+    model = model_of(name)
+    mixer, seen = model.layers[1].mixer, []
+    mixer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    log_f = figures.forget_gates(model, {2: mixer}, TOKENS)[2]
+    zero = torch.zeros_like(mixer(seen[0])[1])
+    apart = (mixer(seen[0], zero + 1)[1] - mixer(seen[0], zero)[1]).reshape(log_f.shape[1], -1)[:, 0]
+    torch.testing.assert_close(2 ** (-20 / figures.half_life(log_f)), apart.double(), rtol=1e-4, atol=1e-6)
+
+
+def with_gates(name, **biases):
+    """A model whose gates are sigmoid(bias) whatever it reads: layers without weights, HGRN2's without biases."""
+    model = model_of(name)
+    with torch.no_grad():
+        for block in model.layers:
+            for gate, bias in biases.items():
+                getattr(block.mixer, gate).weight.zero_()
+                if name != "hgrn2":
+                    getattr(block.mixer, gate).bias.fill_(bias)
+    mixers = figures.gated_mixers(model)
+    return [figures.half_life(x) for x in figures.forget_gates(model, mixers, TOKENS).values()]
+
+
+def test_half_lives_of_known_gates_by_hand():
+    """
+    HGRN2: sigmoid(0) = 1/2 above floors of 0 and 1/2 is 1/2 and 3/4. minGRU: f = 1 - 3/4. minLSTM, where f = 1/2
+    and i = 1/4: f / (f + i) = 2/3. A half-life is log 1/2 to the base of f: of 1/2 it is 1, of 1/4 it is 1/2.
+    """
+    first, second = with_gates("hgrn2", forget=0)
+    assert first.tolist() == pytest.approx([1] * 16) and second.tolist() == pytest.approx([2.40942] * 16)
+    for lives in with_gates("mingru", update=math.log(3)):
+        assert lives.tolist() == pytest.approx([0.5] * 16)
+    for lives in with_gates("minlstm", forget=0, input=-math.log(3)):
+        assert lives.tolist() == pytest.approx([1.70951] * 16)
+
+
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+@pytest.mark.parametrize("name, gates", [("mingru", ["update"]), ("minlstm", ["forget", "input"])])
+def test_saturated_gates_have_finite_half_lives(name, gates, bias):
+    for lives in with_gates(name, **dict(zip(gates, (bias, -bias)))):
+        assert lives.isfinite().all() and (lives > 0).all()
+
+
+@pytest.fixture
+def inside(workplace, monkeypatch):
+    """inside("memory", text="...") -> what would be drawn of out/tiny, laid out; floors are each channel's own."""
+    model, tokenizer, trained = load("out/tiny")
+    model.layers[0].mixer.floors.table.data.normal_()
+    monkeypatch.setattr(figures, "load", lambda run: (model, tokenizer, trained))
+    monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
+
+    def call(what, **settings):
+        figure = figures.INSIDE[what](figures.Settings(**settings))
+        figure.canvas.draw()
+        return figure, model
+
+    yield call
+    figures.plt.close("all")
+
+
+TEXT = "The cat $sees$ the dog."
+
+
+def gates_of_the_text(model):
+    """Every layer's log f (T, N) as it reads TEXT, and the tokens of it."""
+    _, tokenizer, _ = figures.load("out/tiny")
+    tokens = [tokenizer.token_to_id("<s>"), *tokenizer.encode(TEXT, add_special_tokens=False).ids]
+    return figures.forget_gates(model, figures.gated_mixers(model), torch.tensor([tokens])), tokens
+
+
+def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors(inside):
+    """Each floor under its channel; the first layer has none. Both as the equation has them."""
+    figure, model = inside("memory", text=TEXT)
+    drawn = [(patch.get_label(), torch.tensor(patch.get_data().values)) for patch in figure.axes[0].patches]
+    lives, floors = ([x for label, x in drawn if word in label] for word in ("channel", "floor"))
+    assert len(lives) == 4 and len(floors) == 2
+    own = -math.log(2) / model.layers[0].mixer.floors.table.detach().double().softmax(0)[1].log()
+    gates, _ = gates_of_the_text(model)
+    heads = (figures.half_life(gates[2]).chunk(2), own.chunk(2))
+    for life, floor, of_channels, of_floors in zip(lives[2:], floors, *heads):
+        order = of_channels.argsort()
+        torch.testing.assert_close(life, of_channels[order])
+        torch.testing.assert_close(floor, of_floors[order], rtol=1e-5, atol=0)
+        assert (life > floor).all()
+
+
+def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
+    """1 - f of the text; the last layer is on top, in each head what forgets least. A $ starts no formula."""
+    figure, model = inside("gates", text=TEXT)
+    gates, tokens = gates_of_the_text(model)
+    labels = figure.axes[1].get_xticklabels()
+    words = [label.get_text() for label in labels]
+    assert words[0] == "<s>" and "".join(words[1:]) == "Thecat␣$sees$thedog." and len(words) == len(tokens)
+    assert not any(label.get_parse_math() for label in labels)
+    assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["layer 2", "layer 1"]
+    for axis, n in zip(figure.axes, (2, 1)):
+        kept = 1 - torch.tensor(axis.images[0].get_array())  # (N, T)
+        torch.testing.assert_close(kept.sort(0).values, gates[n].exp().T.sort(0).values)
+        for head in kept.log().mean(1).chunk(2):
+            assert (head.diff() <= 1e-6).all()
+
+
+@pytest.mark.parametrize("what", ["memory", "gates"])
+def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what):
+    """Of 12 x 512 channels at 46 tokens, whose gates are noise; in every third layer there are none."""
+    config = Config(
+        mixer="hgrn2 mingru attention", n_layer=18, d_model=512, n_head=8, d_mlp=1, vocab_size=300
+    )
+    model, (_, tokenizer, trained) = LanguageModel(config).eval(), load("out/tiny")
+    for mixer in figures.gated_mixers(model).values():
+        getattr(mixer, figures.GATES[type(mixer)][0][0]).weight.data.normal_(std=1)
+    monkeypatch.setattr(figures, "load", lambda run: (model, tokenizer, trained))
+    text = "The cat sees the dog. " * 5
+    path = figures.INSIDE[what](figures.Settings(text=text, picture=f"{what}.svg"))
+    assert path == f"{what}.svg" and 10_000 < Path(path).stat().st_size < 200_000
+
+
+WRONG = """
+memory out/none                              -> out/none: no checkpoint here
+memory out/tiny out/tiny                     -> one at a time, please
+memory out/tiny --layer=3                    -> layer = 3: the layers with forget gates are 1, 2
+memory out/tiny --layer=-1                   -> layer = -1: must be a number, at least 0
+memory out/tiny --picture=m.pdf              -> picture = 'm.pdf': name a file that ends in .svg or .png
+memory out/gone                              -> its corpus 'gone' is not here: say what to read, --text=
+gates out/tiny --text                        -> --text has no value
+gates out/tiny --text="LONG"                 -> tokens, and a picture has room for 48: shorten it
+gates out/gpt                                -> mixer = 'attention' has no forget gates to draw; there are
+phenomena                                    -> phenomena of what?
+phenomena out/none                           -> out/none: no run folder with a results.json
+phenomena text.txt                           -> text.txt: no run folder with a results.json
+phenomena list.json                          -> list.json: no run folder with a results.json
+phenomena one.json other.json                -> toyland: one, other have no paradigm in common
+"""
+
+
+@pytest.fixture
+def with_results(workplace, tiny):
+    """A workplace with result files, and runs without gates and without a corpus."""
+    train.main(tiny(run="gpt", mixer="attention", max_steps=1))
+    shutil.copytree("data/tiny", "data/gone")
+    train.main(tiny(run="gone", corpus="gone", max_steps=1))
+    shutil.rmtree("data/gone")
+    Path("list.json").write_text("[]")
+    for name, scores in {"one": {"a": 80, "b": 55}, "other": {"c": 70}, "third": {"b": 45, "a": 50}}.items():
+        Path(f"{name}.json").write_text(json.dumps(results_of(scores)))
+
+
+def results_of(scores, terms={}):
+    subtasks = {name: {"score": score, "term": terms.get(name)} for name, score in scores.items()}
+    return {"benchmarks": {"toyland": {"subtasks": subtasks}, "bear": {"chance": 5, "subtasks": subtasks}}}
+
+
+def test_a_wrong_word_is_one_line(with_results, refusal):
+    for line in WRONG.strip().splitlines():
+        command, _, expected = line.partition(" -> ")
+        args = shlex.split(command.replace("LONG", "The cat sees the dog. " * 20))
+        said = refusal(figures.main, args)
+        assert expected.strip() in said and said.count("\n") == 1, line
+
+
+# ----------------------------------------------------------------------------------------------------
+# Who fails where
+
+
+@pytest.fixture
+def heat(with_results, monkeypatch):
+    """heat("one.json", ...) -> of the one picture: names of its rows and columns, and its numbers."""
+    monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
+
+    def call(*names):
+        (figure,) = figures.compare_phenomena([Path(name) for name in names])
+        (axis,) = figure.axes
+        labels = [[x.get_text() for x in y()] for y in (axis.get_yticklabels, axis.get_xticklabels)]
+        return *labels, axis.images[0].get_array().tolist()
+
+    yield call
+    figures.plt.close("all")
+
+
+def test_phenomena_has_the_best_model_on_top_and_the_easiest_phenomenon_first(heat):
+    """Of minimal pairs alone: a benchmark with another chance than 50 is left out."""
+    assert heat("third.json", "one.json") == (["one  67.5", "third  47.5"], ["a", "b"], [[80, 55], [50, 45]])
+
+
+def test_models_of_a_comparison_are_rows_with_the_means_over_seeds_at_their_best_rates(heat):
+    """By hand: (60 + 80) / 2 = 70. A model that only diverged has no row."""
+
+    def run(rate, score):
+        return {"learning_rate": rate, "best": {"pairs": {"toyland": {"subtasks": {"a": score}}}}}
+
+    rows = {
+        "HGRN2": {"best": {"learning_rate": 1e-2}, "runs": [run(1e-2, 60), run(1e-2, 80), run(1e-3, 99)]},
+        "minGRU": {"best": {"learning_rate": 1e-3}, "runs": [run(1e-3, 90)]},
+        "LSTM": {"best": None, "runs": [{"learning_rate": 1e-3, "best": None}]},
+    }
+    Path("compare.json").write_text(json.dumps({"comparison": "two", "rows": rows}))
+    assert heat("compare.json") == (["minGRU  90.0", "HGRN2  70.0"], ["a"], [[90], [70]])
+
+
+def test_many_paradigms_are_a_column_a_phenomenon_but_the_mean_is_theirs(heat):
+    """By hand: 30 paradigms at 100 and 2 at 20 are phenomena of 100 and 20, and a mean of 3040 / 32 = 95."""
+    scores = {f"p{i}": 100 if i < 30 else 20 for i in range(32)}
+    terms = {name: "early" if score == 100 else "late" for name, score in scores.items()}
+    Path("many.json").write_text(json.dumps(results_of(scores, terms)))
+    assert heat("many.json") == (["many  95.0"], ["early", "late"], [[100, 20]])
