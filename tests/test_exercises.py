@@ -1,0 +1,362 @@
+"""
+The tests of exercises.md: test_exercise[03] holds exercise 3 of my.py, if there is one, to what is asked.
+
+The others hold these tests and the text to account: each exercise can be solved within its own beginning, and neither
+that alone nor a near miss will do. So there are ANSWERS below; look there last.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import textwrap
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import test_model
+import torch
+import torch.nn.functional as F
+from test_kernels import values_and_gradients
+from torch.overrides import TorchFunctionMode
+
+import kernels
+from layers import split_heads
+from model import HGRN2, MIXERS, Config, MinGRU, MinLSTM
+
+ROOT = Path(__file__).parents[1]
+MY = Path(os.environ.get("MY", ROOT / "my.py"))
+TEXT = (ROOT / "exercises.md").read_text(encoding="utf-8")
+FRAME, *BEGINNINGS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+BEGINNINGS = {f"{number:02}": code for number, code in enumerate(BEGINNINGS, 1)}
+SHAPE = Config(**test_model.SHAPE)
+
+
+@pytest.fixture(autouse=True)
+def no_traces():
+    """What a student's file adds to MIXERS is gone after a test."""
+    torch.manual_seed(0)
+    with patch.dict(MIXERS):
+        yield
+
+
+def same(what, ours, exact):
+    assert isinstance(ours, torch.Tensor), f"{what}: should be a tensor, not {ours!r}"
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5, msg=lambda text: f"{what}: {text}")
+
+
+def same_scan(ours):
+    """The values and the gradients of the loop, in float64."""
+    inputs = torch.rand(2, 7, 5), torch.randn(2, 7, 5), torch.randn(2, 5)
+    same("h", ours(*inputs), kernels.linear_scan_loop(*inputs))
+    results = [values_and_gradients(f, inputs, torch.float64) for f in (ours, kernels.linear_scan_loop)]
+    for what, x, y in zip(("h in float64", "da", "db", "dh0"), *results, strict=True):
+        same(what, x, y)
+
+
+def same_in_parts(mixer, x):
+    whole, _ = mixer(x)
+    for cut in (1, 7, 19):
+        head, state = mixer(x[:, :cut])
+        same(f"{x.shape[1]} tokens, read as {cut} and the rest", mixer(x[:, cut:], state)[0], whole[:, cut:])
+
+
+# ----------------------------------------------------------------------------------------------------
+# What is asked, by number
+
+
+def check_scan(my):
+    """By hand: 0.5 * 2 + 1 = 2, then 0.5 * 2 + 3 = 4, then 0.5 * 4 + 0 = 2."""
+    a, b, h0 = torch.full((1, 3, 1), 0.5), torch.tensor([[[1.0], [3.0], [0.0]]]), torch.tensor([[2.0]])
+    same("h of a = 1/2, b = 1, 3, 0, h0 = 2", my.linear_scan(a, b, h0), torch.tensor([[[2.0], [4.0], [2.0]]]))
+    same_scan(my.linear_scan)
+
+
+def check_three_gates(my):
+    mixer, x, h0 = MinGRU(SHAPE, layer=0), torch.randn(2, 9, 32), torch.rand(2, 32)
+    torch.nn.init.zeros_(mixer.update.weight)
+    for z, logit in ((0, -1e4), (1, 1e4), (0.5, 0.0), (0.2, -math.log(4))):
+        torch.nn.init.constant_(mixer.update.bias, logit)
+        c = kernels.positive(mixer.candidate(x))
+        same(f"h after gates of {z}", my.predict(z, c, h0), mixer(x, h0)[1])
+    for z in (0.01, 0.5, 0.9):
+        left = (1 - z) ** my.half_life(z)
+        assert left == pytest.approx(0.5), f"with z = {z}, {left} is left after half_life({z}) steps"
+
+
+def check_retnet(my):
+    """Retention is attention with a decay in place of the softmax: A_ij = q_i . k_j f^(i - j), for j <= i."""
+    mixer, x = my.RetNet(SHAPE, layer=1), torch.randn(2, 20, 32)
+    q, k, v = F.silu(mixer.query(x)) * 8**-0.5, mixer.forget(x), mixer.input(x)
+    q, k, v = (split_heads(z, 4).transpose(1, 2) for z in (q, k, v))  # (B, H, T, 8)
+    f = torch.tensor([31 / 32, 63 / 64, 127 / 128, 255 / 256]).view(4, 1, 1)
+    A = q @ k.mT * (f ** (torch.arange(20)[:, None] - torch.arange(20))).tril()
+    o = (A @ v).transpose(1, 2).flatten(2)
+    same("y", mixer(x)[0], mixer.output(mixer.norm(o)))
+    same_in_parts(mixer, x)
+
+
+def check_no_floors(my):
+    MIXERS["mine"] = my.Floorless
+    x, tokens = torch.randn(2, 20, 32), torch.randint(50, (1, 20))
+    for layer, block in enumerate(test_model.build(mixer="mine").layers):
+        lowest = HGRN2(SHAPE, layer=0)
+        lowest.load_state_dict(block.mixer.state_dict(), strict=False)
+        same(f"layer {layer}, beside HGRN2's layer 0", block.mixer(x)[0], lowest(x)[0])
+    model, gates = test_model.build(mixer="hgrn2"), []
+    for block in model.layers:
+        for weight in (block.mixer_norm.weight, block.mixer.forget.weight):
+            torch.nn.init.normal_(weight)
+    ours = my.half_lives(model, tokens)
+    assert len(ours) == 3, f"half_lives gives {len(ours)} numbers for 3 layers"
+    for block in model.layers:
+        block.mixer.forget.register_forward_hook(lambda layer, inputs, z: gates.append(z.sigmoid()))
+    model(tokens)
+    for half_life, floor, gate in zip(ours, (0, 1 / 3, 2 / 3), gates):
+        exact = (-math.log(2) / (floor + (1 - floor) * gate).log()).median()
+        same(f"half-life in the layer with floor {floor:.2f}", torch.as_tensor(half_life), exact)
+
+
+def check_gradients(my):
+    same_scan(my.Scan.apply)
+
+
+def check_kernel(my):
+    """What lies behind h must stay as it was: a lane without a channel writes nothing."""
+    for B, T, D in ((1, 1, 1), (2, 7, 5), (3, 4, 16)):
+        a, b, h0 = torch.rand(B, T, D), torch.randn(B, T, D), torch.randn(B, D)
+        memory = torch.full((B * T * D + 8,), -7.0)
+        my.scan_kernel[(B * -(-D // 4),)](a, b, h0, memory, T, D, 4)
+        same(f"h of {B} x {T} x {D}", memory[:-8].view(B, T, D), kernels.linear_scan_loop(a, b, h0))
+        same("what lies behind h", memory[-8:], torch.full((8,), -7.0))
+
+
+class Counter(TorchFunctionMode):
+    calls = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **kwargs or {})
+
+
+def check_chunks(my):
+    def inputs(T):
+        q, k, v, log_f = (
+            torch.randn(T, 8),
+            torch.randn(T, 8),
+            torch.randn(T, 6),
+            F.logsigmoid(torch.randn(T, 8) + 2),
+        )
+        return q, k, v, log_f, torch.randn(8, 6)
+
+    *rows, S = [x.double() for x in inputs(64)]
+    o, last = kernels.gated_linear_attention_loop(*(x[None, :, None] for x in rows), S[None, None])
+    for C in (1, 16, 64):
+        for what, x, y in zip("oS", my.chunked_attention(*rows, S, C), (o[0, :, 0], last[0, 0]), strict=True):
+            same(f"{what} by chunks of {C}", x, y)
+    calls = []
+    for C in (16, 32):
+        with Counter() as counter:
+            my.chunked_attention(*inputs(2 * C), C)
+        calls.append(counter.calls)
+    assert calls[0] == calls[1], f"{calls[0]} operations for chunks of 16, {calls[1]} for chunks of 32"
+
+
+def check_own_mixer(my):
+    MIXERS["mine"] = my.Mine
+    mixer, x = my.Mine(SHAPE, layer=0), torch.randn(2, 20, 32)
+    y, other = (mixer(torch.cat([past, x[:, 12:]], dim=1))[0][:, 12] for past in (x[:, :12], -x[:, :12]))
+    assert not torch.equal(y, other), "a token's y is the same whatever came before it"
+    same_in_parts(mixer, x)
+    test_model.test_reading_in_parts_changes_nothing(test_model.build(mixer="mine"), (7, 8, 30))
+    test_model.test_the_future_does_not_leak(test_model.build(mixer="mine"))
+    test_model.test_gradients_reach_every_parameter(test_model.build(mixer="mine"))
+    test_model.test_every_mixer_learns_a_sentence_by_heart(test_model.build(mixer="mine"))
+
+
+def check_bug(my):
+    mixer, original, x = my.BuggyMinLSTM(SHAPE, layer=0), MinLSTM(SHAPE, layer=0), torch.randn(2, 20, 32)
+    mixer.load_state_dict(original.state_dict())
+    same("y of a whole text, beside model.MinLSTM's", mixer(x)[0], original(x)[0])
+    same_in_parts(mixer, x)
+
+
+def check_distillation(my):
+    teacher = torch.randn(5, 9)
+    for temperature in (1, 2, 5):
+        student = torch.randn(5, 9, requires_grad=True)
+        soft = (teacher / temperature).softmax(dim=-1)
+        exact = temperature**2 * F.cross_entropy(student / temperature, soft)
+        loss, gradient = my.distillation_loss(student, teacher, temperature)
+        same(f"loss at temperature {temperature}", loss, exact.detach())
+        same(f"gradient at temperature {temperature}", gradient, *torch.autograd.grad(exact, student))
+
+
+CHECKS = [check_scan, check_three_gates, check_retnet, check_no_floors, check_gradients]
+CHECKS += [check_kernel, check_chunks, check_own_mixer, check_bug, check_distillation]
+CHECKS = dict(zip(BEGINNINGS, CHECKS, strict=True))
+
+
+def load(path):
+    """A student's file; its Triton kernels are interpreted."""
+    specification = importlib.util.spec_from_file_location("my", path)
+    my = importlib.util.module_from_spec(specification)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TRITON_INTERPRET", "1")
+        specification.loader.exec_module(my)
+    return my
+
+
+def ask(number, path):
+    """Check an exercise, or skip it by name where it is not there yet."""
+    if "triton" in BEGINNINGS[number] and not kernels.triton_kernels:
+        pytest.skip(f"exercise {number}: Triton is not installed; there is one for Linux")
+    my = load(path) if path.exists() else None
+    for name in re.findall(r"^(?:class|def) (\w+)", BEGINNINGS[number], re.MULTILINE):
+        if not hasattr(my, name):
+            pytest.skip(f"exercise {number}: write {name} into {path.name}; exercises.md has its beginning")
+    CHECKS[number](my)
+
+
+@pytest.mark.parametrize("number", CHECKS)
+def test_exercise(number):
+    """What a student turns green."""
+    ask(number, MY)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Answers, one for each hole of an exercise; and near misses: what to replace in an answer, and by what
+
+
+ANSWERS = {
+    "01": ["return kernels.linear_scan_loop(a, b, h0)"],
+    "02": [
+        """
+        T = c.shape[1]
+        shares = z * (1 - z) ** torch.arange(T - 1, -1, -1)
+        return (1 - z) ** T * h0 + (shares[:, None] * c).sum(dim=1)
+        """,
+        "return -1 / torch.tensor(1.0 - z).log2().item()",
+    ],
+    "03": [
+        """
+        f = 1 - 2.0 ** (-5 - torch.arange(self.n_head, device=x.device))
+        log_f = f.log()[:, None].expand(*x.shape[:2], -1, 1)
+        o, S = kernels.gated_linear_attention(q, k, v, log_f, state)
+        """
+    ],
+    "04": [
+        "super().__init__(config, layer=0)",
+        """
+        mixer = block.mixer
+        log_f = log_forget_gate(mixer.forget(block.mixer_norm(x)), mixer.floors(mixer.layer))
+        medians.append((-torch.tensor(2.0).log() / log_f).median())
+        x, _ = block(x)
+        """,
+    ],
+    "05": ["da, db, dh0 = kernels.scan_gradients(a, h0, h, dh)"],
+    "06": [
+        """
+        at = (sequence * T + t) * D + d
+        state = tl.load(a + at, mask=inside) * state + tl.load(b + at, mask=inside)
+        tl.store(h + at, state, mask=inside)
+        """
+    ],
+    "07": [
+        """
+        g = log_f.cumsum(0).exp()
+        A = ((q * g) @ (k / g).mT).tril()
+        o.append(A @ v + (q * g) @ S)
+        S = g[-1, :, None] * S + (g[-1] * k / g).mT @ v
+        """
+    ],
+    "08": [
+        """
+        a = torch.sigmoid(self.decay).expand_as(x)
+        h = kernels.linear_scan(a, (1 - a) * self.value(x), state)
+        y, state = self.output(h), h[:, -1]
+        """
+    ],
+    "09": ["h0 = state"],
+    "10": [
+        """
+        log_p, r = (student / temperature).log_softmax(dim=-1), (teacher / temperature).softmax(dim=-1)
+        loss = -(temperature**2) * (r * log_p).sum(dim=-1).mean()
+        gradient = temperature * (log_p.exp() - r) / len(student)
+        """
+    ],
+}
+
+NEAR_MISSES = [
+    ("01", "h0)", "0 * h0)"),
+    ("01", "(a, b, h0)", "(a.detach(), b, h0)"),
+    ("02", "T - 1, -1, -1", "T"),
+    ("02", "** T * h0", "* h0"),
+    ("02", "-1 / torch", "1 / torch"),
+    ("03", "torch.arange(self.n_head, device=x.device)", "torch.zeros(self.n_head)"),
+    ("03", "gated_linear_attention(q, k,", "gated_linear_attention(q, None,"),
+    ("03", "log_f, state", "log_f, None"),
+    ("04", "layer=0", "layer"),
+    ("04", "block.mixer_norm(x)", "x"),
+    ("04", "x, _ =", "_ ="),
+    ("05", "scan_gradients(a,", "scan_gradients(a.roll(1, 1),"),
+    ("05", "h, dh", "h.roll(-1, 1), dh"),
+    ("06", "state, mask=inside", "state"),
+    ("06", "(sequence * T + t)", "t"),
+    ("07", ".tril()", ".tril(-1)"),
+    ("07", "(g[-1] * k / g)", "(k / g)"),
+    ("07", "A @ v", "sum(A[:, j, None] * v[j] for j in range(len(v)))"),
+    ("08", "self.output(h)", "self.output(x) + 0 * h"),
+    ("08", "self.value(x), state", "self.value(x), None"),
+    ("08", "self.output(h)", "self.output(h - h.mean(dim=1, keepdim=True))"),
+    ("09", "h0 = state", "h0 = None"),
+    ("10", "-(temperature**2) *", "-"),
+    ("10", "temperature * (", "temperature**2 * ("),
+    ("10", "log_p.exp() - r", "log_p.exp() - F.one_hot(r.argmax(-1), 9)"),
+]
+
+
+def solved(number):
+    """An exercise's beginning with the answers in its holes."""
+    code, answers = BEGINNINGS[number], iter(ANSWERS[number])
+    hole = r"^( *)(?:\.\.\.|h0 = values\[:, 0\] if start else None)(?:  #.*)?$"
+    code = re.sub(
+        hole, lambda x: textwrap.indent(textwrap.dedent(next(answers)), x[1]), code, flags=re.MULTILINE
+    )
+    assert next(answers, None) is None, f"exercise {number} has fewer holes than answers"
+    return code
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """asked("03", code) asks for exercise 3 of a my.py with this code."""
+
+    def ask_for(number, code):
+        (tmp_path / "my.py").write_text(FRAME.replace("# your answers", code), encoding="utf-8")
+        ask(number, tmp_path / "my.py")
+
+    return ask_for
+
+
+@pytest.mark.parametrize("number", CHECKS, ids=[check.__name__ for check in CHECKS.values()])
+def test_an_answer_is_green_and_no_answer_is_red(number, asked):
+    asked(number, solved(number))
+    with pytest.raises((AssertionError, AttributeError, NameError, RuntimeError, TypeError)):
+        asked(number, BEGINNINGS[number])
+
+
+@pytest.mark.parametrize("number, right, wrong", NEAR_MISSES, ids=[x[-1] for x in NEAR_MISSES])
+def test_a_near_miss_is_red(number, right, wrong, asked):
+    assert right in solved(number)
+    with pytest.raises(AssertionError):
+        asked(number, solved(number).replace(right, wrong))
+
+
+def test_an_exercise_not_begun_is_skipped_by_name(tmp_path, asked):
+    for begin in (lambda: ask("03", tmp_path / "none.py"), lambda: asked("03", BEGINNINGS["01"])):
+        with pytest.raises(pytest.skip.Exception, match="exercise 03: write RetNet into"):
+            begin()
+
+
+def test_exercises_are_short():
+    assert len(BEGINNINGS) == 10 and len(TEXT.splitlines()) < 250
