@@ -1,15 +1,14 @@
 """
 The tests of exercises.md: test_exercise[03] holds exercise 3 of my.py, if there is one, to what is asked.
 
-The others hold these tests and the text to account: each exercise can be solved within its own beginning, and neither
-that alone nor a near miss will do. So there are ANSWERS below; look there last.
+The others hold these tests and the text to account: an exercise can be solved within its own beginning, and
+neither that alone nor a near miss will do. The answers are in answers.py; look there last.
 """
 
 import importlib.util
 import math
 import os
 import re
-import textwrap
 from pathlib import Path
 from unittest.mock import patch
 
@@ -106,7 +105,7 @@ def check_no_floors(my):
     model, gates = test_model.build(mixer="hgrn2"), []
     for block in model.layers:
         for weight in (block.mixer_norm.weight, block.mixer.forget.weight):
-            torch.nn.init.normal_(weight)
+            torch.nn.init.normal_(weight, std=0.5)
     ours = my.half_lives(model, tokens)
     assert len(ours) == 3, f"half_lives gives {len(ours)} numbers for 3 layers"
     for block in model.layers:
@@ -194,6 +193,7 @@ def check_distillation(my):
 
 CHECKS = [check_scan, check_three_gates, check_retnet, check_no_floors, check_gradients]
 CHECKS += [check_kernel, check_chunks, check_own_mixer, check_bug, check_distillation]
+NAMES = [check.__name__.removeprefix("check_") for check in CHECKS]
 CHECKS = dict(zip(BEGINNINGS, CHECKS, strict=True))
 
 
@@ -225,82 +225,25 @@ def test_exercise(number):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Answers, one for each hole of an exercise; and near misses: what to replace in an answer, and by what
+# That a test turns green for the answer, and for nothing else
 
-
-ANSWERS = {
-    "01": ["return kernels.linear_scan_loop(a, b, h0)"],
-    "02": [
-        """
-        T = c.shape[1]
-        shares = z * (1 - z) ** torch.arange(T - 1, -1, -1)
-        return (1 - z) ** T * h0 + (shares[:, None] * c).sum(dim=1)
-        """,
-        "return -1 / torch.tensor(1.0 - z).log2().item()",
-    ],
-    "03": [
-        """
-        f = 1 - 2.0 ** (-5 - torch.arange(self.n_head, device=x.device))
-        log_f = f.log()[:, None].expand(*x.shape[:2], -1, 1)
-        o, S = kernels.gated_linear_attention(q, k, v, log_f, state)
-        """
-    ],
-    "04": [
-        "super().__init__(config, layer=0)",
-        """
-        mixer = block.mixer
-        log_f = log_forget_gate(mixer.forget(block.mixer_norm(x)), mixer.floors(mixer.layer))
-        medians.append((-torch.tensor(2.0).log() / log_f).median())
-        x, _ = block(x)
-        """,
-    ],
-    "05": ["da, db, dh0 = kernels.scan_gradients(a, h0, h, dh)"],
-    "06": [
-        """
-        at = (sequence * T + t) * D + d
-        state = tl.load(a + at, mask=inside) * state + tl.load(b + at, mask=inside)
-        tl.store(h + at, state, mask=inside)
-        """
-    ],
-    "07": [
-        """
-        g = log_f.cumsum(0).exp()
-        A = ((q * g) @ (k / g).mT).tril()
-        o.append(A @ v + (q * g) @ S)
-        S = g[-1, :, None] * S + (g[-1] * k / g).mT @ v
-        """
-    ],
-    "08": [
-        """
-        a = torch.sigmoid(self.decay).expand_as(x)
-        h = kernels.linear_scan(a, (1 - a) * self.value(x), state)
-        y, state = self.output(h), h[:, -1]
-        """
-    ],
-    "09": ["h0 = state"],
-    "10": [
-        """
-        log_p, r = (student / temperature).log_softmax(dim=-1), (teacher / temperature).softmax(dim=-1)
-        loss = -(temperature**2) * (r * log_p).sum(dim=-1).mean()
-        gradient = temperature * (log_p.exp() - r) / len(student)
-        """
-    ],
-}
-
-NEAR_MISSES = [
-    ("01", "h0)", "0 * h0)"),
-    ("01", "(a, b, h0)", "(a.detach(), b, h0)"),
+ANSWERS = re.split(r"^# -+\n# (?=\d\d)", (ROOT / "tests/answers.py").read_text(encoding="utf-8"), flags=re.M)
+ANSWERS = {answer[:2]: ANSWERS[0] + "# " + answer for answer in ANSWERS[1:]}
+BUG = "values[:, 0] if past else None"
+NEAR_MISSES = [  # what to replace in an answer, and by what
+    ("01", "h, hs = h0", "h, hs = 0 * h0"),
+    ("01", "append(h)", "append(h.detach() if t == 3 else h)"),
     ("02", "T - 1, -1, -1", "T"),
     ("02", "** T * h0", "* h0"),
-    ("02", "-1 / torch", "1 / torch"),
+    ("02", "-math.log(2)", "math.log(2)"),
     ("03", "torch.arange(self.n_head, device=x.device)", "torch.zeros(self.n_head)"),
     ("03", "gated_linear_attention(q, k,", "gated_linear_attention(q, None,"),
     ("03", "log_f, state", "log_f, None"),
     ("04", "layer=0", "layer"),
     ("04", "block.mixer_norm(x)", "x"),
     ("04", "x, _ =", "_ ="),
-    ("05", "scan_gradients(a,", "scan_gradients(a.roll(1, 1),"),
-    ("05", "h, dh", "h.roll(-1, 1), dh"),
+    ("05", "a_next.flip", "a.flip"),
+    ("05", "h0[:, None], h[:, :-1]", "h"),
     ("06", "state, mask=inside", "state"),
     ("06", "(sequence * T + t)", "t"),
     ("07", ".tril()", ".tril(-1)"),
@@ -309,6 +252,7 @@ NEAR_MISSES = [
     ("08", "self.output(h)", "self.output(x) + 0 * h"),
     ("08", "self.value(x), state", "self.value(x), None"),
     ("08", "self.output(h)", "self.output(h - h.mean(dim=1, keepdim=True))"),
+    ("09", "h0 = state", f"h0 = {BUG}"),
     ("09", "h0 = state", "h0 = None"),
     ("10", "-(temperature**2) *", "-"),
     ("10", "temperature * (", "temperature**2 * ("),
@@ -316,47 +260,43 @@ NEAR_MISSES = [
 ]
 
 
-def solved(number):
-    """An exercise's beginning with the answers in its holes."""
-    code, answers = BEGINNINGS[number], iter(ANSWERS[number])
-    hole = r"^( *)(?:\.\.\.|h0 = values\[:, 0\] if start else None)(?:  #.*)?$"
-    code = re.sub(
-        hole, lambda x: textwrap.indent(textwrap.dedent(next(answers)), x[1]), code, flags=re.MULTILINE
-    )
-    assert next(answers, None) is None, f"exercise {number} has fewer holes than answers"
-    return code
-
-
 @pytest.fixture
 def asked(tmp_path):
-    """asked("03", code) asks for exercise 3 of a my.py with this code."""
+    """asked("03", code) asks for exercise 3 of a file with this code."""
 
     def ask_for(number, code):
-        (tmp_path / "my.py").write_text(FRAME.replace("# your answers", code), encoding="utf-8")
+        (tmp_path / "my.py").write_text(code, encoding="utf-8")
         ask(number, tmp_path / "my.py")
 
     return ask_for
 
 
-@pytest.mark.parametrize("number", CHECKS, ids=[check.__name__ for check in CHECKS.values()])
-def test_an_answer_is_green_and_no_answer_is_red(number, asked):
-    asked(number, solved(number))
-    with pytest.raises((AssertionError, AttributeError, NameError, RuntimeError, TypeError)):
-        asked(number, BEGINNINGS[number])
+@pytest.mark.parametrize("number", CHECKS, ids=NAMES)
+def test_the_answer_is_green_and_the_beginning_is_red(number, asked):
+    asked(number, ANSWERS[number])
+    with pytest.raises(Exception):
+        asked(number, FRAME.replace("# your answers", BEGINNINGS[number]))
 
 
-@pytest.mark.parametrize("number, right, wrong", NEAR_MISSES, ids=[x[-1] for x in NEAR_MISSES])
+@pytest.mark.parametrize("number, right, wrong", NEAR_MISSES, ids=[NAMES[int(x[0]) - 1] for x in NEAR_MISSES])
 def test_a_near_miss_is_red(number, right, wrong, asked):
-    assert right in solved(number)
+    assert right in ANSWERS[number]
     with pytest.raises(AssertionError):
-        asked(number, solved(number).replace(right, wrong))
+        asked(number, ANSWERS[number].replace(right, wrong))
+
+
+@pytest.mark.parametrize("number", CHECKS, ids=NAMES)
+def test_the_answer_leaves_the_given_lines_as_they_are(number):
+    compile(BEGINNINGS[number], "exercises.md", "exec")
+    given, answer = BEGINNINGS[number].replace(BUG, "state").splitlines(), iter(ANSWERS[number].splitlines())
+    assert [x for x in given if x and not x.strip().startswith("...") and x not in answer] == []
 
 
 def test_an_exercise_not_begun_is_skipped_by_name(tmp_path, asked):
-    for begin in (lambda: ask("03", tmp_path / "none.py"), lambda: asked("03", BEGINNINGS["01"])):
+    for begin in (lambda: ask("03", tmp_path / "none.py"), lambda: asked("03", ANSWERS["01"])):
         with pytest.raises(pytest.skip.Exception, match="exercise 03: write RetNet into"):
             begin()
 
 
 def test_exercises_are_short():
-    assert len(BEGINNINGS) == 10 and len(TEXT.splitlines()) < 250
+    assert len(CHECKS) == 10 and len(TEXT.splitlines()) < 250
