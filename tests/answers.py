@@ -113,9 +113,7 @@ import triton.language as tl
 
 @triton.jit
 def scan_kernel(a, b, h0, h, T, D, BLOCK: tl.constexpr):
-    blocks = (D + BLOCK - 1) // BLOCK
-    sequence = tl.program_id(0) // blocks
-    d = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)  # the program's channels
+    sequence, d = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
     state = tl.load(h0 + sequence * D + d, mask=inside)
     for t in range(T):

@@ -125,7 +125,7 @@ def check_kernel(my):
     for B, T, D in ((1, 1, 1), (2, 7, 5), (3, 4, 16)):
         a, b, h0 = torch.rand(B, T, D), torch.randn(B, T, D), torch.randn(B, D)
         memory = torch.full((B * T * D + 8,), -7.0)
-        my.scan_kernel[(B * -(-D // 4),)](a, b, h0, memory, T, D, 4)
+        my.scan_kernel[(B, -(-D // 4))](a, b, h0, memory, T, D, 4)
         same(f"h of {B} x {T} x {D}", memory[:-8].view(B, T, D), kernels.linear_scan_loop(a, b, h0))
         same("what lies behind h", memory[-8:], torch.full((8,), -7.0))
 
@@ -140,13 +140,8 @@ class Counter(TorchFunctionMode):
 
 def check_chunks(my):
     def inputs(T):
-        q, k, v, log_f = (
-            torch.randn(T, 8),
-            torch.randn(T, 8),
-            torch.randn(T, 6),
-            F.logsigmoid(torch.randn(T, 8) + 2),
-        )
-        return q, k, v, log_f, torch.randn(8, 6)
+        q, k, log_f = torch.randn(3, T, 8)
+        return q, k, torch.randn(T, 6), F.logsigmoid(log_f + 2), torch.randn(8, 6)
 
     *rows, S = [x.double() for x in inputs(64)]
     o, last = kernels.gated_linear_attention_loop(*(x[None, :, None] for x in rows), S[None, None])
@@ -228,17 +223,16 @@ def test_exercise(number):
 # That a test turns green for the answer, and for nothing else
 
 ANSWERS = re.split(r"^# -+\n# (?=\d\d)", (ROOT / "tests/answers.py").read_text(encoding="utf-8"), flags=re.M)
-ANSWERS = {answer[:2]: ANSWERS[0] + "# " + answer for answer in ANSWERS[1:]}
+ANSWERS = {answer[:2]: FRAME.replace("# your answers", "# " + answer) for answer in ANSWERS[1:]}
 BUG = "values[:, 0] if past else None"
 NEAR_MISSES = [  # what to replace in an answer, and by what
     ("01", "h, hs = h0", "h, hs = 0 * h0"),
     ("01", "append(h)", "append(h.detach() if t == 3 else h)"),
     ("02", "T - 1, -1, -1", "T"),
     ("02", "** T * h0", "* h0"),
-    ("02", "-math.log(2)", "math.log(2)"),
+    ("02", "-math.log(2) / math.log(1 - z)", "1 / z"),
     ("03", "torch.arange(self.n_head, device=x.device)", "torch.zeros(self.n_head)"),
     ("03", "gated_linear_attention(q, k,", "gated_linear_attention(q, None,"),
-    ("03", "log_f, state", "log_f, None"),
     ("04", "layer=0", "layer"),
     ("04", "block.mixer_norm(x)", "x"),
     ("04", "x, _ =", "_ ="),
@@ -272,8 +266,11 @@ def asked(tmp_path):
 
 
 @pytest.mark.parametrize("number", CHECKS, ids=NAMES)
-def test_the_answer_is_green_and_the_beginning_is_red(number, asked):
+def test_the_answer_is_green_and_the_given_lines_alone_are_red(number, asked):
+    given, answer = BEGINNINGS[number].replace(BUG, "state").splitlines(), iter(ANSWERS[number].splitlines())
+    assert [x for x in given if x and not x.strip().startswith("...") and x not in answer] == []
     asked(number, ANSWERS[number])
+    compile(BEGINNINGS[number], "exercises.md", "exec")
     with pytest.raises(Exception):
         asked(number, FRAME.replace("# your answers", BEGINNINGS[number]))
 
@@ -285,17 +282,20 @@ def test_a_near_miss_is_red(number, right, wrong, asked):
         asked(number, ANSWERS[number].replace(right, wrong))
 
 
-@pytest.mark.parametrize("number", CHECKS, ids=NAMES)
-def test_the_answer_leaves_the_given_lines_as_they_are(number):
-    compile(BEGINNINGS[number], "exercises.md", "exec")
-    given, answer = BEGINNINGS[number].replace(BUG, "state").splitlines(), iter(ANSWERS[number].splitlines())
-    assert [x for x in given if x and not x.strip().startswith("...") and x not in answer] == []
-
-
 def test_an_exercise_not_begun_is_skipped_by_name(tmp_path, asked):
     for begin in (lambda: ask("03", tmp_path / "none.py"), lambda: asked("03", ANSWERS["01"])):
         with pytest.raises(pytest.skip.Exception, match="exercise 03: write RetNet into"):
             begin()
+
+
+def test_scripts_started_through_my_py_know_its_mixers(script, monkeypatch):
+    """It is the settings after the mixer that are refused here."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("my.py").write_text(ANSWERS["03"], encoding="utf-8")
+    ended = script(
+        Path("my.py").resolve(), str(ROOT / "train.py"), "tiny.py", "--mixer=retnet", "--warmup=-1"
+    )
+    assert ended.returncode == 2 and ended.stderr.startswith("warmup = -1"), ended.stderr
 
 
 def test_exercises_are_short():
