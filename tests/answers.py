@@ -5,6 +5,8 @@ Answers to exercises.md, for those who teach with it, in the form of a my.py:
 """
 
 import math
+import runpy
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -57,18 +59,15 @@ class RetNet(HGRN2):
         return self.output(self.norm(o.flatten(2))), S
 
 
-MIXERS["retnet"] = RetNet
-
 # ----------------------------------------------------------------------------------------------------
 # 04
 
 
 class Floorless(HGRN2):
+    """HGRN2 with floor 0 in every layer."""
+
     def __init__(self, config, layer):
         super().__init__(config, layer=0)
-
-
-MIXERS["floorless"] = Floorless
 
 
 @torch.no_grad()
@@ -155,8 +154,6 @@ class Mine(nn.Module):
         return y, state
 
 
-MIXERS["mine"] = Mine
-
 # ----------------------------------------------------------------------------------------------------
 # 09: a state is remembered candidates, which have been through `positive` already
 
@@ -187,3 +184,13 @@ def distillation_loss(student, teacher, temperature):
     loss = -(temperature**2) * (r * log_p).sum(dim=-1).mean()
     gradient = temperature * (log_p.exp() - r) / len(student)
     return loss, gradient
+
+
+# ----------------------------------------------------------------------------------------------------
+# The frame's end
+
+MIXERS |= dict(retnet=RetNet, floorless=Floorless, mine=Mine)
+
+if __name__ == "__main__":  # python my.py train.py ... is python train.py ... with your mixers
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
