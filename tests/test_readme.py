@@ -101,6 +101,37 @@ def test_scores_agree_with_everybody_elses():
         assert row["checkpoint"] == ours and (row["benchmark"] != "blimp" or row["pairs"] >= 1000)
 
 
+def table_of_comparison():
+    """What compare.py found of the mixers on toyland, the best first."""
+    rows = results("compare_toy")["rows"]
+    yield "| model | parameters | state | learning rate | loss | toyland | tokens/s |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for name, row in sorted(rows.items(), key=lambda x: -x[1]["best"]["macro"]):
+        best = row["best"]
+        score = f"{best['macro']:.1f} ± {best['interval']:.1f}"
+        yield (
+            f"| {name} | {row['parameters']:,} | {row['state']:,} | {best['learning_rate']:g} "
+            f"| {best['val_loss']:.3f} | {score} | {best['tokens_per_second']:,.0f} |"
+        )
+
+
+def table_of_copying():
+    """What evaluate.py found of selective copying: runs named copying_MIXER_LAYERS."""
+    yield "| | letters right | sequences right |"
+    yield "|---|--:|--:|"
+    for name in ("mingru_3", "minlstm_3", "mingru_1"):
+        accuracy, (mixer, layers) = results(f"copying_{name}")["accuracy"], name.split("_")
+        title = f"{mixer.replace('gru', 'GRU').replace('lstm', 'LSTM')}, {layers} layer"
+        plural = "s" * (layers != "1")
+        yield f"| {title}{plural} | {accuracy['tokens']:.1f} % | {accuracy['sequences']:.1f} % |"
+
+
+@pytest.mark.parametrize("table", [table_of_comparison, table_of_copying])
+def test_the_tables_of_comparisons_are_those_of_the_result_files(table):
+    table = "\n".join(table())
+    assert f"\n\n{table}\n\n" in README, f"README.md, The papers' comparisons, should hold\n{table}"
+
+
 def table_of_faults():
     """What `make test-long` found, a row a fault."""
     yield "| fault | held | what counts |"
