@@ -10,8 +10,10 @@ Every picture, from the files that runs and evaluations write.
     python figures.py phenomena out/a out/b       which runs fail where; or the rows of a result file of compare.py
 """
 
+import io
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +96,13 @@ def lay_out(panels):
 
 def keep(figure, path):
     """Write the picture to `path`, whole or not at all, and forget it. Returns the path."""
-    kind = Path(path).suffix[1:]
+    kind, picture = Path(path).suffix[1:], io.BytesIO()
+    figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    picture = picture.getvalue()
+    if kind == "svg":
+        picture = re.sub(rb"\n *(<!--.*-->)?", b"\n", picture)  # its margins are a tenth of it
     with replacing(path, "wb") as file:
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        file.write(picture)
     plt.close(figure)
     return path
 
