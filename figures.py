@@ -270,12 +270,14 @@ def draw_half_lives(axis, place, lives, floors, n_head):
     for head, (life, floor) in enumerate(zip(lives.chunk(n_head), floors.chunk(n_head))):
         order = life.argsort()
         edges = torch.linspace(place + head * width, place + (head + 0.95) * width, len(life) + 1).numpy()
-        options = dict(fill=True, baseline=1e-9)
-        axis.stairs(life[order].numpy(), edges, color="#74add1", label="half-life of a channel", **options)
-        if floor.any():
-            axis.stairs(
-                floor[order].numpy(), edges, color="#555555", label="the least its floor allows", **options
-            )
+        kinds = {
+            "half-life of a channel": (life, "#74add1"),
+            "the least its floor allows": (floor, "#555555"),
+        }
+        for label, (values, color) in kinds.items():
+            if values.any():
+                shown = values[order].numpy()
+                axis.stairs(shown, edges, fill=True, baseline=1e-9, color=color, label=label)
 
 
 def draw_gates(s):
