@@ -11,8 +11,10 @@ Every picture, from the files that runs and evaluations write.
     python figures.py phenomena out/a out/b       which runs fail where; or the rows of a result file of compare.py
 """
 
+import io
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +98,13 @@ def lay_out(panels):
 
 def keep(figure, path):
     """Write the picture to `path`, whole or not at all, and forget it. Returns the path."""
-    kind = Path(path).suffix[1:]
+    kind, picture = Path(path).suffix[1:], io.BytesIO()
+    figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    picture = picture.getvalue()
+    if kind == "svg":
+        picture = re.sub(rb"\n *(<!--.*-->)?", b"\n", picture)  # its margins are a tenth of it
     with replacing(path, "wb") as file:
-        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        file.write(picture)
     plt.close(figure)
     return path
 
@@ -278,12 +284,14 @@ def draw_half_lives(axis, place, lives, floors, n_head):
     for head, (life, floor) in enumerate(zip(lives.chunk(n_head), floors.chunk(n_head))):
         order = life.argsort()
         edges = torch.linspace(place + head * width, place + (head + 0.95) * width, len(life) + 1).numpy()
-        options = dict(fill=True, baseline=1e-9)
-        axis.stairs(life[order].numpy(), edges, color="#74add1", label="half-life of a channel", **options)
-        if floor.any():
-            axis.stairs(
-                floor[order].numpy(), edges, color="#555555", label="the least its floor allows", **options
-            )
+        kinds = {
+            "half-life of a channel": (life, "#74add1"),
+            "the least its floor allows": (floor, "#555555"),
+        }
+        for label, (values, color) in kinds.items():
+            if values.any():
+                shown = values[order].numpy()
+                axis.stairs(shown, edges, fill=True, baseline=1e-9, color=color, label=label)
 
 
 def draw_gates(s):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import figures
+import toyland
 import train
 from model import MIXERS, Config, LanguageModel, load
 
@@ -272,6 +273,12 @@ def test_a_wrong_word_is_one_line(with_results, refusal):
 
 # ----------------------------------------------------------------------------------------------------
 # Who fails where
+
+
+def test_phenomena_of_twelve_models_are_a_small_file(workplace):
+    scores = dict.fromkeys(toyland.PARADIGMS, 100)
+    path = figures.draw_phenomena({f"model {i}": scores for i in range(12)}, "phenomena.svg", "toyland")
+    assert 10_000 < Path(path).stat().st_size < 200_000
 
 
 @pytest.fixture
