@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 import data
+from baselines import MLSTM, Mamba
 from checkpoint import macro_score, read_log, replacing
 from config import at_least, configure, fail, progress, run_script
 from layers import log_forget_gate
@@ -243,6 +244,8 @@ GATES = {  # mixer: its linear layers of which the forget gates f are made, and 
     HGRN2: (["forget"], lambda mixer, z: log_forget_gate(z, mixer.floors(mixer.layer))),
     MinGRU: (["update"], lambda mixer, z: F.logsigmoid(-z)),  # f = 1 - z
     MinLSTM: (["forget", "input"], lambda mixer, f, i: F.logsigmoid(F.logsigmoid(f) - F.logsigmoid(i))),
+    Mamba: (["step"], lambda mixer, dt: -(F.softplus(dt).unsqueeze(-1) * mixer.log_A.exp()).flatten(1)),
+    MLSTM: (["gates"], lambda mixer, z: F.logsigmoid(z[:, mixer.n_head :])),
 }
 BLOCKS = 64  # of the validation text make an average
 WORDS = 48  # have room under a picture
@@ -668,6 +671,8 @@ def draw_results(path):
         yield APART[name](rows, path.with_name(f"{path.stem}_{name}.svg"))
     if results and "comparison" in results:
         yield draw_comparison(results, path.with_suffix(".svg"))
+        if results["tasks"]:
+            yield from compare_phenomena([path])
     elif results and set(results) & set(BENCHMARKS):
         yield draw_bench(results, path.with_suffix(".svg"))
     elif log is not None and benchmarks is not None:

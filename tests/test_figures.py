@@ -116,9 +116,24 @@ def test_after_a_half_life_half_of_what_a_mixer_held_is_left(name):
     mixer, seen = model.layers[1].mixer, []
     mixer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     log_f = figures.forget_gates(model, {2: mixer}, TOKENS)[2]
-    zero = torch.zeros_like(mixer(seen[0])[1])
-    apart = (mixer(seen[0], zero + 1)[1] - mixer(seen[0], zero)[1]).reshape(log_f.shape[1], -1)[:, 0]
-    torch.testing.assert_close(2 ** (-20 / figures.half_life(log_f)), apart.double(), rtol=1e-4, atol=1e-6)
+    state = mixer(seen[0])[1]
+    one, zero = (held(mixer(seen[0], holding(value, state))[1]) for value in (1.0, 0.0))
+    left = (one - zero).reshape(log_f.shape[1], -1)[:, 0]
+    torch.testing.assert_close(2 ** (-20 / figures.half_life(log_f)), left.double(), rtol=1e-4, atol=1e-6)
+
+
+def holding(value, state):
+    """A state like this that holds one number everywhere; a convolution's inputs and m of (inputs, h, m) are 0."""
+    if isinstance(state, torch.Tensor):
+        return torch.full_like(state, value)
+    past, h, *m = state
+    return torch.zeros_like(past), torch.full_like(h, value), *map(torch.zeros_like, m)
+
+
+def held(state):
+    """What a state holds; mLSTM keeps it e^m too small."""
+    _, h, *m = (None, state) if isinstance(state, torch.Tensor) else state
+    return h * m[0][:, :, None, None].exp() if m else h
 
 
 def with_gates(name, **biases):
