@@ -14,11 +14,11 @@ d_mlp = 352
 context = 128
 
 batch_size = 32  # 32 x 128 = 4k tokens a step
-max_steps = 240
+max_steps = 200
 learning_rate = 4e-3
-warmup = 24
+warmup = 20
 
-eval_every = 120
+eval_every = 100
 eval_pairs = "toyland"
 
 models = {
