@@ -270,6 +270,15 @@ def test_another_corpus_by_the_same_name_is_refused_and_fresh_starts_anew(made, 
     assert timeless(compare.main(["two.py", "--fresh"])) != timeless(made[1])
 
 
+def test_a_file_gives_a_model_its_sizes_and_the_comparison_the_recipe(place):
+    Path("own.py").write_text("n_layer = 3\nbatch_size = 99\nlearning_rate = 0.5\n")
+    settings = given(compare.Settings(), [write(models={"x": "own.py"}), "--max_steps=5"])
+    del settings["n_layer"]
+    (runs,) = compare.plan(compare.Settings(**settings), settings, "two.py").values()
+    assert [run.learning_rate for run in runs] == [1e-2, 1e-3]
+    assert {(run.n_layer, run.batch_size, run.max_steps, run.d_model) for run in runs} == {(3, 16, 5, 16)}
+
+
 FILES = sorted((ROOT / "config").glob("compare_*.py"))
 
 
