@@ -280,8 +280,8 @@ def summed_losses(
     """
     with torch.autocast(x.device.type, enabled=False):
         taught = [(features.to(dtype), head.to(dtype)) for features, head in zip(teachers, heads)]
-        distance = (taught, hard, soft, temperature, mean_of)
-        return sliced_losses(x, weight, targets, dtype, with_gradient, *distance)
+        teaching = (taught, hard, soft, temperature, mean_of)
+        return sliced_losses(x, weight, targets, dtype, with_gradient, *teaching)
 
 
 @summed_losses.register_fake
@@ -369,8 +369,8 @@ def linear_distillation(x, weight, targets, teachers, hard, soft, temperature=1.
     )
     targets = targets.flatten()
     features, heads = [y.flatten(0, -2) for y, _ in teachers], [head for _, head in teachers]
-    distance = (features, heads, hard, soft, temperature, mean_of)
-    sums = summed_losses(x.flatten(0, -2), weight, targets, dtype, with_gradient, *distance)[:3]
+    teaching = (features, heads, hard, soft, temperature, mean_of)
+    sums = summed_losses(x.flatten(0, -2), weight, targets, dtype, with_gradient, *teaching)[:3]
     loss, cross_entropy, kl = (x / (targets != -100).sum().clamp(min=1) for x in sums)
     return loss, cross_entropy.detach(), kl.detach()
 
