@@ -86,23 +86,34 @@ def main(s, progress=progress):
     return train.main(s, objective, progress)
 
 
-def find_teachers(s):
-    """{name: (model, SHA-256 of its tokenizer)}; ends the script if one is missing, damaged or does not fit."""
+def find_teachers(s, planned=()):
+    """
+    {name: (model, SHA-256 of its tokenizer)}; ends the script if one is missing, damaged or does not fit. Those
+    that are yet to be trained are `planned`, {name: settings}.
+    """
     teachers = {}
     for name in s.teacher.split(","):
         file, where = file_of(name), f"teacher = {name!r}"
+        if name in planned:
+            check_fit(where, planned[name], s)
+            continue
         if not file.is_file():
             fail(f"{where}: there is no {file}; train it first, or name another run folder or checkpoint")
         if problem := damage(file):
             fail(f"{where}: {file} is damaged ({problem}); name another checkpoint, such as its best.pt")
         with naming(where):
             model, _, its = load(file)
-        if its.vocab_size != s.vocab_size:
-            fail(f"{where} has vocab_size = {its.vocab_size}, the student {s.vocab_size}: set them equal")
-        if its.context < s.context and (its.position == "learned" or "hyena" in its.mixer):
-            fail(f"{where} reads at most {its.context} tokens: set context = {its.context} or less")
+        check_fit(where, its, s)
         teachers[name] = model, digest(file.parent)
     return teachers
+
+
+def check_fit(where, its, s):
+    """End the script if a model of settings `its` cannot teach a student of settings s."""
+    if its.vocab_size != s.vocab_size:
+        fail(f"{where} has vocab_size = {its.vocab_size}, the student {s.vocab_size}: set them equal")
+    if its.context < s.context and (its.position == "learned" or "hyena" in its.mixer):
+        fail(f"{where} reads at most {its.context} tokens: set context = {its.context} or less")
 
 
 def file_of(teacher):

@@ -219,6 +219,10 @@ def test_the_log_has_both_parts_and_their_sum(school):
     for record in (x for x in log("student") if "loss" in x):
         assert record["loss"] == pytest.approx(0.7 * record["ce"] + 0.3 * 4 * record["kl"], rel=1e-6)
     assert "ce" not in log()[1]
+    assert (
+        f"training, {log('student')[-2]['ce']:.3f} at the end"
+        in Path("out/student/learning_curve.svg").read_text()
+    )
     first, *_, last = losses("student")
     assert len(losses("student")) == 30 and last < first - 1
 
