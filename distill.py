@@ -143,7 +143,7 @@ def frozen(teacher, device, dtype):
     for layer in teacher.layers.modules():
         if type(layer) is Linear and dtype in (torch.bfloat16, torch.float16):
             layer.to(dtype)
-    return teacher.eval().requires_grad_(False)
+    return teacher.requires_grad_(False)
 
 
 def apart(s):
