@@ -196,7 +196,7 @@ class Run:
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
         self.corpus = data_digest(corpus)
         self.marks = find_marks(s, corpus, blocks)
-        self.unchecked = []  # (step, learning rate, loss, gradient norm) that nobody has looked at yet
+        self.unchecked = []  # (step, learning rate, losses, gradient norm) that nobody has looked at yet
         last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
         kept = sorted(self.folder.glob("chck_*.pt"))
         fresh = s.fresh and not World.restarts
@@ -282,12 +282,13 @@ class Run:
 
     def log_step(self):
         """Log the last update. Returns a line to show."""
-        _, rate, loss, norm = self.unchecked[-1]
+        _, rate, losses, norm = self.unchecked[-1]
         self.check_finite()
-        (loss,) = sum_over_processes(loss.item() / World.size)
+        losses = sum_over_processes(*(x / World.size for x in losses.flatten().tolist()))
+        losses = dict(zip(("loss", "ce", "kl"), losses))  # the last two where a teacher is listened to
         norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 left out
-        self.log({"loss": loss, "grad_norm": norm, "learning_rate": rate})
-        return f"loss {loss:.3f}, lr {rate:.1e}"
+        self.log(losses | {"grad_norm": norm, "learning_rate": rate})
+        return ", ".join(f"{name} {losses[name]:.3f}" for name in losses) + f", lr {rate:.1e}"
 
     def log_evaluation(self, loss, accuracy, pairs):
         """
@@ -328,10 +329,11 @@ class Run:
 
     def check_finite(self):
         """End the script if a loss or gradient since the last look is not a number, before anything is saved."""
-        for step, rate, loss, norm in self.unchecked:
+        for step, rate, losses, norm in self.unchecked:
             # a float16 gradient may overflow: the scaler leaves out that step
-            if not (loss.isfinite() and (norm.isfinite() or self.scaler.is_enabled())):
-                self.refuse(step, f"the loss is {loss.item()}, the gradient's norm {norm.item()}", rate)
+            if not (losses.isfinite().all() and (norm.isfinite() or self.scaler.is_enabled())):
+                loss = losses.flatten()[0].item()
+                self.refuse(step, f"the loss is {loss}, the gradient's norm {norm.item()}", rate)
         self.unchecked = []
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             fail(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")

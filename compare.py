@@ -12,7 +12,8 @@ The file has the settings that all runs share, and
     models = {
         "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    what differs, maybe rates of its own
         "Mamba": "config/mamba_10m.py",                             or a file, where the recipe says nothing
-    }
+        "student": {"mixer": "mingru", "teacher": "minGRU"},        distilled from a row above: its best, at its
+    }                                                               best rate, with the same seed; or from a run
 
 Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command goes
 on. At the end there is a table, and out/COMPARISON has results.json and results.svg.
@@ -38,6 +39,7 @@ from pathlib import Path
 import torch
 
 import data
+import distill
 import train
 from checkpoint import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log, replacing
 from config import Share, close_bars, fail, given, naming, progress, read_file, run_script, typed
@@ -68,14 +70,17 @@ def main(args):
         fail("compare.py makes its runs one after the other, in one process: start it without torchrun")
     rows = plan(s, settings, file)
     bar = progress(rows.items(), desc="models", unit="model")
-    facts = {name: examine(runs[0], f"{file}: models[{name!r}]") for name, runs in bar}
+    facts, above = {}, {}
+    for name, runs in bar:
+        facts[name] = examine(runs[0], f"{file}: models[{name!r}]", above)
+        above[name] = runs[0]
     runs = [run for name in rows for run in rows[name]]
     for run in runs:
         if s.fresh:
             shutil.rmtree(Path("out", run.run), ignore_errors=True)
-        refuse_another_recipe(run)
+        refuse_another_recipe(run, {"teacher"})  # which is not known yet
     try:
-        make(runs)
+        make(runs, rows)
     except (KeyboardInterrupt, SystemExit) as end:
         if getattr(end, "code", 130) != 130:
             raise
@@ -106,10 +111,11 @@ def plan(s, settings, file):
         with naming(f"{file}: models[{name!r}]"):
             own, rates = read_model(model, shared)
             by = "pairs" if own.get("eval_pairs") else "loss"
+            kind = distill.Settings if set(own) - known else train.Settings
             for rate in numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float):
                 for seed in seeds:
                     own |= {"run": f"{name}-{rate:g}-{seed}", "learning_rate": rate, "seed": seed}
-                    run = train.Settings(**own | {"best_by": by, "fresh": False})
+                    run = kind(**own | {"best_by": by, "fresh": False})
                     run.check()
                     rows[name].append(replace(run, run=f"{s.run}/{run.run}"))
     names = [run.run.lower() for runs in rows.values() for run in runs]  # some file systems take A for a
@@ -121,13 +127,13 @@ def plan(s, settings, file):
 def read_model(model, shared):
     """A value of `models` -> its settings, the shared ones included, and the learning rates that it brings."""
     if isinstance(model, str):
-        return read_file(model, train.Settings()) | shared, []
+        return read_file(model, distill.Settings()) | shared, []
     if not isinstance(model, dict):
         fail(f"{model!r}: should be settings, like {{'mixer': 'mingru'}}, or the name of a settings file")
     own = {name: value for name, value in model.items() if name != "learning_rates"}
     if taken := NOT_IN_ROWS & set(own):
         fail(f"{min(taken)!r} is not for a row; it may have learning_rates, a list, and the comparison seeds")
-    own = {name: typed(name, own[name], train.Settings(), "its settings") for name in own}
+    own = {name: typed(name, own[name], distill.Settings(), "its settings") for name in own}
     return shared | own, model.get("learning_rates", [])
 
 
@@ -139,13 +145,15 @@ def numbers(name, values, kind):
     return [kind(x) for x in values]
 
 
-def examine(run, where):
+def examine(run, where, above):
     """Find a model's data; build it and let it read a context. What it has: parameters, numbers remembered."""
     data.find(run.corpus)  # not within naming: it may have bars to show
     with naming(where):
         corpus = train.find_corpus(run)
         if not data.Blocks(corpus / "train.bin", run.context).n:
             fail(f"context = {run.context}: longer than the text of {corpus}; lower it")
+        if isinstance(run, distill.Settings):
+            distill.check_tokenizers(run, distill.find_teachers(run, above))
         model = LanguageModel(run).eval()
         with torch.inference_mode():
             _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
@@ -159,12 +167,14 @@ def numbers_in(state):
     return sum(map(numbers_in, state)) if isinstance(state, (list, tuple)) else 0
 
 
-def refuse_another_recipe(run):
+def refuse_another_recipe(run, may_change=frozenset()):
     """End the script if a run's folder is of other settings than these, or of another corpus."""
     folder = Path("out", run.run)
     if any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
-        then = asdict(train.Settings(**read_file(folder, train.Settings())))
-        listed = differences(then, asdict(run), MAY_CHANGE - {"epochs", "max_steps", "eval_every"})
+        then = asdict(type(run)(**read_file(folder, type(run)())))
+        listed = differences(
+            then, asdict(run), MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | may_change
+        )
         if (finished(run) or {}).get("corpus") not in (None, data_digest(data.find(run.corpus))):
             listed = f"another corpus by the name {run.corpus!r}"
         if listed:
@@ -176,16 +186,19 @@ def refuse_another_recipe(run):
 # behind that goes on writing. A run depends on nothing that the one before leaves: train.main sets its seeds.
 
 
-def make(runs):
+def make(runs, rows):
     """Train what is not finished. A run whose loss is not a number any more ends there; the others go on."""
     bar = whole(runs)
     for run in runs:
+        if isinstance(run, distill.Settings):
+            run = taught(run, rows)
+            refuse_another_recipe(run)
         if finished(run):
             continue
         share, diverged = Share(bar, run.run), False
         try:
             with redirect_stdout(io.StringIO()):  # what train.py says of a run on its own
-                train.main(run, progress=share)
+                (distill if isinstance(run, distill.Settings) else train).main(run, progress=share)
         except Diverged:
             diverged, bar = True, whole(runs)  # the other was closed for the message
             bar.write(f"{run.run} ended there: its best evaluation before counts")
@@ -198,6 +211,20 @@ def make(runs):
         if "torch._dynamo" in sys.modules:  # what torch.compile has made for this model
             torch._dynamo.reset()
     bar.close()
+
+
+def taught(run, rows):
+    """A student, with a checkpoint in place of each teacher that is a row: all of these are made by now."""
+
+    def best_of(name):
+        if name not in rows:
+            return name
+        best = summary(rows[name])["best"] or fail(
+            f"{run.run}: its teacher {name!r} diverged; lower its rates"
+        )
+        return str(Path("out", run.run).with_name(f"{name}-{best['learning_rate']:g}-{run.seed}") / "best.pt")
+
+    return replace(run, teacher=",".join(map(best_of, run.teacher.split(","))))
 
 
 def whole(runs):

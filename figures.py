@@ -111,9 +111,10 @@ def keep(figure, path):
 
 
 def draw_losses(axis, log, title):
-    """Training loss, thin, and validation loss, bold, over epochs."""
+    """Training loss, thin, and validation loss, bold, over epochs; of a student its cross-entropy alone."""
+    loss = "ce" if any("ce" in record for record in log) else "loss"
     styles = {
-        "loss": ("training", dict(lw=0.8, alpha=0.6)),
+        loss: ("training", dict(lw=0.8, alpha=0.6)),
         "val_loss": ("validation", dict(lw=2, color="C1", marker="o", ms=3)),
     }
     for name, (label, style) in styles.items():

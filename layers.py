@@ -9,11 +9,13 @@ Each is PyTorch's own function, or a formula of a line, made faster or smaller b
     gated_unit              y_t = silu(gate_t) * up_t                          the MLP
     log_forget_gate         log(floor + (1 - floor) sigmoid(z_t))              HGRN2
     linear_cross_entropy    -log softmax(W x_t)[target_t], a slice at a time   every model's last layer
+    linear_distillation     the same, and how far a teacher's softmax is       a student's last layer
 
 Shapes:  D, E width in and out of a layer   V vocabulary   N tokens of a batch   ... any, such as batch and time
 """
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -234,7 +236,9 @@ def log_forget_gate(z, floor):
 
 
 # ---------------------------------------------------------------------------------------------------
-# output layer and its loss:  the mean over t of  -log p(target_t),  p = softmax(W x_t)
+# output layer and its losses, means over t:
+#     cross-entropy  -log p_t(target_t),                        p_t = softmax(W x_t)
+#     distillation   hard cross-entropy + soft KL(q_t || p_t),  q_t a teacher's, both at a temperature
 
 
 def linear_cross_entropy_reference(x, weight, targets):
@@ -243,80 +247,132 @@ def linear_cross_entropy_reference(x, weight, targets):
     return losses / (targets != -100).sum().clamp(min=1)
 
 
+def linear_distillation_reference(x, weight, targets, teachers, hard, soft, temperature=1.0):
+    """
+    The same and teachers [(features (..., D_i), head (V, D_i)), ...], whose logits are averaged -> the loss
+    hard cross-entropy + soft KL, the cross-entropy, and KL(q || p) = sum_v q log(q / p) at the temperature.
+    """
+    taught = torch.stack([features @ head.T for features, head in teachers]).mean(dim=0)
+    log_q, log_p = ((z.float() / temperature).log_softmax(dim=-1) for z in (taught, x @ weight.T))
+    kl = (log_q.exp() * (log_q - log_p)).sum(dim=-1) * (targets != -100)
+    kl = kl.sum() / (targets != -100).sum().clamp(min=1)
+    cross_entropy = linear_cross_entropy_reference(x, weight, targets)
+    return hard * cross_entropy + soft * kl, cross_entropy, kl
+
+
 # The same, a slice of tokens at a time, so that their logits, the largest tensor of any language model, are
-# never held whole. The loss needs one number of each row; its gradient with respect to the logits is p -
-# onehot(target). So the slice that has just been made is turned into its gradient on the spot and
-# multiplied into dx and dW, which are kept in its stead: no logit is computed twice.
+# never held whole. A loss needs one number of each row; its gradient with respect to the logits is p -
+# onehot(target) or, of KL, (p - q) / temperature. So the slice that has just been made is turned into its
+# gradient on the spot and multiplied into dx and dW, which are kept in its stead: no logit is computed twice.
 
 SLICE = 256  # tokens
 
 
-@torch.library.custom_op("nanornn::linear_cross_entropy", mutates_args=())
-def summed_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op("nanornn::linear_losses", mutates_args=())
+def summed_losses(
+    x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, with_gradient: bool,
+    teachers: list[Tensor], heads: list[Tensor], hard: float, soft: float, temperature: float, mean_of: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """
-    x (N, D), weight (V, D), targets (N,) -> the summed loss, its gradients with respect to x and weight, or two
-    empty tensors; matrix products in dtype, the rest in float32 at least. One operator to torch.compile.
+    x (N, D), weight (V, D), targets (N,), of teachers features (N, D_i) and heads (V, D_i) -> sums of the loss,
+    cross-entropy and KL, and the loss's gradients with respect to x and weight, or two empty tensors; matrix
+    products in dtype, the rest in float32 at least. One operator to torch.compile.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return sliced_cross_entropy(x, weight, targets, dtype, with_gradient)
+        taught = [(features.to(dtype), head.to(dtype)) for features, head in zip(teachers, heads)]
+        teaching = (taught, hard, soft, temperature, mean_of)
+        return sliced_losses(x, weight, targets, dtype, with_gradient, *teaching)
 
 
-@summed_cross_entropy.register_fake
-def _(x, weight, targets, dtype, with_gradient):
+@summed_losses.register_fake
+def _(x, weight, targets, dtype, with_gradient, *_):
     wide = torch.promote_types(x.dtype, torch.float32)
-    loss, dweight = x.new_empty((), dtype=wide), torch.empty_like(weight, dtype=wide)
-    return (loss, torch.empty_like(x), dweight) if with_gradient else (loss, x.new_empty(0), x.new_empty(0))
+    losses = [x.new_empty((), dtype=wide) for _ in range(3)]
+    if with_gradient:
+        return *losses, torch.empty_like(x), torch.empty_like(weight, dtype=wide)
+    return *losses, x.new_empty(0), x.new_empty(0)
 
 
 def keep_gradients(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*output[3:])
+    ctx.none = [[None] * len(y) if isinstance(y, list) else None for y in inputs[2:]]
 
 
 def scale_gradients(ctx, dloss, *_):
     dx, dweight = ctx.saved_tensors
-    return dx * dloss, dweight * dloss, None, None, None
+    return dx * dloss, dweight * dloss, *ctx.none
 
 
-summed_cross_entropy.register_autograd(scale_gradients, setup_context=keep_gradients)
+summed_losses.register_autograd(scale_gradients, setup_context=keep_gradients)
 
 
-def sliced_cross_entropy(x, weight, targets, dtype, with_gradient):
+def sliced_losses(x, weight, targets, dtype, with_gradient, teachers, hard, soft, temperature, mean_of):
     wide = torch.promote_types(x.dtype, torch.float32)
     real = (targets != -100).unsqueeze(-1)  # (N, 1)
     targets = targets.unsqueeze(-1).where(real, 0)
-    loss = x.new_zeros((), dtype=wide)
+    cross_entropy, kl = (x.new_zeros((), dtype=wide) for _ in range(2))
     dx, dweight = x.new_empty(0), x.new_empty(0)
     if with_gradient:
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
     x_low, weight_low = x.to(dtype), weight.to(dtype)
     # float16 would lose small p - onehot here, before the factor of a gradient scaler has come
     x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
-    minus_one = loss.new_tensor(-1.0)
+    minus_one = cross_entropy.new_tensor(-1.0)
     for start in range(0, len(x), SLICE):
         rows = slice(start, start + SLICE)
-        log_p = F.log_softmax(product(x_low[rows], weight_low), dim=-1, dtype=wide)  # (slice, V)
-        loss -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
+        logits = product(x_low[rows], weight_low)  # (slice, V)
+        log_p = F.log_softmax(logits, dim=-1, dtype=wide)
+        cross_entropy -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
+        if teachers:
+            taught = [product(features[rows], head) for features, head in teachers]
+            distance, p_minus_q = divergence(logits, taught, temperature, mean_of, wide)
+            kl += (distance * real[rows]).sum()
         if with_gradient:
             dlogits = log_p.exp_().scatter_add_(1, targets[rows], minus_one.expand_as(targets[rows]))
+            if teachers:
+                dlogits.mul_(hard).add_(p_minus_q, alpha=soft / temperature)
             dlogits = dlogits.to(x_back.dtype)
             dx[rows] = product(dlogits, weight_back.T) * real[rows]
             dweight += product(dlogits.T, (x_back[rows] * real[rows]).T)
-    return loss, dx, dweight
+    return hard * cross_entropy + soft * kl, cross_entropy, kl, dx, dweight
+
+
+def divergence(logits, teachers, temperature, mean_of, dtype):
+    """Logits (slice, V) of a student and of teachers -> KL(q || p), (slice, 1), and p - q, (slice, V)."""
+    log_p = (logits.to(dtype) / temperature).log_softmax(dim=-1)
+    if mean_of == "logits":
+        log_q = (sum(z.to(dtype) for z in teachers) / (len(teachers) * temperature)).log_softmax(dim=-1)
+    else:
+        log_q = torch.stack([(z.to(dtype) / temperature).log_softmax(dim=-1) for z in teachers])
+        log_q = log_q.logsumexp(dim=0) - math.log(len(teachers))
+    q = log_q.exp()
+    kl = log_q.sub_(log_p).mul_(q).sum(dim=-1, keepdim=True)
+    return kl, log_p.exp_().sub_(q)
 
 
 def linear_cross_entropy(x, weight, targets):
     """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32."""
+    return linear_distillation(x, weight, targets, [], hard=1.0, soft=0.0)[0]
+
+
+def linear_distillation(x, weight, targets, teachers, hard, soft, temperature=1.0, mean_of="logits"):
+    """
+    The same and teachers [(features (..., D_i), head (V, D_i)), ...] -> the loss, hard cross-entropy + soft
+    KL(q || p), and these two; only the loss has a gradient, for x and weight. p is softmax(W x / temperature), q
+    that of the mean of the teachers' logits or, with mean_of = "probabilities", the mean of theirs.
+    """
     with_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = (
         torch.get_autocast_dtype(x.device.type) if autocast else torch.promote_types(x.dtype, weight.dtype)
     )
     targets = targets.flatten()
-    loss, *_ = summed_cross_entropy(x.flatten(0, -2), weight, targets, dtype, with_gradient)
-    return loss / (targets != -100).sum().clamp(min=1)
+    features, heads = [y.flatten(0, -2) for y, _ in teachers], [head for _, head in teachers]
+    teaching = (features, heads, hard, soft, temperature, mean_of)
+    sums = summed_losses(x.flatten(0, -2), weight, targets, dtype, with_gradient, *teaching)[:3]
+    loss, cross_entropy, kl = (x / (targets != -100).sum().clamp(min=1) for x in sums)
+    return loss, cross_entropy.detach(), kl.detach()
 
 
 @torch.no_grad()

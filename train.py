@@ -108,7 +108,7 @@ class NextToken(nn.Module):
 
 
 def main(s, objective=NextToken, progress=progress):
-    """Train with settings s; `objective(model)` is a module (tokens, targets) -> loss. Returns the model."""
+    """Train with s; `objective(model)` is a module (tokens, targets) -> loss or [loss, ce, kl]. Returns model."""
     device, dtype = start(s)
     corpus = find_corpus(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
@@ -118,12 +118,13 @@ def main(s, objective=NextToken, progress=progress):
     torch.manual_seed(s.seed)
     model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    module = objective(model)
     run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     million = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
     if run.step < steps or run.evaluated < run.step:
-        loop(run, parallel(compiled(objective(model), s)), autocast, train, val, progress)
+        loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
     finish(run)
     return model
 
@@ -169,7 +170,7 @@ def take_step(run, module, autocast, train):
         with module.no_sync() if more_to_come and World.size > 1 else nullcontext():
             with autocast:
                 part_loss = module(tokens[part], targets[part]) / s.accumulate
-            run.scaler.scale(part_loss).backward()
+            run.scaler.scale(part_loss.flatten()[0]).backward()
         loss += part_loss.detach()
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf)

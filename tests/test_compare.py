@@ -18,6 +18,7 @@ from conftest import ROOT, contents, same
 import checkpoint
 import compare
 import data
+import distill
 import figures
 import toyland
 import train
@@ -211,6 +212,118 @@ def test_ctrl_c_says_in_a_line_how_to_go_on(made, place, monkeypatch, capsys):
     assert capsys.readouterr().out == "stopped: 2 of 4 runs are done; the same command goes on\n"
     assert not Path("out/two/minGRU-0.01-0").exists()
     assert timeless(compare.main(["two.py"])) == timeless(made[1])
+
+
+# ----------------------------------------------------------------------------------------------------
+# Students
+
+
+SCHOOL = dict(
+    models={
+        "minGRU": {"mixer": "mingru", "learning_rates": [3e-2, 1e-4]},
+        "pupil": {"mixer": "mingru", "teacher": "minGRU", "temperature": 2.0, "learning_rates": [1e-2]},
+        "last": {"mixer": "hgrn2", "teacher": "pupil,out/alone", "alpha": 1.0, "learning_rates": [1e-2]},
+    },
+    seeds=[0, 1],
+)  # fmt: skip
+
+
+def alone(place, **settings):
+    """A run that is in no row."""
+    s = {name: value for name, value in RECIPE.items() if name not in ("models", "learning_rates")}
+    train.main(train.Settings(**s | {"run": "alone", "max_steps": 1} | settings))
+
+
+def test_a_student_is_taught_by_the_best_of_the_row_it_names(place):
+    """At that row's best rate, with its own seed, to the bit as distill.py would; students teach, too."""
+    alone(place)
+    rows = compare.main([write("school.py", **SCHOOL)])["rows"]
+    rate = rows["minGRU"]["best"]["learning_rate"]
+    for seed in (0, 1):
+        settings = [
+            json.loads(Path(f"out/school/{row}-0.01-{seed}/settings.json").read_text())
+            for row in ("pupil", "last")
+        ]
+        assert settings[0]["teacher"] == f"out/school/minGRU-{rate:g}-{seed}/best.pt"
+        assert settings[1]["teacher"] == f"out/school/pupil-0.01-{seed}/best.pt,out/alone"
+        assert (settings[0]["temperature"], settings[1]["alpha"], settings[0]["alpha"]) == (2.0, 1.0, 0.5)
+    distill.main(distill.Settings(**settings[0] | {"run": "by hand"}))
+    same(contents("by hand"), contents("school/pupil-0.01-1"))
+    best = [max(x["macro"] for x in evaluations(f"out/school/pupil-0.01-{seed}")) for seed in (0, 1)]
+    assert rows["pupil"]["best"]["macro"] == sum(best) / 2
+    assert rows["pupil"]["best"]["interval"] == pytest.approx(12.706 * abs(best[0] - best[1]) / 2)
+
+
+def test_students_go_on_where_they_were_stopped(place, monkeypatch):
+    alone(place)
+    results = timeless(compare.main([write("school.py", **SCHOOL)]))
+    take_step = train.take_step
+
+    def take_step_then_stop(run, *rest):
+        take_step(run, *rest)
+        if run.step == 3 and run.s.run in (
+            "school/minGRU-0.0001-1",
+            "school/pupil-0.01-1",
+            "school/last-0.01-0",
+        ):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "take_step", take_step_then_stop)
+    shutil.rmtree("out/school")
+    for _ in range(3):
+        with pytest.raises(SystemExit) as end:
+            compare.main(["school.py"])
+        assert end.value.code == 130
+    assert timeless(compare.main(["school.py"])) == results
+
+
+def test_seeds_may_be_added_and_a_teacher_may_not_change(place, refusal):
+    alone(place)
+    compare.main([write("school.py", **SCHOOL | dict(seeds=[0]))])
+    assert set(compare.main([write("school.py", **SCHOOL)])["rows"]) == set(SCHOOL["models"])
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    models = SCHOOL["models"] | {"last": SCHOOL["models"]["last"] | {"teacher": "out/alone"}}
+    said = refusal(compare.main, [write("school.py", **SCHOOL | dict(models=models))])
+    assert (
+        "out/school/last-0.01-0 is of another recipe (teacher 'out/school/pupil-0.01-0/best.pt,out/alone' th"
+        in said
+    )
+    assert before == {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+
+UNFIT = {  # the rows -> what is said of them
+    "no such row": ({"x": {"teacher": "y"}}, "two.py: models['x']: teacher = 'y': there is no y; train it"),
+    "itself": ({"x": {"teacher": "x"}}, "two.py: models['x']: teacher = 'x': there is no x"),
+    "a row below": ({"x": {"teacher": "y"}, "y": {}}, "models['x']: teacher = 'y': there is no y"),
+    "no teacher": ({"x": {"alpha": 0.5}}, "two.py: models['x']: teacher = '': name the run that teaches"),
+    "alpha": ({"x": {}, "y": {"teacher": "x", "alpha": 2}}, "models['y']: alpha = 2.0: must be from 0"),
+    "vocabulary": (
+        {"x": {"vocab_size": 310}, "y": {"teacher": "x"}},
+        "models['y']: teacher = 'x' has vocab_size = 310, the student 300",
+    ),
+    "positions": (
+        {"x": {"mixer": "attention", "position": "learned", "context": 16}, "y": {"teacher": "x"}},
+        "models['y']: teacher = 'x' reads at most 16 tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("models, words", UNFIT.values(), ids=list(UNFIT))
+def test_a_teacher_that_does_not_fit_is_one_line_before_the_first_step(place, refusal, models, words):
+    said = refusal(compare.main, [write(models=models)])
+    assert words in said and said.count("\n") == 1 and not Path("out").exists()
+
+
+def test_a_teacher_that_always_diverges_is_said(tmp_path, monkeypatch, refusal):
+    monkeypatch.chdir(tmp_path)
+    run = distill.Settings(run="hand/pupil-1-0", teacher="a")
+    assert compare.taught(run, {"a": [logged(1, 0, record(10, 60))]}).teacher == "out/hand/a-1-0/best.pt"
+    said = refusal(compare.taught, run, {"a": [logged(2, 0, diverged=True)]})
+    assert said == "hand/pupil-1-0: its teacher 'a' diverged; lower its rates\n"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Mistakes
 
 
 REFUSED = {  # what the file says -> what is said of it

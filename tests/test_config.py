@@ -17,13 +17,20 @@ import torch
 from conftest import TINY
 
 import data
+import distill
 import evaluate
 import sample
 import train
 from config import configure
 
 ROOT = Path(train.__file__).parent
-SCRIPTS = {"train.py": train, "data.py": data, "evaluate.py": evaluate, "sample.py": sample}
+SCRIPTS = {
+    "train.py": train,
+    "distill.py": distill,
+    "data.py": data,
+    "evaluate.py": evaluate,
+    "sample.py": sample,
+}
 
 
 def read(*args):
@@ -77,12 +84,16 @@ def test_a_run_folder_stands_for_the_settings_it_was_made_with(workplace, tiny):
     assert read("out/tiny") == tiny()
 
 
-FILES = [file for file in sorted((ROOT / "config").glob("[!_]*.py")) if not file.match("compare_*.py")]
+FILES = [
+    file
+    for file in sorted((ROOT / "config").glob("[!_]*.py"))
+    if not re.match("(compare|distill)_", file.stem)
+]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_file_in_config_works(file):
-    """Those of compare.py have a test in test_compare.py."""
+    """Those of compare.py and distill.py have tests in test_compare.py and test_distill.py."""
     assert read(str(file)).run == file.stem
 
 

@@ -1,0 +1,156 @@
+"""
+Train a student on its data and on what its teachers say of every next token.
+
+    python train.py; python distill.py                              on toyland: a teacher, then its student
+    python distill.py config/hgrn2_10m.py --teacher=out/hgrn2_10m   the paper's: a student of its teacher's size
+    python distill.py config/hgrn2_10m.py config/distill_babyllama.py --teacher=out/hgrn2_10m,out/llama_10m
+
+The loss is (1 - alpha) cross-entropy + alpha temperature^2 KL(teacher || student), the mean over tokens (Hinton
+et al. 2015, arXiv:1503.02531). A teacher is a run folder, or a checkpoint in one such as out/NAME/best.pt, of any
+architecture and size that has the tokenizer of the corpus. All else is train.py's: its settings, its loop, its
+folder out/RUN, which is out/NAME_distilled where out/NAME would be the teacher's own.
+"""
+
+from start import begin
+
+begin(__name__)  # before torch is loaded
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import data
+import train
+from checkpoint import damage, say
+from config import configure, fail, naming, one_of, progress, run_script
+from layers import Linear, linear_distillation
+from model import load
+
+
+@dataclass
+class Settings(train.Settings):
+    """A student and how to teach it."""
+
+    teacher: str = ""  # run folder, or checkpoint in one, of the teacher; of several: out/a,out/b
+    alpha: float = 0.5  # weight of the divergence from the teacher; 1 - alpha: of the cross-entropy
+    temperature: float = 1.0  # both distributions are softened by it; BabyLlama: 2
+    mean_of: str = "logits"  # what is averaged over several teachers: logits or probabilities
+    sum_positions: bool = False  # weigh the divergence by context, as BabyLlama's code does unawares
+
+    def check(self):
+        super().check()
+        if not 0 <= self.alpha <= 1:
+            fail(f"alpha = {self.alpha}: must be from 0, all cross-entropy, to 1, all divergence")
+        if not 0 < self.temperature < float("inf"):
+            fail(f"temperature = {self.temperature}: must be a number above 0, such as 1 or 2")
+        one_of("mean_of", self.mean_of, ("logits", "probabilities"))
+        if not all(self.teacher.split(",")):
+            fail(f"teacher = {self.teacher!r}: name the run that teaches, like --teacher=out/toy")
+
+
+class Distillation(nn.Module):
+    """Cross-entropy of the next token and divergence from the teachers: train.NextToken's place is taken by it."""
+
+    def __init__(self, model, teachers, s):
+        super().__init__()
+        self.model, self.teachers = model, nn.ModuleList(teachers)
+        # BabyLlama's divergence is PyTorch's "batchmean", divided by the sequences of a batch but not by the T
+        # positions in each, while its cross-entropy is a mean over both: so it weighs T times as much.
+        soft = s.alpha * s.temperature**2 * (s.context if s.sum_positions else 1)
+        self.how = 1 - s.alpha, soft, s.temperature, s.mean_of
+
+    def forward(self, tokens, targets):
+        """tokens, targets (B, T) -> [loss, cross-entropy, divergence]. Logits are made a slice at a time."""
+        with torch.no_grad():
+            taught = [(teacher.features(tokens)[0], teacher.head.weight) for teacher in self.teachers]
+        x, _ = self.model.features(tokens)
+        return torch.stack(linear_distillation(x, self.model.head.weight, targets, taught, *self.how))
+
+
+def main(s, progress=progress):
+    """Train a student with settings s. Returns it."""
+    teachers = find_teachers(s)
+
+    def objective(model):  # train.main calls it when it has a corpus, and before it writes anything
+        check_tokenizers(s, teachers)
+        device = model.embed.weight.device
+        dtype = getattr(torch, train.fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
+        for name, (teacher, _) in teachers.items():
+            say(f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()) / 1e6:.1f}M parameters")
+        return Distillation(model, [frozen(teacher, device, dtype) for teacher, _ in teachers.values()], s)
+
+    return train.main(s, objective, progress)
+
+
+def find_teachers(s, planned=()):
+    """
+    {name: (model, SHA-256 of its tokenizer)}; ends the script if one is missing, damaged or does not fit. Those
+    that are yet to be trained are `planned`, {name: settings}.
+    """
+    teachers = {}
+    for name in s.teacher.split(","):
+        file, where = file_of(name), f"teacher = {name!r}"
+        if name in planned:
+            check_fit(where, planned[name], s)
+            continue
+        if not file.is_file():
+            fail(f"{where}: there is no {file}; train it first, or name another run folder or checkpoint")
+        if problem := damage(file):
+            fail(f"{where}: {file} is damaged ({problem}); name another checkpoint, such as its best.pt")
+        with naming(where):
+            model, _, its = load(file)
+        check_fit(where, its, s)
+        teachers[name] = model, digest(file.parent)
+    return teachers
+
+
+def check_fit(where, its, s):
+    """End the script if a model of settings `its` cannot teach a student of settings s."""
+    if its.vocab_size != s.vocab_size:
+        fail(f"{where} has vocab_size = {its.vocab_size}, the student {s.vocab_size}: set them equal")
+    if its.context < s.context and (its.position == "learned" or "hyena" in its.mixer):
+        fail(f"{where} reads at most {its.context} tokens: set context = {its.context} or less")
+
+
+def file_of(teacher):
+    return Path(teacher, "checkpoint.pt") if os.path.isdir(teacher) else Path(teacher)
+
+
+def digest(folder):
+    """The SHA-256 of a run's or corpus's tokenizer."""
+    return hashlib.sha256((folder / "tokenizer.json").read_text(encoding="utf-8").encode()).hexdigest()
+
+
+def check_tokenizers(s, teachers):
+    """End the script if a teacher means other words by its numbers than the corpus does."""
+    corpus = data.find(s.corpus)
+    for name, (_, its) in teachers.items():
+        if its != digest(corpus):
+            remedy = f"train one with corpus = {s.corpus!r}, or set the corpus that this one has read"
+            fail(f"teacher = {name!r} has another tokenizer than {corpus}: {remedy}")
+
+
+def frozen(teacher, device, dtype):
+    """
+    A model to listen to. In bfloat16 or float16 its layers' matrices are kept so, which saves half of its memory
+    and changes no bit of what it says: autocast would cast them at each use.
+    """
+    teacher = teacher.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    for layer in teacher.layers.modules():
+        if type(layer) is Linear and dtype in (torch.bfloat16, torch.float16):
+            layer.to(dtype)
+    return teacher.requires_grad_(False)
+
+
+def apart(s):
+    """The settings, with another run where a student, named after the same file, would have its teacher's."""
+    taken = Path("out", s.run).resolve() in [file_of(name).parent.resolve() for name in s.teacher.split(",")]
+    return replace(s, run=f"{s.run}_distilled") if taken else s
+
+
+if __name__ == "__main__":
+    run_script(lambda args: main(apart(configure(Settings(), args, default="config/distill_toy.py"))))

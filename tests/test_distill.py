@@ -1,0 +1,462 @@
+"""Distillation: the loss is its formula, the loop is train.py's, and a teacher that does not fit is said."""
+
+import copy
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, TINY, contents, log, losses, same, saved
+from matplotlib.figure import Figure
+from test_kernels import values_and_gradients
+from test_resume import TORCHRUN, stop_at  # noqa: F401  (a fixture)
+from torch.profiler import profile
+
+import data
+import distill
+import figures
+import layers
+import train
+from config import configure
+from model import MIXERS, LanguageModel, load
+
+TEACHER = dict(mixer="mingru", d_model=24, n_head=3, n_layer=1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The loss
+
+
+def plain(x, weight, targets, teachers, hard, soft, temperature, mean_of):
+    """With all logits at once, and PyTorch's own cross-entropy and divergence."""
+    logits, there = x @ weight.T, targets != -100
+    taught = torch.stack([features.to(x.dtype) @ head.to(x.dtype).T for features, head in teachers])
+    if mean_of == "logits":
+        q = (taught.mean(dim=0) / temperature).softmax(dim=-1)
+    else:
+        q = (taught / temperature).softmax(dim=-1).mean(dim=0)
+    log_p = (logits / temperature).log_softmax(dim=-1)
+    cross_entropy = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    kl = F.kl_div(log_p[there], q[there], reduction="batchmean")
+    return hard * cross_entropy + soft * kl, cross_entropy, kl
+
+
+def problem(*shape, widths=(8, 24), D=16, V=50):
+    """x, weight, targets, some of them ignored, and teachers of these widths."""
+    targets = torch.randint(V, shape)
+    targets[torch.rand(shape) < 0.3] = -100
+    teachers = [(torch.randn(*shape, width), torch.randn(V, width) * width**-0.5) for width in widths]
+    return torch.randn(*shape, D), torch.randn(V, D) * D**-0.5, targets, teachers
+
+
+@pytest.mark.parametrize("mean_of", ["logits", "probabilities"])
+@pytest.mark.parametrize("widths", [(8,), (8, 24), (24, 8, 16)], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_the_loss_and_its_gradients_are_the_formulas(alpha, temperature, widths, mean_of, monkeypatch):
+    """In ragged slices; 1e-6 of all logits at once in float64, with float32's errors and without."""
+    monkeypatch.setattr(layers, "SLICE", 64)
+    x, weight, targets, teachers = problem(2, 75, widths=widths)
+    how = targets, teachers, 1 - alpha, alpha * temperature**2, temperature, mean_of
+    ours, exact = (lambda x, w, f=f: f(x, w, *how)[0] for f in (layers.linear_distillation, plain))
+    for dtype in (torch.float64, torch.float32):
+        results = [
+            values_and_gradients(f, [x, weight], y) for f, y in ((ours, dtype), (exact, torch.float64))
+        ]
+        for one, other in zip(*results):
+            assert one.dtype == dtype and (one - other).abs().max() < 1e-6 * max(1, other.abs().max())
+    parts = [f(x, weight, *how)[1:] for f in (layers.linear_distillation, plain)]
+    torch.testing.assert_close(*parts, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_slow_loss_is_the_formula(temperature):
+    x, weight, targets, teachers = problem(2, 5)
+    how = targets, teachers, 0.3, 0.7 * temperature**2, temperature
+    slow = layers.linear_distillation_reference(x, weight, *how)
+    torch.testing.assert_close(slow, plain(x, weight, *how, "logits"))
+
+
+def test_what_a_teacher_says_of_padding_does_not_count():
+    x, weight, targets, teachers = problem(300, widths=(8,))
+    ((features, head),) = teachers
+    other = torch.where((targets == -100)[:, None], torch.randn(300, 8), features)
+    first, second = (
+        layers.linear_distillation(x, weight, targets, [(y, head)], 0.5, 0.5) for y in (features, other)
+    )
+    assert not torch.equal(features, other) and first == second
+    nothing = layers.linear_distillation(x, weight, torch.full((300,), -100), teachers, 0.5, 0.5)
+    assert nothing == (0, 0, 0)
+
+
+def test_a_teacher_of_ones_own_mind_changes_nothing():
+    """A student that says what its teacher says has no divergence and no gradient from it."""
+    x, weight, targets, _ = problem(300)
+    x.requires_grad_()
+    loss, _, kl = layers.linear_distillation(x, weight, targets, [(x.detach(), weight)], 0.0, 1.0, 2.0)
+    assert abs(kl) < 1e-6 and torch.autograd.grad(loss, x)[0].abs().max() < 1e-8
+
+
+def test_a_teacher_that_is_certain_costs_much_but_not_infinity():
+    """KL = 0 log 0 + 1 (0 - log p) = 400, and a gradient of p - q = 1, -1."""
+    x, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    for mean_of in ("logits", "probabilities"):
+        teachers = [(torch.tensor([[-1e4]]), weight)]
+        loss, _, kl = layers.linear_distillation(
+            x, weight, torch.tensor([0]), teachers, 0.0, 1.0, 1.0, mean_of
+        )
+        assert kl == 400 and torch.autograd.grad(loss, x)[0] == 2
+
+
+def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32():
+    """As far from float64 as autocast's own, or nearer."""
+    x, weight, targets, teachers = problem(2, 150)
+    how = targets, teachers, 0.5, 2.0, 2.0, "logits"
+
+    def run(f, dtype=torch.float32, autocast=True):
+        inputs = [z.to(dtype).requires_grad_() for z in (x, weight)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = f(*inputs, *how)[0]
+        return loss.detach(), *torch.autograd.grad(loss, inputs)
+
+    exact = run(plain, torch.float64, autocast=False)
+    for ours, torchs, y in zip(run(layers.linear_distillation), run(plain), exact):
+        assert ours.dtype == torch.float32
+        assert (ours - y).norm() <= max(1.2 * (torchs - y).norm(), 2e-3 * y.norm())
+
+
+def peak(f, *inputs):
+    """Bytes that f and its gradient allocate, at most at once."""
+    inputs = [z.requires_grad_() for z in inputs]
+    with profile(profile_memory=True) as record:
+        torch.autograd.grad(f(*inputs)[0], inputs)
+    events = [x for x in record.profiler.kineto_results.events() if x.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda x: x.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("widths", [(8,), (8, 24)], ids=str)
+def test_peak_memory_is_below_a_quarter(monkeypatch, widths):
+    """As many slices as 16k tokens have, and a vocabulary as large as the tokens are many, an eighth of 16k."""
+    monkeypatch.setattr(layers, "SLICE", layers.SLICE // 8)
+    x, weight, targets, teachers = problem(2048, widths=widths, V=2048)
+    how = targets, teachers, 0.5, 2.0, 2.0, "logits"
+    ours, reference = (
+        peak(lambda x, w, f=f: f(x, w, *how[: 6 if f is layers.linear_distillation else 5]), x, weight)
+        for f in (layers.linear_distillation, layers.linear_distillation_reference)
+    )
+    assert 2048 * 2048 * 4 < reference and ours < reference / 4
+    assert ours < 2048 * 2048 * 4  # less than one whole matrix of logits
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+def test_a_student_and_its_teachers_are_one_graph():
+    s = distill.Settings(**TINY, teacher="x", temperature=2.0)
+    teachers = [LanguageModel(train.Settings(**TINY | more)) for more in (TEACHER, {})]
+    module = distill.Distillation(LanguageModel(s), [x.eval().requires_grad_(False) for x in teachers], s)
+    inputs, weights = torch.randint(300, (2, 3, 40)), list(module.model.parameters())
+    torch._dynamo.reset()
+    results = []
+    for f in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+        found = f(*inputs)
+        results.append([found.detach(), *torch.autograd.grad(found[0], weights)])
+    for eager, compiled in zip(*results):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_teacher_kept_in_bfloat16_says_the_same_to_the_bit(mixer):
+    sizes = dict(mixer=mixer, d_model=32, n_head=2, d_state=8, conv=4, expand=2 if mixer == "mamba" else 1)
+    teacher = LanguageModel(train.Settings(**TINY | sizes)).eval()
+    kept = distill.frozen(copy.deepcopy(teacher), torch.device("cpu"), torch.bfloat16)
+    tokens = torch.randint(300, (2, 16))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept.features(tokens)[0], teacher.features(tokens)[0])
+    assert any(p.dtype == torch.bfloat16 for p in kept.parameters())
+    assert not any(p.requires_grad for p in kept.parameters())
+
+
+# ----------------------------------------------------------------------------------------------------
+# The loop
+
+
+@pytest.fixture(scope="module")
+def taught(prepared, tmp_path_factory):
+    """The prepared folder with a second teacher, out/other, of another kind and width."""
+    folder = tmp_path_factory.mktemp("taught") / "folder"
+    shutil.copytree(prepared, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("NANORNN_DATA", raising=False)
+        train.main(train.Settings(**TINY | TEACHER | dict(run="other")))
+    return folder
+
+
+@pytest.fixture
+def school(workplace, taught):
+    """A workplace with both."""
+    shutil.copytree(taught / "out/other", "out/other")
+    return workplace
+
+
+def student(**settings):
+    return distill.Settings(**TINY | dict(run="student", teacher="out/tiny") | settings)
+
+
+BOTH = dict(teacher="out/tiny,out/other/best.pt", alpha=0.3, temperature=2.0)
+
+
+def test_the_log_has_both_parts_and_their_sum(school):
+    distill.main(student(**BOTH))
+    for record in (x for x in log("student") if "loss" in x):
+        assert record["loss"] == pytest.approx(0.7 * record["ce"] + 0.3 * 4 * record["kl"], rel=1e-6)
+    assert "ce" not in log()[1]
+    axis = Figure().subplots()
+    figures.draw_losses(axis, log("student"), "a student")
+    assert list(axis.lines[0].get_ydata()) == [record["ce"] for record in log("student") if "ce" in record]
+    first, *_, last = losses("student")
+    assert len(losses("student")) == 30 and last < first - 1
+
+
+def test_the_log_and_the_bar_say_what_the_formula_does(school, monkeypatch):
+    """The first step's numbers, from the models themselves; and validation is cross-entropy alone."""
+    shown = []
+    log_step = distill.train.Run.log_step
+    monkeypatch.setattr(distill.train.Run, "log_step", lambda run: shown.append(log_step(run)) or shown[-1])
+    distill.main(student(**BOTH, max_steps=1))
+    torch.manual_seed(0)
+    models = [LanguageModel(student()), load("out/tiny")[0], load("out/other/best.pt")[0]]
+    tokens, targets = data.Blocks("data/tiny/train.bin", 16, 0).rows(0, 16)
+    with torch.no_grad():
+        (x, weight), *teachers = [(model.features(tokens)[0], model.head.weight) for model in models]
+        exact = plain(x, weight, targets, teachers, 0.7, 0.3 * 4, 2.0, "logits")
+    (record,) = [x for x in log("student") if "loss" in x]
+    assert [record[name] for name in ("loss", "ce", "kl")] == pytest.approx(
+        [x.item() for x in exact], rel=1e-5
+    )
+    assert shown == ["loss {:.3f}, ce {:.3f}, kl {:.3f}, lr 3.3e-03".format(*exact)]
+    values = [x["val_loss"] for x in log("student") if "val_loss" in x]
+    distill.main(student(run="plain", alpha=0.0, max_steps=1))
+    assert values[0] == [x["val_loss"] for x in log("plain") if "val_loss" in x][0]
+
+
+def test_without_weight_a_teacher_changes_nothing_to_the_bit(school, tiny):
+    """alpha = 0 is train.py, from the first weights to the last."""
+    distill.main(student(alpha=0.0))
+    assert log("student")[1]["kl"] > 0
+    for name in ("checkpoint.pt", "best.pt"):
+        ours, plain = saved(name, "student")["model"], saved(name)["model"]
+        assert ours.keys() == plain.keys() and all(torch.equal(ours[key], plain[key]) for key in plain)
+
+
+def test_a_student_comes_near_its_teacher(school):
+    distill.main(student(alpha=1.0, seed=1, max_steps=60))
+    kl = [record["kl"] for record in log("student") if "kl" in record]
+    assert kl[-1] < 0.1 * kl[0] and kl[-1] > 0
+
+
+def test_babyllamas_factor_is_the_length_of_a_sequence(school):
+    for run, settings in (("a", dict(sum_positions=True)), ("b", {})):
+        distill.main(student(run=run, max_steps=1, **settings))
+    a, b = (log(run)[1] for run in "ab")
+    assert (a["ce"], a["kl"]) == (b["ce"], b["kl"])
+    assert a["loss"] == pytest.approx(0.5 * b["ce"] + 16 * 0.5 * b["kl"], rel=1e-6)
+
+
+def test_accumulating_changes_nothing(school):
+    for accumulate in (1, 4):
+        distill.main(
+            student(run=f"by{accumulate}", accumulate=accumulate, dtype="float64", max_steps=10, **BOTH)
+        )
+    for name in ("loss", "ce", "kl"):
+        one, four = ([x[name] for x in log(run) if name in x] for run in ("by1", "by4"))
+        assert four == pytest.approx(one, abs=1e-9) and len(one) == 10
+
+
+def test_a_student_is_a_run_like_any_other(school):
+    """Nothing of its teachers in its folder: they can go, and it loads and says the same."""
+    distill.main(student(**BOTH, max_steps=2))
+    assert saved(run="student")["model"].keys() == LanguageModel(student()).state_dict().keys()
+    before = saved(run="student")["model"]
+    for name in ("tiny", "other"):
+        shutil.rmtree(f"out/{name}")
+    model, tokenizer, settings = load("out/student")
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert (tokenizer.get_vocab_size(), settings.teacher) == (300, BOTH["teacher"])
+
+
+@pytest.mark.parametrize("stops", [[(5, False)], [(3, False), (16, True), (23, False)]], ids=str)
+def test_a_stopped_student_continues_to_the_bit(school, stop_at, stops):  # noqa: F811
+    s = student(**BOTH, dropout=0.1, eval_every=4)
+    distill.main(s)
+    content = contents("student")
+    shutil.rmtree("out/student")
+    for step, validating in stops:
+        stop_at(step, validating)
+        with pytest.raises(SystemExit) as end:
+            distill.main(s)
+        assert end.value.code == 130 and saved(run="student")["step"] == step
+    stop_at(None)
+    distill.main(s)
+    same(contents("student"), content)
+
+
+def test_two_processes_are_one(school, script):
+    """torchrun with two processes and two teachers: in float64 twenty losses within 1e-9 of one process."""
+    distill.main(student(run="one", dtype="float64", max_steps=20, **BOTH))
+    flags = [
+        f"--{name}={value}" for name, value in (BOTH | dict(run="two", dtype="float64", max_steps=20)).items()
+    ]
+    result = script("distill.py", str(school / "tiny.py"), *flags, launcher=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    for name in ("loss", "ce", "kl", "val_loss"):
+        one, two = ([x[name] for x in log(run) if name in x] for run in ("one", "two"))
+        assert two == pytest.approx(one, abs=1e-9) and len(one) == (20 if name != "val_loss" else len(two))
+
+
+# ----------------------------------------------------------------------------------------------------
+# What does not go together
+
+
+@pytest.mark.parametrize("name, now", dict(teacher="out/other", alpha=0.1, temperature=2.0).items())
+def test_another_teacher_is_another_run(school, refusal, name, now):
+    distill.main(student(max_steps=2))
+    before = contents("student")
+    said = refusal(distill.main, student(max_steps=3, **{name: now}))
+    assert f"{name} {getattr(student(), name)!r} then, {now!r} now" in said and said.count("\n") == 1
+    same(contents("student"), before)
+
+
+def another_tokenizer():
+    Path("other.txt").write_text("Quite another text, of other words.\n" * 100)
+    data.prepare("another", ["other.txt"], data.Settings(vocab_size=300, val_share=0.1))
+    train.main(train.Settings(**TINY | dict(corpus="another", run="stranger", max_steps=1)))
+
+
+def cut_short():
+    file = Path("out/tiny/checkpoint.pt")
+    file.write_bytes(file.read_bytes()[:-99])
+
+
+def teach(run, **settings):
+    return lambda: train.main(train.Settings(**TINY | dict(run=run, max_steps=1) | settings))
+
+
+UNFIT = {  # what is there -> the student's settings, what is said
+    "no run": (None, dict(teacher="out/none"), "teacher = 'out/none': there is no out/none; train it first"),
+    "no checkpoint": (
+        lambda: Path("out/empty").mkdir(),
+        dict(teacher="out/empty"),
+        "teacher = 'out/empty': there is no out/empty/checkpoint.pt; train it first",
+    ),
+    "damaged": (cut_short, {}, "teacher = 'out/tiny': out/tiny/checkpoint.pt is damaged (its SHA-256"),
+    "no tokenizer": (
+        lambda: Path("out/tiny/tokenizer.json").unlink(),
+        {},
+        "teacher = 'out/tiny': out/tiny/token",
+    ),
+    "another tokenizer": (
+        another_tokenizer,
+        dict(teacher="out/tiny,out/stranger"),
+        "teacher = 'out/stranger' has another tokenizer than data/tiny: train one with corpus = 'tiny', or",
+    ),
+    "another vocabulary": (
+        teach("large", vocab_size=310),
+        dict(teacher="out/large"),
+        "teacher = 'out/large' has vocab_size = 310, the student 300: set them equal",
+    ),
+    "few positions": (
+        teach("gpt", mixer="attention", position="learned"),
+        dict(teacher="out/gpt", context=32),
+        "teacher = 'out/gpt' reads at most 16 tokens: set context = 16 or less",
+    ),
+    "a short filter": (
+        teach("hyena", mixer="hyena"),
+        dict(teacher="out/hyena", context=32),
+        "teacher = 'out/hyena' reads at most 16 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("make, settings, words", UNFIT.values(), ids=list(UNFIT))
+def test_a_teacher_that_does_not_fit_is_one_line_before_the_first_step(
+    school, refusal, make, settings, words
+):
+    if make:
+        make()
+    said = refusal(distill.main, student(**settings))
+    assert words in said and said.count("\n") == 1 and not Path("out/student").exists()
+
+
+def test_a_teacher_is_looked_at_before_data_is_made(school, refusal, monkeypatch):
+    monkeypatch.setattr(data, "find", lambda *_: pytest.fail("data was looked for"))
+    assert "there is no out/none" in refusal(distill.main, student(teacher="out/none"))
+
+
+def test_a_recurrent_teacher_reads_longer_texts_than_it_was_trained_on(school):
+    distill.main(student(context=32, max_steps=1))
+    assert len(losses("student")) == 1
+
+
+MISTAKES = {
+    "--alpha=1.1": "alpha = 1.1: must be from 0",
+    "--alpha=-0.1": "alpha = -0.1: must be from 0",
+    "--temperature=0": "temperature = 0.0: must be a number above 0",
+    "--temperature=-1": "temperature = -1.0: must be a number above 0",
+    "--temperature=1e999": "temperature = inf: must be a number above 0",
+    "--teacher=": "teacher = '': name the run that teaches, like --teacher=out/toy",
+    "--teacher=out/a,": "teacher = 'out/a,': name the run that teaches",
+    "--mean_of=logit": "mean_of = 'logit': did you mean 'logits'?",
+    "--alfa=1": "did you mean 'alpha'?",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_setting_is_one_line_with_the_remedy(mistake, refusal):
+    said = refusal(configure, distill.Settings(teacher="out/a"), [mistake])
+    assert MISTAKES[mistake] in said and said.count("\n") == 1
+
+
+def read(*args):
+    return configure(distill.Settings(), list(args))
+
+
+def test_the_settings_in_config_are_those_of_the_papers():
+    for name in ("10m", "100m"):
+        s, teacher = read(str(ROOT / f"config/distill_{name}.py")), train.Settings()
+        assert (s.alpha, s.temperature, s.teacher) == (0.5, 1.0, f"out/hgrn2_{name}/best.pt")
+        teacher = configure(teacher, [str(ROOT / f"config/hgrn2_{name}.py")])
+        for field in fields(train.Settings):
+            assert field.name == "run" or getattr(s, field.name) == getattr(teacher, field.name), field.name
+    toy = read(str(ROOT / "config/distill_toy.py"))
+    teacher = configure(train.Settings(), [str(ROOT / "config/toy.py")])
+    assert toy.teacher == "out/toy" and toy.d_model < teacher.d_model
+    assert (toy.corpus, toy.vocab_size) == (teacher.corpus, teacher.vocab_size)
+
+
+@pytest.mark.parametrize("name, temperature", dict(paper=1.0, babyllama=2.0).items())
+def test_a_papers_distillation_goes_with_any_model(name, temperature):
+    files = [str(ROOT / f"config/{file}.py") for file in ("llama_10m", f"distill_{name}")]
+    s = read(*files, "--teacher=out/a,out/b")
+    assert (s.mixer, s.n_layer, s.alpha, s.temperature) == ("attention", 22, 0.5, temperature)
+    assert (s.mean_of, s.sum_positions, s.run) == ("logits", False, f"distill_{name}")
+
+
+def test_a_student_named_as_its_teacher_has_a_folder_of_its_own(school, script):
+    before = contents()
+    result = script(
+        "distill.py", str(school / "tiny.py"), f"--teacher={school}/out/tiny/best.pt", "--max_steps=2"
+    )
+    assert result.returncode == 0, result.stderr
+    assert saved(run="tiny_distilled")["step"] == 2 and f"teacher: {school}/out/tiny/best.pt" in result.stdout
+    same(contents(), before)
