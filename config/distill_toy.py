@@ -1,4 +1,4 @@
-# A small student of config/toy.py's model, on the same text, in a minute or two of a laptop's CPU:
+# A small student of config/toy.py's model, on the same text, in minutes of a laptop's CPU:
 #     python train.py; python distill.py
 # and, to compare, the same student without: python distill.py --alpha=0 --run=alone
 
