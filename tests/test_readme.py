@@ -115,6 +115,18 @@ def table_of_comparison():
         )
 
 
+def test_minrnns_speed_is_that_of_the_result_file():
+    rows = results("bench_cpu")["minrnn"]["rows"]
+    few, many = (
+        next(x for x in rows if (x["model"], x["B"], x["T"]) == ("minGRU", B, 512))["times_the_loop"]
+        for B in (8, 64)
+    )
+    said = (
+        f"minGRU {few:.1f} times as fast as the loop on 8 sequences of 512 tokens and {many:.1f} times on 64"
+    )
+    assert said in README.replace("\n", " ")
+
+
 def table_of_copying():
     """What evaluate.py found of selective copying: runs named copying_MIXER_LAYERS."""
     yield "| | letters right | sequences right |"
