@@ -20,7 +20,7 @@ from config import progress
 from model import MIXERS, Config, find_device
 
 SIZES = {"cuda": [(64, T, D) for D in (64, 1024) for T in (256, 512, 1024, 2048, 4096)]}
-SIZES["cpu"] = [(64, T, 64) for T in (64, 128, 256, 512)] + [(8, 512, 64)]
+SIZES["cpu"] = [(B, T, 64) for B in (64, 8) for T in (64, 128, 256, 512)]
 LAYERS = {
     "minGRU": "mingru",
     "minLSTM": "minlstm",

@@ -589,6 +589,7 @@ def draw_minrnn(rows, path):
             lengths = sorted({row["T"] for row in found})
             axis.set_xticks(lengths, [f"{T:,}" for T in lengths])
             axis.yaxis.set_major_formatter("{x:,g}")
+            axis.yaxis.set_minor_formatter("")
             axis.grid(alpha=0.25)
         line[0].set_xlabel(f"{AXES['T']}\n{times_the_loop(found)}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
