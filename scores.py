@@ -3,9 +3,9 @@ How likely a language model finds a text: the sum of log p(token | tokens before
 
 Texts that begin alike are a tree, one node for each token after its past:
 
-    The cats that Mary saw - sleep.           10 nodes for 24 tokens
-                           - sleeps.
-                           - are asleep.
+    <s> The cats that Mary saw - sleep .          10 nodes in place of 22 tokens; the last one
+                               - sleeps .         of a text is asked for, not read
+                               - are asleep .
 
 What a causal model makes of a node depends on its past alone, and is the same in every text. So nearly all of a
 model, embedding, norms, linear layers, logits, reads the nodes (1, N); only what mixes along time is shown the

@@ -134,7 +134,8 @@ def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
         for ids, first in texts:
             log_p = model(torch.tensor([ids]))[0][0].log_softmax(dim=-1)
             alone.append(sum(log_p[t - 1, ids[t]].item() for t in range(first, len(ids))))
-    assert found == pytest.approx(alone, rel=1e-11) and sum(done) == len(texts)
+    exact = 1e-11 if mixer == "hyena" else 1e-12  # whose Fourier transforms are as long as the longest text
+    assert found == pytest.approx(alone, rel=exact) and sum(done) == len(texts)
 
 
 def test_batches_keep_to_their_size(monkeypatch):
