@@ -1,6 +1,9 @@
 # make train      a language model from nothing: installs, makes the text, trains, evaluates
 # make test       what every change must pass
 # make test-long  every fault many times, into results/faults.json
+# make babyhgrn   BabyHGRN's question: HGRN2 against Llama and with a teacher, from the text to the table. SCALE=small,
+#                 an hour of two CPU cores, on the *.train.txt.gz and *.dev.txt.gz in TEXT or, without any, on BabyLM's
+#                 text, fetched; SCALE=medium, the same text and half an hour of a GPU; SCALE=paper, four GPUs
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
 #                 nothing, so PYTHON=... has to have pytest and what is in requirements.txt; or a part of it:
@@ -19,6 +22,24 @@ test-long: .venv/development
 	.venv/bin/python -m pytest -q --long
 
 setup: .venv/development
+
+SCALE ?= small
+TEXT ?= $(or $(NANORNN_DATA),data)/corpus
+LAUNCH_paper = .venv/bin/torchrun --nproc_per_node=4
+CORPUS_small = data/english/meta.json
+CORPUS_medium = data/english/meta.json
+
+babyhgrn: .venv/runtime $(CORPUS_$(SCALE))
+	for set in blimp supplement ewok bear; do .venv/bin/python data.py $$set || exit; done
+	$(or $(LAUNCH_$(SCALE)),.venv/bin/python) compare.py config/babyhgrn_$(SCALE).py
+
+data/english/meta.json: | .venv/runtime
+ifneq ($(wildcard $(TEXT)/*.train.txt.gz),)
+	.venv/bin/python data.py text english "$(TEXT)/*.train.txt.gz" --val="$(TEXT)/*.dev.txt.gz" --vocab_size=8000
+else
+	.venv/bin/python data.py babylm-10m
+	.venv/bin/python data.py text english "data/babylm-10m/*.train.txt" --vocab_size=8000 --longest=20
+endif
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -45,4 +66,4 @@ gpu-score: SIZES = --pairs=toyland
 $(GPU_PARTS): gpu-%:
 	$(PYTHON) bench.py $* --device=cuda $(SIZES)
 
-.PHONY: train test test-long setup gpu gpu-test $(GPU_PARTS)
+.PHONY: train test test-long babyhgrn setup gpu gpu-test $(GPU_PARTS)

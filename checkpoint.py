@@ -418,6 +418,14 @@ def join(backend):
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
+def leave_group(result=None):
+    """The last thing that all processes do together: from here on each is alone. Returns what came of it."""
+    if World.size > 1:
+        dist.destroy_process_group()
+        World.size = 1
+    return result
+
+
 def sum_over_processes(*numbers):
     """The sum of each number over all processes."""
     if World.size == 1:

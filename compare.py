@@ -3,7 +3,7 @@ Many models under one recipe: BabyHGRN's first experiment.
 
     python compare.py                             config/compare_toy.py: twelve mixers on toyland
     python compare.py config/compare_english.py   six models on real English, ten minutes of a GPU
-    python compare.py config/compare_10m.py       the paper's five and minGRU, at its sizes
+    torchrun --nproc_per_node=4 compare.py config/compare_10m.py    the paper's five and minGRU, at its sizes
 
 Trains every model at every learning rate with every seed, evaluates each run after every epoch (or eval_every
 steps), and holds the best evaluation at each model's best learning rate against the others', as the paper does.
@@ -12,11 +12,12 @@ The file has the settings that all runs share, and
     models = {
         "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    what differs, maybe rates of its own
         "Mamba": "config/mamba_10m.py",                             or a file, where the recipe says nothing
-        "student": {"mixer": "mingru", "teacher": "minGRU"},        distilled from a row above: its best, at its
-    }                                                               best rate, with the same seed; or from a run
+        "student": {"mixer": "mingru", "teacher": "minGRU"},        distilled from a row above, at its best rate:
+    }                                                               from its first seed's best, second's, ...
 
 Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command goes
-on. At the end there is a table, and out/COMPARISON has results.json and results.svg.
+on. At the end there is a table, and out/COMPARISON has results.json and its pictures. With `tasks`, the best runs
+of each row are also put through evaluate.py; with `against`, all rows are held against that one, seed by seed.
 """
 
 from start import begin
@@ -40,9 +41,22 @@ import torch
 
 import data
 import distill
+import evaluate
 import train
-from checkpoint import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log, replacing
-from config import Share, close_bars, fail, given, naming, progress, read_file, run_script, typed
+from checkpoint import (
+    MAY_CHANGE,
+    Diverged,
+    World,
+    best_evaluation,
+    data_digest,
+    differences,
+    leave_group,
+    read_log,
+    replacing,
+    say,
+    wait_for_all,
+)
+from config import Share, close_bars, fail, given, naming, one_of, progress, read_file, run_script, typed
 from evaluate import PAPER, write_json
 from model import LanguageModel
 
@@ -58,6 +72,8 @@ class Settings(train.Settings):
     models: dict = field(default_factory=dict)  # name of the row: {setting: value}, or a settings file
     learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
+    tasks: str = ""  # benchmarks for the best run of each row and seed, in the end, with commas
+    against: str = ""  # the row that the others are held against
     results: str = ""  # also write the results here, such as results/compare_toy.json
 
 
@@ -66,29 +82,37 @@ def main(args):
     file = next((arg for arg in args if not arg.startswith("-")), DEFAULT)
     settings = given(Settings(), args, default=DEFAULT)
     s = replace(Settings(), **settings)
-    if train.World.size > 1:
-        fail("compare.py makes its runs one after the other, in one process: start it without torchrun")
     rows = plan(s, settings, file)
-    bar = progress(rows.items(), desc="models", unit="model")
+    train.start(s)  # and meet the other processes, if torchrun has started some
+    if World.rank == 0:
+        look_for_data(s, rows)
+    wait_for_all()
     facts, above = {}, {}
-    for name, runs in bar:
+    for name, runs in progress(rows.items(), desc="models", unit="model"):
         facts[name] = examine(runs[0], f"{file}: models[{name!r}]", above)
         above[name] = runs[0]
     runs = [run for name in rows for run in rows[name]]
     for run in runs:
-        if s.fresh:
+        if s.fresh and World.rank == 0:
             shutil.rmtree(Path("out", run.run), ignore_errors=True)
+        wait_for_all()
         refuse_another_recipe(run, {"teacher"})  # which is not known yet
     try:
-        make(runs, rows)
+        make(rows)
+        leave_group()
+        if World.rank > 0:
+            return None  # what is left is for one
+        found = {name: facts[name] | summary(rows[name]) for name in rows}
+        if s.tasks:
+            examine_best(s, found)
     except (KeyboardInterrupt, SystemExit) as end:
         if getattr(end, "code", 130) != 130:
             raise
         close_bars()
         done, again = sum(map(bool, map(finished, runs))), " without --fresh" * s.fresh
-        print(f"stopped: {done} of {len(runs)} runs are done; the same command{again} goes on")
+        say(f"stopped: {done} of {len(runs)} runs are done; the same command{again} goes on")
         sys.exit(130)
-    return report(s, settings, {name: facts[name] | summary(rows[name]) for name in rows})
+    return report(s, settings, found)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -102,18 +126,23 @@ def plan(s, settings, file):
     with naming(file):
         replace(train.Settings(), run=s.run).check()
         seeds = numbers("seeds", s.seeds or [s.seed], int)
+        data.check_tasks("tasks", s.tasks)
         if os.path.isdir(s.results):
             fail(f"results = {s.results!r} is a folder: name a file in it")
         if not s.models:
             fail("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
+        if s.against:
+            one_of("against", s.against, list(s.models))
     rows = defaultdict(list)
     for name, model in s.models.items():
         with naming(f"{file}: models[{name!r}]"):
-            own, rates = read_model(model, shared)
+            own, rates, own_seeds = read_model(model, shared)
+            if len(numbers("seeds", own_seeds or seeds, int)) != len(seeds):
+                fail(f"seeds = {own_seeds}: {len(seeds)} are needed, as many as all rows have")
             by = "pairs" if own.get("eval_pairs") else "loss"
             kind = distill.Settings if set(own) - known else train.Settings
             for rate in numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float):
-                for seed in seeds:
+                for seed in own_seeds or seeds:
                     own |= {"run": f"{name}-{rate:g}-{seed}", "learning_rate": rate, "seed": seed}
                     run = kind(**own | {"best_by": by, "fresh": False})
                     run.check()
@@ -125,16 +154,16 @@ def plan(s, settings, file):
 
 
 def read_model(model, shared):
-    """A value of `models` -> its settings, the shared ones included, and the learning rates that it brings."""
+    """A value of `models` -> its settings, the shared ones too, its own learning rates and its own seeds."""
     if isinstance(model, str):
-        return read_file(model, distill.Settings()) | shared, []
+        return read_file(model, distill.Settings()) | shared, [], []
     if not isinstance(model, dict):
         fail(f"{model!r}: should be settings, like {{'mixer': 'mingru'}}, or the name of a settings file")
-    own = {name: value for name, value in model.items() if name != "learning_rates"}
+    own = {name: value for name, value in model.items() if name not in ("learning_rates", "seeds")}
     if taken := NOT_IN_ROWS & set(own):
-        fail(f"{min(taken)!r} is not for a row; it may have learning_rates, a list, and the comparison seeds")
+        fail(f"{min(taken)!r} is not for a row; it may have learning_rates and seeds, which are lists")
     own = {name: typed(name, own[name], distill.Settings(), "its settings") for name in own}
-    return shared | own, model.get("learning_rates", [])
+    return shared | own, model.get("learning_rates", []), model.get("seeds", [])
 
 
 def numbers(name, values, kind):
@@ -145,9 +174,16 @@ def numbers(name, values, kind):
     return [kind(x) for x in values]
 
 
+def look_for_data(s, rows):
+    """Find or make every corpus and benchmark."""
+    for corpus in {run.corpus for runs in rows.values() for run in runs}:
+        data.find(corpus)
+    for task in s.tasks.split(",") if s.tasks else []:
+        data.find_benchmark(task)
+
+
 def examine(run, where, above):
-    """Find a model's data; build it and let it read a context. What it has: parameters, numbers remembered."""
-    data.find(run.corpus)  # not within naming: it may have bars to show
+    """Build a model and let it read a context. What it has: parameters, numbers remembered."""
     with naming(where):
         corpus = train.find_corpus(run)
         if not data.Blocks(corpus / "train.bin", run.context).n:
@@ -186,12 +222,13 @@ def refuse_another_recipe(run, may_change=frozenset()):
 # behind that goes on writing. A run depends on nothing that the one before leaves: train.main sets its seeds.
 
 
-def make(runs, rows):
+def make(rows):
     """Train what is not finished. A run whose loss is not a number any more ends there; the others go on."""
-    bar = whole(runs)
-    for run in runs:
+    runs = [(run, own) for own in rows.values() for run in own]
+    bar = whole(run for run, _ in runs)
+    for run, own in runs:
         if isinstance(run, distill.Settings):
-            run = taught(run, rows)
+            run = taught(run, seeds_of(own).index(run.seed), rows)
             refuse_another_recipe(run)
         if finished(run):
             continue
@@ -200,12 +237,14 @@ def make(runs, rows):
             with redirect_stdout(io.StringIO()):  # what train.py says of a run on its own
                 (distill if isinstance(run, distill.Settings) else train).main(run, progress=share)
         except Diverged:
-            diverged, bar = True, whole(runs)  # the other was closed for the message
+            diverged, bar = True, whole(run for run, _ in runs)  # the other was closed for the message
             bar.write(f"{run.run} ended there: its best evaluation before counts")
         found = {"diverged": diverged, "tokens_per_second": share.speed()}
         found["corpus"] = data_digest(data.find(run.corpus))
-        with replacing(Path("out", run.run, "finished.json")) as file:
-            file.write(json.dumps(found) + "\n")
+        if World.rank == 0:
+            with replacing(Path("out", run.run, "finished.json")) as file:
+                file.write(json.dumps(found) + "\n")
+        wait_for_all()
         gc.collect()
         torch.cuda.empty_cache()
         if "torch._dynamo" in sys.modules:  # what torch.compile has made for this model
@@ -213,8 +252,12 @@ def make(runs, rows):
     bar.close()
 
 
-def taught(run, rows):
-    """A student, with a checkpoint in place of each teacher that is a row: all of these are made by now."""
+def seeds_of(runs):
+    return list(dict.fromkeys(run.seed for run in runs))
+
+
+def taught(run, place, rows):
+    """A student with a checkpoint for each teacher that is a row: its best, of the seed in the student's place."""
 
     def best_of(name):
         if name not in rows:
@@ -222,13 +265,15 @@ def taught(run, rows):
         best = summary(rows[name])["best"] or fail(
             f"{run.run}: its teacher {name!r} diverged; lower its rates"
         )
-        return str(Path("out", run.run).with_name(f"{name}-{best['learning_rate']:g}-{run.seed}") / "best.pt")
+        teacher = f"{name}-{best['learning_rate']:g}-{seeds_of(rows[name])[place]}"
+        return str(Path("out", run.run).with_name(teacher) / "best.pt")
 
     return replace(run, teacher=",".join(map(best_of, run.teacher.split(","))))
 
 
 def whole(runs):
     """The bar over all runs."""
+    runs = list(runs)
     return progress(total=len(runs), initial=sum(map(bool, map(finished, runs))), unit="run", smoothing=0)
 
 
@@ -264,13 +309,13 @@ def worth(record):
 
 def mean(runs):
     """Means of the best evaluations of several seeds, with the interval; of one seed, with that of its pairs."""
-    best, n = [run["best"] for run in runs], len(runs)
+    best = [run["best"] for run in runs]
     pairs = best[0].get("pairs", {})
     names = ["step", "epoch", "val_loss"] + ["macro"] * bool(pairs)
     found = {name: statistics.fmean(x[name] for x in best) for name in names}
     found["scores"] = {task: statistics.fmean(x["pairs"][task]["score"] for x in best) for task in pairs}
-    if n > 1:  # of more than ten seeds a little too wide
-        found["interval"] = T95[min(n, 10) - 2] * statistics.stdev(map(worth, best)) / n**0.5
+    if len(runs) > 1:
+        found["interval"] = half_width(map(worth, best))
     elif pairs:
         found["interval"] = sum(x["interval"] ** 2 for x in pairs.values()) ** 0.5 / len(pairs)
     speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
@@ -279,42 +324,128 @@ def mean(runs):
     return {"learning_rate": runs[0]["learning_rate"]} | found
 
 
+def half_width(values):
+    """Half of the 95 % interval of a mean over seeds, by Student's t; of more than ten a little too wide."""
+    values = list(values)
+    return T95[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def at_best(row):
+    """A row's runs at its best learning rate, one a seed."""
+    rate = row["best"] and row["best"]["learning_rate"]
+    return [run for run in row["runs"] if run["learning_rate"] == rate]
+
+
+def examine_best(s, found):
+    """Put the best run of each row and seed through evaluate.py, which goes on where it stopped. Keeps scores."""
+    best = [(name, row, run) for name, row in found.items() for run in at_best(row)]
+    for name, row, run in progress(best, desc="evaluations", unit="run"):
+        file = Path("out", s.run, f"{name}-{run['learning_rate']:g}-{run['seed']}", "best.pt")
+        with redirect_stdout(io.StringIO()):
+            results = evaluate.known_or_made(evaluate.Settings(str(file), s.tasks, device=s.device))
+        of_run = results["benchmarks"]
+        run["benchmarks"] = {
+            evaluate.name_of(task): of_run[evaluate.name_of(task)] for task in s.tasks.split(",")
+        }
+    for row in found.values():
+        runs = [run["benchmarks"] for run in at_best(row)]
+        row["benchmarks"] = (
+            {task: over_seeds([run[task] for run in runs]) for task in runs[0]} if runs else {}
+        )
+
+
+def over_seeds(results):
+    """What evaluate.py says of several seeds -> the mean score, its interval (of one seed, its own), subtasks'."""
+    scores = [x["score"] for x in results]
+    width = half_width(scores) if len(scores) > 1 else results[0]["interval"]
+    subtasks = {
+        uid: {"score": statistics.fmean(x["subtasks"][uid]["score"] for x in results), "term": first["term"]}
+        for uid, first in results[0]["subtasks"].items()
+    }
+    return {"score": statistics.fmean(scores), "interval": width, "subtasks": subtasks}
+
+
+def difference(row, other):
+    """{loss or score: {"mean": row's less the other's, seed by seed, "interval": ...}}, each row at its best."""
+    pairs = list(zip(map(all_scores, at_best(row)), map(all_scores, at_best(other))))
+    found = {}
+    for name in pairs[0][0] if pairs else []:
+        values = [own[name] - others[name] for own, others in pairs]
+        found[name] = {"mean": statistics.fmean(values)}
+        found[name] |= {"interval": half_width(values)} if len(values) > 1 else {}
+    return found
+
+
+def all_scores(run):
+    """The validation loss of a run's best evaluation and its scores, in per cent."""
+    scores = {"loss": run["best"]["val_loss"]}
+    for found in run["best"].get("pairs", {}), run.get("benchmarks", {}):
+        scores |= {task: x["score"] for task, x in found.items()}
+    return scores
+
+
 def report(s, settings, rows):
-    """Print the table; write and draw what everything can be drawn from; returns it."""
+    """Print the tables; write and draw what everything can be drawn from; returns it."""
     from bench import machine  # not above: it brings what only measuring needs
-    from figures import draw_comparison
+    from figures import draw_results
 
     tasks = s.eval_pairs.split(",") if s.eval_pairs else []
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))["rows"]  # whose first experiment is table 2
-    paper = [x for x in paper if "2" in x["table"].split(", ") and set(tasks) <= set(x["benchmarks"])]
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))["rows"]
+    paper = [x for x in paper if set(tasks + s.tasks.split(",")) & set(x["benchmarks"])]
     settings = {name: value for name, value in settings.items() if name not in ("results", "fresh")}
     results = {"comparison": s.run, "settings": settings, "machine": machine(s), "tasks": tasks}
     of = "seeds (Student's t)" if len(s.seeds) > 1 else "pairs (binomial)"
-    results |= {"interval": of, "rows": rows, "paper": paper if tasks else []}
-    print_table(results)
+    if s.against:
+        others = {name: row for name, row in rows.items() if name != s.against}
+        results["differences"] = {name: difference(row, rows[s.against]) for name, row in others.items()}
+    results |= {"interval": of, "rows": rows, "paper": paper}
+    print_tables(results)
     for path in [Path("out", s.run, "results.json")] + [Path(s.results)] * bool(s.results):
         write_json(path, results)
-        print(f"drawn: {draw_comparison(results, path.with_suffix('.svg'))}")
+        print("drawn:", *draw_results(path))
     return results
 
 
-def print_table(results):
-    """A row a model, the best first, then the paper's."""
+def print_tables(results):
+    """What was found while training, a row a model, the best first; what evaluate.py says; the differences."""
     tasks, rows = results["tasks"], results["rows"]
     scores = tasks + ["macro"] * (len(tasks) > 1)
     table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
     for name in sorted(rows, key=lambda x: -worth(rows[x]["best"]) if rows[x]["best"] else math.inf):
         size = [name, f"{rows[name]['parameters']:,}", f"{rows[name]['state']:,}"]
         table.append(size + cells(rows[name]["best"], scores))
-    for row in results["paper"]:
-        own = row["benchmarks"] | {"macro": statistics.fmean(row["benchmarks"][task] for task in tasks)}
-        each = [f"{own[task]:.1f}" for task in scores]
-        table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
+    for row in results["paper"]:  # whose first experiment is table 2
+        if tasks and "2" in row["table"].split(", ") and set(tasks) <= set(row["benchmarks"]):
+            own = row["benchmarks"] | {"macro": statistics.fmean(row["benchmarks"][task] for task in tasks)}
+            each = [f"{own[task]:.1f}" for task in scores]
+            table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
+    print_columns(table)
+    print("state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and")
+    print(
+        f"validation loss: of the best evaluation; 95 %: half the interval over the {results['interval']}\n"
+    )
+    if examined := {name: row["benchmarks"] for name, row in rows.items() if row.get("benchmarks")}:
+        columns = list(next(iter(examined.values())))
+        best = {name: [spread(x[task]["score"], x[task]) for task in columns] for name, x in examined.items()}
+        print_columns([["per cent right", *columns], *([name, *row] for name, row in best.items())])
+    for name, found in results.get("differences", {}).items():
+        each = (f"{what} {spread(x['mean'], x, '+')}" for what, x in found.items())
+        print(f"{name} less {results['settings']['against']}: {', '.join(each)}")
+
+
+def print_columns(table):
+    """Rows of words, the first word to the left, the others to the right."""
     widths = [max(map(len, column)) + 2 for column in zip(*table)]
     for name, *row in table:
         print(name.ljust(widths[0]) + "".join(map(str.rjust, row, widths[1:])))
-    print("state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and")
-    print(f"validation loss: of the best evaluation; 95 %: half the interval over the {results['interval']}")
+
+
+def spread(value, x, sign=""):
+    """A number and, if it has one, its interval, which says how many digits count."""
+    if "interval" not in x:
+        return f"{value:{sign}.3f}"
+    digits = max(1, 1 - math.floor(math.log10(x["interval"] or 1)))
+    return f"{value:{sign}.{digits}f} ± {x['interval']:.{digits}f}"
 
 
 def cells(best, scores):

@@ -25,7 +25,7 @@ from torch import nn
 
 import data
 import train
-from checkpoint import damage, say
+from checkpoint import damage, leave_group, say
 from config import configure, fail, naming, one_of, progress, run_script
 from layers import Linear, linear_distillation
 from model import load
@@ -152,5 +152,9 @@ def apart(s):
     return replace(s, run=f"{s.run}_distilled") if taken else s
 
 
+def script(args):
+    return leave_group(main(apart(configure(Settings(), args, default="config/distill_toy.py"))))
+
+
 if __name__ == "__main__":
-    run_script(lambda args: main(apart(configure(Settings(), args, default="config/distill_toy.py"))))
+    run_script(script)

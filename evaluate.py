@@ -90,6 +90,15 @@ def main(s):
     return results
 
 
+def known_or_made(s):
+    """The same for a checkpoint file, but of its tasks only what its results file has not is scored."""
+    folder, prefix = place_of(Path(s.run))
+    results = read_results(folder / f"{prefix}results.json", identity(s, s.run))
+    known = results["benchmarks"] if results else {}
+    missing = [task for task in s.tasks.split(",") if task and name_of(task) not in known]
+    return main(replace(s, tasks=",".join(missing))) if missing or not known else results
+
+
 def place_of(checkpoint):
     """The folder of a checkpoint, and what the names of its results begin with: its own, unless it is the last."""
     return checkpoint.parent, f"{checkpoint.stem}_" * (checkpoint.stem != "checkpoint")
@@ -277,11 +286,7 @@ def compare(folders, flags):
     rows = []
     for folder in folders:
         s = configure(Settings(), [str(folder), *flags], word="run")
-        results = read_results(folder / "results.json", identity(s, folder / "checkpoint.pt"))
-        known = results["benchmarks"] if results else {}
-        missing = [task for task in s.tasks.split(",") if task and name_of(task) not in known]
-        if missing or not known:
-            results = main(replace(s, tasks=",".join(missing), results=""))
+        results = known_or_made(replace(s, run=str(folder / "checkpoint.pt"), results=""))
         scores = {name: x["score"] for name, x in results["benchmarks"].items()}
         rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
     paper = json.loads(PAPER.read_text(encoding="utf-8"))

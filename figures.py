@@ -423,6 +423,9 @@ def scores_of(path, terms):
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         if "comparison" in results:
+            for row in results["rows"].values():
+                for found in row.get("benchmarks", {}).values():
+                    terms.update((uid, x["term"]) for uid, x in found["subtasks"].items())
             yield from ((name, best_scores(row)) for name, row in results["rows"].items() if row["best"])
             return
         pairs = {task: x["subtasks"] for task, x in results["benchmarks"].items() if "chance" not in x}
@@ -435,8 +438,13 @@ def scores_of(path, terms):
 
 def best_scores(row):
     """A model of compare.py's results -> {benchmark: {paradigm: score}}, means over the seeds at its best rate."""
-    runs = [x["best"]["pairs"] for x in row["runs"] if x["learning_rate"] == row["best"]["learning_rate"]]
-    return {task: mean([run[task]["subtasks"] for run in runs]) for task in runs[0]}
+    runs = [x["best"] for x in row["runs"] if x["learning_rate"] == row["best"]["learning_rate"]]
+    runs = [run.get("pairs", {}) for run in runs]
+    scores = {task: mean([run[task]["subtasks"] for run in runs]) for task in runs[0]}
+    for task, found in row.get("benchmarks", {}).items():  # of the whole evaluation, in place of training's
+        if not task.startswith(("bear", "toyland_bear")):
+            scores[task] = {uid: x["score"] for uid, x in found["subtasks"].items()}
+    return scores
 
 
 def mean(records):
@@ -604,7 +612,10 @@ def times_the_loop(rows):
 
 
 def draw_leaderboard(rows, columns, path):
-    """Rows of evaluate.compare -> a picture at `path`: a panel a benchmark, a bar a run, the paper's in gray."""
+    """
+    Rows of evaluate.compare -> a picture at `path`: a panel a benchmark, a bar a run, with its interval if there
+    is one, the paper's in gray.
+    """
     rows = sorted(rows, key=lambda row: (not row.get("paper"), row["benchmarks"].get(columns[-1], 0)))
     size = (3 + 2.2 * len(columns), 1.2 + 0.24 * len(rows))
     options = dict(figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -612,9 +623,11 @@ def draw_leaderboard(rows, columns, path):
     colors = ["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
     for axis, column in zip(axes.flat, columns):
         scores = [row["benchmarks"].get(column, 0) for row in rows]
-        axis.barh(range(len(rows)), scores, color=colors)
-        for place, score in enumerate(scores):
-            axis.text(score, place, f" {score:.1f}" if score else " not scored", va="center", fontsize=7)
+        widths = [row.get("intervals", {}).get(column, 0) for row in rows]
+        axis.barh(range(len(rows)), scores, xerr=widths, color=colors, error_kw={"elinewidth": 1})
+        for place, (score, width) in enumerate(zip(scores, widths)):
+            said = f" {score:.1f}" if score else " not scored"
+            axis.text(score + width, place, said, va="center", fontsize=7)
         if column not in ("bear", "bear_big", "toyland_bear"):
             axis.axvline(50, color="black", ls=":", lw=1)
         axis.set(title=column.replace("_", " "), xlim=(0, 100 if max(scores) > 30 else 30))
@@ -632,10 +645,14 @@ def draw_comparison(results, path):
     at its best learning rate, against the size of its state, and over learning rates.
     """
     what, title = ("macro", "per cent right") if results["tasks"] else ("val_loss", "validation loss")
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), sharey=True, layout="constrained")
-    rows = {name: row for name, row in results["rows"].items() if row["best"]}
+    panels = 3 + bool(results.get("differences"))
+    figure, axes = plt.subplots(1, panels, figsize=(3 + 3.7 * panels, 4.8), layout="constrained")
+    for axis in axes[1:3]:
+        axis.sharey(axes[0])
+    rows, colors = {name: row for name, row in results["rows"].items() if row["best"]}, {}
     for i, (name, row) in enumerate(rows.items()):
         best, color = row["best"], plt.cm.tab20(2 * i % 20 + i // 10)
+        colors[name] = color
         style = dict(color=color, marker=MARKERS[i % 12], ms=5)
         runs = [x["evaluations"] for x in row["runs"] if x["learning_rate"] == best["learning_rate"]]
         means = [(x[0]["epoch"], sum(y[what] for y in x) / len(x)) for x in zip(*runs)]  # over seeds
@@ -650,12 +667,44 @@ def draw_comparison(results, path):
     rates = sorted({x["learning_rate"] for row in rows.values() for x in row["rates"]})
     axes[2].set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
     axes[2].minorticks_off()
-    for axis in axes:
+    for axis in axes[:3]:
         axis.grid(alpha=0.25)
         if results["tasks"]:
             axis.axhline(50, color="black", ls=":", lw=1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    if panels > 3:
+        draw_differences(axes[3], results, colors)
     return keep(figure, path)
+
+
+def draw_differences(axis, results, colors):
+    """A point a row of a comparison, with its interval: how much better or worse than one of them it is."""
+    what = [*results["tasks"], "loss"][0]
+    found = {name: x[what] for name, x in results["differences"].items() if x}
+    for place, (name, x) in enumerate(found.items()):
+        options = dict(xerr=x.get("interval"), marker="o", ms=5, capsize=3, color=colors[name])
+        axis.errorbar(x["mean"], place, **options)
+        said = f"{x['mean']:+.2f}" + (f" ± {x['interval']:.2f}" if "interval" in x else "")
+        axis.text(x["mean"], place + 0.1, said, ha="center", va="bottom", fontsize=8)
+    axis.axvline(0, color="black", ls=":", lw=1)
+    axis.set_yticks(range(len(found)), found)
+    axis.set_ylim(-0.5, len(found) - 0.3)
+    axis.set_title(f"less {results['settings']['against']}: {what.replace('_', ' ')}")
+
+
+def draw_examined(results, path):
+    """What evaluate.py says of the best of each row of a comparison, beside the paper's rows, at `path`."""
+    rows = []
+    for name, row in results["rows"].items():
+        if found := row.get("benchmarks"):
+            scores = {task: x["score"] for task, x in found.items()}
+            widths = {task: x["interval"] for task, x in found.items()}
+            rows.append(
+                {"name": name, "parameters": row["parameters"], "benchmarks": scores, "intervals": widths}
+            )
+    columns = list(rows[0]["benchmarks"])
+    paper = [row | {"paper": True} for row in results["paper"] if set(columns) & set(row["benchmarks"])]
+    return draw_leaderboard(rows + paper, columns, path)
 
 
 APART = {"kernels": draw_kernels, "minrnn": draw_minrnn}  # of bench.py's results, a picture each
@@ -673,7 +722,10 @@ def draw_results(path):
         yield APART[name](rows, path.with_name(f"{path.stem}_{name}.svg"))
     if results and "comparison" in results:
         yield draw_comparison(results, path.with_suffix(".svg"))
-        if results["tasks"]:
+        examined = any(row.get("benchmarks") for row in results["rows"].values())
+        if examined:
+            yield draw_examined(results, path.with_name(f"{path.stem}_benchmarks.svg"))
+        if results["tasks"] or examined:
             yield from compare_phenomena([path])
     elif results and set(results) & set(BENCHMARKS):
         yield draw_bench(results, path.with_suffix(".svg"))

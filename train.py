@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from checkpoint import Run, Stop, Stopped, World, join, say, wait_for_all
+from checkpoint import Run, Stop, Stopped, World, join, leave_group, say, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from layers import BlockLinear, Linear, linear_cross_entropy
 from model import Config, LanguageModel, find_device, read_tokenizer
@@ -217,8 +217,6 @@ def finish(run):
         for line in run.harvest():
             say(line)
         say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
-    if World.size > 1:
-        dist.destroy_process_group()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -233,7 +231,7 @@ def start(s):
         if device.index >= torch.cuda.device_count():
             fail(f"{device}: there are {torch.cuda.device_count()} GPUs here, for {World.size} processes")
         torch.cuda.set_device(device)
-    if World.size > 1:
+    if World.size > 1 and not dist.is_initialized():
         nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
         join("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
@@ -296,4 +294,4 @@ def parallel(module):
 
 
 if __name__ == "__main__":
-    run_script(lambda args: main(configure(Settings(), args, default="config/toy.py")))
+    run_script(lambda args: leave_group(main(configure(Settings(), args, default="config/toy.py"))))

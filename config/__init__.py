@@ -167,7 +167,8 @@ class Share:
     def __call__(self, total, initial, unit):
         """What progress() is called with; one share of the bar is `total` units."""
         self.total, self.done, self.since = total, 0, time.perf_counter()
-        self.bar.initial += initial / total  # done before: it says nothing of what is left
+        if not self.bar.disable:
+            self.bar.initial += initial / total  # done before: it says nothing of what is left
         self.bar.update(initial / total)
         return self
 

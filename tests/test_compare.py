@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import matplotlib
 import pytest
 import torch
 from conftest import ROOT, contents, same
+from test_resume import TORCHRUN
 
 import checkpoint
 import compare
 import data
 import distill
+import evaluate
 import figures
 import toyland
 import train
@@ -321,9 +324,61 @@ def test_a_teacher_that_does_not_fit_is_one_line_before_the_first_step(place, re
 def test_a_teacher_that_always_diverges_is_said(tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     run = distill.Settings(run="hand/pupil-1-0", teacher="a")
-    assert compare.taught(run, {"a": [logged(1, 0, record(10, 60))]}).teacher == "out/hand/a-1-0/best.pt"
-    said = refusal(compare.taught, run, {"a": [logged(2, 0, diverged=True)]})
+    assert compare.taught(run, 0, {"a": [logged(1, 0, record(10, 60))]}).teacher == "out/hand/a-1-0/best.pt"
+    said = refusal(compare.taught, run, 0, {"a": [logged(2, 0, diverged=True)]})
     assert said == "hand/pupil-1-0: its teacher 'a' diverged; lower its rates\n"
+
+
+# ----------------------------------------------------------------------------------------------------
+# The best runs evaluated, the rows held against one, and many processes
+
+
+EXAM = dict(
+    models={"a": {"mixer": "hgrn2"}, "b": {"mixer": "mingru", "learning_rates": [3e-2], "seeds": [4, 5]}},
+    learning_rates=[1e-2], seeds=[0, 1], max_steps=2, eval_pairs="", tasks="pairs", against="a",
+)  # fmt: skip
+
+
+def test_the_best_runs_are_evaluated_once_and_held_against_a_row(place, monkeypatch, capsys):
+    """Seed by seed, by place: t(1) = 12.706, and of two the standard deviation is the distance / sqrt(2)."""
+    results = compare.main([write("exam.py", **EXAM)])
+    rows, scores = results["rows"], defaultdict(list)
+    for name in ("a-0.01-0", "a-0.01-1", "b-0.03-4", "b-0.03-5"):
+        found = evaluate.main(evaluate.Settings(f"out/exam/{name}/best.pt", "pairs"))["benchmarks"]["pairs"]
+        scores[name[0]].append(found["score"])
+    a, b = scores["a"], scores["b"]
+    assert rows["b"]["benchmarks"]["pairs"]["score"] == sum(b) / 2
+    assert rows["b"]["benchmarks"]["pairs"]["interval"] == pytest.approx(12.706 * abs(b[0] - b[1]) / 2)
+    assert set(results["differences"]) == {"b"}
+    distances = [y - x for x, y in zip(a, b)]
+    found = results["differences"]["b"]["pairs"]
+    assert found["mean"] == pytest.approx(sum(distances) / 2)
+    assert found["interval"] == pytest.approx(12.706 * abs(distances[0] - distances[1]) / 2)
+    losses = [min(x["val_loss"] for x in evaluations(f"out/exam/b-0.03-{seed}")) for seed in (4, 5)]
+    losses = sum(losses) / 2 - rows["a"]["best"]["val_loss"]
+    assert results["differences"]["b"]["loss"]["mean"] == pytest.approx(losses)
+    said = capsys.readouterr().out
+    assert "per cent right" in said and "b less a: loss " in said and ", pairs " in said
+    monkeypatch.setattr(evaluate, "main", None)
+    assert timeless(compare.main(["exam.py"])) == timeless(results)
+    pictures = [path.name for path in figures.draw_results(Path("out/exam/results.json"))]
+    assert pictures == ["results.svg", "results_benchmarks.svg", "results_pairs.svg"]
+
+
+def test_two_processes_make_the_same_comparison_as_one(script, place):
+    """With a teacher; in float64, every loss within 1e-9."""
+    rows = {"a": {"mixer": "mingru"}, "b": {"mixer": "mingru", "teacher": "a", "seeds": [1]}}
+    recipe = EXAM | dict(models=rows, seeds=[0], dtype="float64")
+    one = compare.main([write("exam.py", **recipe)])
+    shutil.rmtree("out")
+    result = script("compare.py", "exam.py", launcher=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("b less a") == 1
+    two = json.loads(Path("out/exam/results.json").read_text())
+    for name in rows:
+        losses = [[x["val_loss"] for x in y["rows"][name]["runs"][0]["evaluations"]] for y in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+        assert one["rows"][name]["benchmarks"] == two["rows"][name]["benchmarks"]
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -344,6 +399,10 @@ REFUSED = {  # what the file says -> what is said of it
     "no list": (dict(models={"x": {"learning_rates": 1e-3}}), "models['x']: learning_rates = 0.001: should"),
     "nothing to learn": (dict(learning_rates=[0]), "learning_rates = [0]: should be numbers"),
     "one rate twice": (dict(learning_rates=[1e-3, 0.001]), "learning_rates = [0.001, 0.001]"),
+    "few seeds": (dict(models={"x": {"seeds": [1]}}, seeds=[0, 1]), "models['x']: seeds = [1]: 2 are needed"),
+    "no such row": (dict(against="LSTM"), "two.py: against = 'LSTM': possible: HGRN2, minGRU"),
+    "no such task": (dict(tasks="blmp"), "two.py: tasks = 'blmp': did you mean 'blimp'?"),
+    "no benchmark": (dict(tasks="bear"), "bear: put it at data/bear/BEAR.zip"),
     "half a seed": (dict(seeds=[0.5]), "two.py: seeds = [0.5]: should be numbers"),
     "long context": (dict(context=10**6), "models['HGRN2']: context = 1000000: longer than the text"),
     "few tokens": (dict(models={"x": {"vocab_size": 299}}), "models['x']: vocab_size = 299"),
@@ -396,7 +455,7 @@ def test_a_file_gives_a_model_its_sizes_and_the_comparison_the_recipe(place):
     assert {(run.n_layer, run.batch_size, run.max_steps, run.d_model) for run in runs} == {(3, 16, 5, 16)}
 
 
-FILES = sorted((ROOT / "config").glob("compare_*.py"))
+FILES = sorted([*(ROOT / "config").glob("compare_*.py"), *(ROOT / "config").glob("babyhgrn_*.py")])
 
 
 def rows_of(file):
