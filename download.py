@@ -128,6 +128,8 @@ def obtain(name, folders, file=None):
         elif not file:
             print(f"data/{part.place}: from {part.home} ({part.rights})")
             (from_archive if packed else from_hub)(part, DOWNLOADS / name)
+        else:
+            print(f"data/{part.place}: not of {file}; to fetch it: python data.py {name}")
     shutil.rmtree(DOWNLOADS / name, ignore_errors=True)
     if name == "ewok" and not any((folder / "ewok/ewok-core-1.0.zip").exists() for folder in folders):
         fail(GATED)

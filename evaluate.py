@@ -55,6 +55,9 @@ class Settings:
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         find_device(self.device, self.dtype)
         data.check_tasks("tasks", self.tasks)
+        names = [name_of(task) for task in self.tasks.split(",")]
+        if twice := [name for name in names if names.count(name) > 1]:
+            fail(f"tasks = {self.tasks!r}: two of them would be {twice[0]!r} in the results; rename a file")
         if os.path.isdir(self.results):
             fail(f"results = {self.results!r} is a folder: name a file in it")
 

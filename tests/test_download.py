@@ -526,6 +526,15 @@ def test_glue_comes_from_its_two_homes(glue):
     assert left() == sorted(f"data/glue/{name}.jsonl.gz" for name in names)
 
 
+def test_of_an_archive_by_hand_what_is_not_in_it_is_said(glue, capsys):
+    (theirs,) = (part for part in download.SETS["glue"] if part.home.startswith("http"))
+    content = {f"glue_filtered/{name}": b"{}\n" * n for name, n in theirs.rows.items()}
+    Path("by hand.zip").write_bytes(zipped(content | GOOD))
+    data.main(["glue", "by hand.zip"])
+    assert left() == ["by hand.zip", *sorted(f"data/glue/{name}.gz" for name in theirs.rows)]
+    assert "data/glue: not of by hand.zip; to fetch it: python data.py glue\n" in capsys.readouterr().out
+
+
 def test_glue_with_a_line_too_few_is_refused_by_name(glue, refusal):
     name = "evaluation_data/full_eval/glue_filtered/rte.valid.jsonl"
     glue.files[name] = glue.files[name][:-3]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 
 import benchmarks
 import checkpoint
+import config
 import data
 import evaluate
 import scores
@@ -460,6 +461,14 @@ def test_a_file_is_not_taken_for_the_benchmark_it_is_called_after(pairs):
     assert [evaluate.name_of(x) for x in ("blimp", "blimp.jsonl", "my/own.jsonl.gz", "../more")] == [
         "blimp", "blimp_file", "my_own", "more",
     ]  # fmt: skip
+
+
+def test_two_files_that_would_share_their_results_are_refused(pairs, refusal):
+    Path("my").mkdir()
+    for name in ("my/own.jsonl", "my_own.jsonl"):
+        shutil.copy("pairs/twice.jsonl", name)
+    said = refusal(config.configure, evaluate.Settings(), ["--tasks=my/own.jsonl,my_own.jsonl"])
+    assert "two of them would be 'my_own' in the results; rename a file" in said and said.count("\n") == 1
 
 
 def test_a_copied_run_is_scored_without_its_corpus(pairs):
