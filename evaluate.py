@@ -94,9 +94,10 @@ def main(s):
 
 
 def known_or_made(s):
-    """The same for a checkpoint file, but of its tasks only what its results file has not is scored."""
-    folder, prefix = place_of(Path(s.run))
-    results = read_results(folder / f"{prefix}results.json", identity(s, s.run))
+    """The same, but only those of the tasks are scored that the run's results file does not hold."""
+    checkpoint = Path(s.run, "checkpoint.pt") if os.path.isdir(s.run) else Path(s.run)
+    folder, prefix = place_of(checkpoint)
+    results = read_results(folder / f"{prefix}results.json", identity(s, checkpoint))
     known = results["benchmarks"] if results else {}
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in known]
     return main(replace(s, tasks=",".join(missing))) if missing or not known else results
@@ -289,7 +290,7 @@ def compare(folders, flags):
     rows = []
     for folder in folders:
         s = configure(Settings(), [str(folder), *flags], word="run")
-        results = known_or_made(replace(s, run=str(folder / "checkpoint.pt"), results=""))
+        results = known_or_made(replace(s, results=""))
         scores = {name: x["score"] for name, x in results["benchmarks"].items()}
         rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
     paper = json.loads(PAPER.read_text(encoding="utf-8"))

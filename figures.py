@@ -17,6 +17,7 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -642,51 +643,73 @@ MARKERS = "osD^v<>PX*hp"
 def draw_comparison(results, path):
     """
     Results of compare.py -> a picture at `path`: each model's score, or loss if no pairs were scored, over epochs
-    at its best learning rate, against the size of its state, and over learning rates.
+    at its best learning rate; against the size of its state, if that differs; over learning rates, if there are
+    several; less another's, if there are differences.
     """
     what, title = ("macro", "per cent right") if results["tasks"] else ("val_loss", "validation loss")
-    panels = 3 + bool(results.get("differences"))
-    figure, axes = plt.subplots(1, panels, figsize=(3 + 3.7 * panels, 4.8), layout="constrained")
-    for axis in axes[1:3]:
-        axis.sharey(axes[0])
-    rows, colors = {name: row for name, row in results["rows"].items() if row["best"]}, {}
-    for i, (name, row) in enumerate(rows.items()):
-        best, color = row["best"], plt.cm.tab20(2 * i % 20 + i // 10)
-        colors[name] = color
-        style = dict(color=color, marker=MARKERS[i % 12], ms=5)
-        runs = [x["evaluations"] for x in row["runs"] if x["learning_rate"] == best["learning_rate"]]
-        means = [(x[0]["epoch"], sum(y[what] for y in x) / len(x)) for x in zip(*runs)]  # over seeds
-        axes[0].plot(*zip(*means), label=name, **style)
-        size, spread = max(1, row["state"]), best.get("interval")
-        axes[1].errorbar(size, best[what], yerr=spread, ls="", capsize=3, **style)
-        rates = sorted(row["rates"], key=lambda x: x["learning_rate"])
-        axes[2].plot([x["learning_rate"] for x in rates], [x[what] for x in rates], **style)
-    axes[0].set(title=f"{results['comparison']}: {title}", xlabel="epoch")
-    axes[1].set(title="the best of each", xlabel="numbers in the state of a sequence", xscale="log")
-    axes[2].set(title="the best at each rate", xlabel="learning rate", xscale="log")
-    rates = sorted({x["learning_rate"] for row in rows.values() for x in row["rates"]})
-    axes[2].set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
-    axes[2].minorticks_off()
-    for axis in axes[:3]:
+    rows = {name: row for name, row in results["rows"].items() if row["best"]}
+    colors = [plt.cm.tab20(2 * i % 20 + i // 10) for i in range(len(rows))]
+    styles = {
+        name: dict(color=color, marker=marker, ms=5)
+        for name, color, marker in zip(rows, colors, cycle(MARKERS))
+    }
+    panels = [draw_over_epochs]
+    panels += [draw_over_sizes] * (len({row["state"] for row in rows.values()}) > 1)
+    panels += [draw_over_rates] * any(len(row["rates"]) > 1 for row in rows.values())
+    differ = bool(results.get("differences"))
+    size = (0.5 + 4.5 * (len(panels) + differ), 4.8)
+    figure, axes = plt.subplots(1, len(panels) + differ, figsize=size, squeeze=False, layout="constrained")
+    for axis, panel in zip(axes[0], panels):
+        panel(axis, rows, styles, what)
+        axis.sharey(axes[0, 0])
         axis.grid(alpha=0.25)
         if results["tasks"]:
             axis.axhline(50, color="black", ls=":", lw=1)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    if panels > 3:
-        draw_differences(axes[3], results, colors)
+    axes[0, 0].set_title(f"{results['comparison']}: {title}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    if differ:
+        draw_differences(axes[0, -1], results, styles)
     return keep(figure, path)
 
 
-def draw_differences(axis, results, colors):
-    """A point a row of a comparison, with its interval: how much better or worse than one of them it is."""
+def draw_over_epochs(axis, rows, styles, what):
+    """At the best learning rate, means over seeds."""
+    for name, row in rows.items():
+        rate = row["best"]["learning_rate"]
+        runs = [x["evaluations"] for x in row["runs"] if x["learning_rate"] == rate]
+        means = [(x[0]["epoch"], sum(y[what] for y in x) / len(x)) for x in zip(*runs)]
+        axis.plot(*zip(*means), label=name, **styles[name])
+    axis.set_xlabel("epoch")
+
+
+def draw_over_sizes(axis, rows, styles, what):
+    """The best, with its interval."""
+    for name, row in rows.items():
+        options = dict(yerr=row["best"].get("interval"), ls="", capsize=3)
+        axis.errorbar(max(1, row["state"]), row["best"][what], **options, **styles[name])
+    axis.set(title="the best of each", xlabel="numbers in the state of a sequence", xscale="log")
+
+
+def draw_over_rates(axis, rows, styles, what):
+    for name, row in rows.items():
+        found = sorted((x["learning_rate"], x[what]) for x in row["rates"])
+        axis.plot(*zip(*found), **styles[name])
+    axis.set(title="the best at each rate", xlabel="learning rate", xscale="log")
+    rates = sorted({x["learning_rate"] for row in rows.values() for x in row["rates"]})
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axis.minorticks_off()
+
+
+def draw_differences(axis, results, styles):
+    """How much better or worse than one of the rows the others are, by the first score or the loss."""
     what = [*results["tasks"], "loss"][0]
     found = {name: x[what] for name, x in results["differences"].items() if x}
     for place, (name, x) in enumerate(found.items()):
-        options = dict(xerr=x.get("interval"), marker="o", ms=5, capsize=3, color=colors[name])
-        axis.errorbar(x["mean"], place, **options)
+        axis.errorbar(x["mean"], place, xerr=x.get("interval"), capsize=3, **styles[name])
         said = f"{x['mean']:+.2f}" + (f" ± {x['interval']:.2f}" if "interval" in x else "")
         axis.text(x["mean"], place + 0.1, said, ha="center", va="bottom", fontsize=8)
     axis.axvline(0, color="black", ls=":", lw=1)
+    axis.margins(x=0.25)
     axis.set_yticks(range(len(found)), found)
     axis.set_ylim(-0.5, len(found) - 0.3)
     axis.set_title(f"less {results['settings']['against']}: {what.replace('_', ' ')}")

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -138,7 +140,51 @@ def table_of_copying():
         yield f"| {title}{plural} | {accuracy['tokens']:.1f} % | {accuracy['sequences']:.1f} % |"
 
 
-@pytest.mark.parametrize("table", [table_of_comparison, table_of_copying])
+def table_of_teaching():
+    """What compare.py found of a teacher on toyland and of its students, over five seeds."""
+    found = results("compare_distill")
+    yield "| | parameters | validation loss | toyland | less the student alone |"
+    yield "|---|--:|--:|--:|--:|"
+    for name, row in found["rows"].items():
+        best = row["best"]
+        x = found["differences"].get(name, {}).get("toyland")
+        less = f"{x['mean']:+.1f} ± {x['interval']:.1f}" if x else ""
+        score = f"{best['macro']:.1f} ± {best['interval']:.1f}"
+        yield f"| {name} | {row['parameters']:,} | {best['val_loss']:.3f} | {score} | {less} |"
+
+
+ASKED = {"blimp_filtered": "BLiMP, filtered", "supplement": "BLiMP-Supplement", "ewok_filtered": "EWoK"}
+
+
+def table_of_babyhgrn():
+    """The paper's question at the small scale, then what the paper found."""
+    found, paper = results("babyhgrn_small"), {x["name"]: x["benchmarks"] for x in results("papers")["rows"]}
+    yield f"| | validation loss | {' | '.join(ASKED.values())} |"
+    yield "|---|--:|--:|--:|--:|"
+    for name, row in found["rows"].items():
+        scores = (
+            f"{x['score']:.1f} ± {x['interval']:.1f}" for x in (row["benchmarks"][task] for task in ASKED)
+        )
+        yield f"| {name} | {row['best']['val_loss']:.3f} ± {row['best']['interval']:.3f} | {' | '.join(scores)} |"
+    for name, x in found["differences"].items():
+        each = (f"{x[task]['mean']:+.1f} ± {x[task]['interval']:.1f}" for task in ASKED)
+        loss = f"{x['loss']['mean']:+.3f} ± {x['loss']['interval']:.3f}"
+        yield f"| **{name}, less {found['settings']['against']}** | {loss} | {' | '.join(each)} |"
+    for title, name, other in (
+        ("Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"),
+        (
+            "HGRN2 1B, taught, less the same untaught",
+            "BabyHGRN 1B, Pile 10M, distilled",
+            "BabyHGRN 1B, Pile 10M",
+        ),
+    ):
+        each = (f"{paper[name][task] - paper[other][task]:+.1f}" for task in ASKED)
+        yield f"| the paper: {title} | | {' | '.join(each)} |"
+
+
+@pytest.mark.parametrize(
+    "table", [table_of_comparison, table_of_copying, table_of_teaching, table_of_babyhgrn]
+)
 def test_the_tables_of_comparisons_are_those_of_the_result_files(table):
     table = "\n".join(table())
     assert f"\n\n{table}\n\n" in README, f"README.md, The papers' comparisons, should hold\n{table}"
@@ -251,6 +297,23 @@ def test_commands_name_scripts_and_settings_files_that_exist():
     assert len(commands) >= 8
     for path in commands:
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+@pytest.mark.parametrize("scale", ["small", "medium", "paper"])
+def test_make_babyhgrn_goes_from_the_text_to_the_table(scale):
+    """For each of its scales; the text is BabyLM's where none lies in TEXT."""
+    command = [
+        "make",
+        "--dry-run",
+        "babyhgrn",
+        f"SCALE={scale}",
+        "TEXT=nowhere",
+        "--assume-old=.venv/runtime",
+    ]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert (ROOT / re.search(r"compare\.py (\S+)", said)[1]).exists()
+    assert ("text english" in said) == (scale != "paper") and ("torchrun" in said) == (scale == "paper")
 
 
 def functions():
