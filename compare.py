@@ -336,22 +336,18 @@ def at_best(row):
     return [run for run in row["runs"] if run["learning_rate"] == rate]
 
 
-def examine_best(s, found):
+def examine_best(s, rows):
     """Put the best run of each row and seed through evaluate.py, which goes on where it stopped. Keeps scores."""
-    best = [(name, row, run) for name, row in found.items() for run in at_best(row)]
-    for name, row, run in progress(best, desc="evaluations", unit="run"):
+    tasks = [evaluate.name_of(task) for task in s.tasks.split(",")]
+    best = [(name, run) for name, row in rows.items() for run in at_best(row)]
+    for name, run in progress(best, desc="evaluations", unit="run"):
         file = Path("out", s.run, f"{name}-{run['learning_rate']:g}-{run['seed']}", "best.pt")
         with redirect_stdout(io.StringIO()):
-            results = evaluate.known_or_made(evaluate.Settings(str(file), s.tasks, device=s.device))
-        of_run = results["benchmarks"]
-        run["benchmarks"] = {
-            evaluate.name_of(task): of_run[evaluate.name_of(task)] for task in s.tasks.split(",")
-        }
-    for row in found.values():
-        runs = [run["benchmarks"] for run in at_best(row)]
-        row["benchmarks"] = (
-            {task: over_seeds([run[task] for run in runs]) for task in runs[0]} if runs else {}
-        )
+            found = evaluate.known_or_made(evaluate.Settings(str(file), s.tasks, device=s.device))
+        run["benchmarks"] = {task: found["benchmarks"][task] for task in tasks}
+    for row in rows.values():
+        found = [run["benchmarks"] for run in at_best(row)]
+        row["benchmarks"] = {task: over_seeds([x[task] for x in found]) for task in tasks if found}
 
 
 def over_seeds(results):
@@ -420,10 +416,10 @@ def print_tables(results):
             each = [f"{own[task]:.1f}" for task in scores]
             table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
     print_columns(table)
-    print("state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and")
     print(
-        f"validation loss: of the best evaluation; 95 %: half the interval over the {results['interval']}\n"
+        "state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and loss:"
     )
+    print(f"of the best evaluation; 95 %: half the interval over the {results['interval']}\n")
     if examined := {name: row["benchmarks"] for name, row in rows.items() if row.get("benchmarks")}:
         columns = list(next(iter(examined.values())))
         best = {name: [spread(x[task]["score"], x[task]) for task in columns] for name, x in examined.items()}
