@@ -20,6 +20,7 @@ eval_every = 100
 eval_pairs = "toyland"
 
 seeds = [0, 1, 2, 3, 4]
+against = "alone"
 models = {
     "teacher": {"n_layer": 3, "d_model": 128, "n_head": 2, "d_mlp": 352},
     "alone": {},
