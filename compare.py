@@ -209,7 +209,9 @@ def refuse_another_recipe(run, may_change=frozenset()):
     if any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
         then = asdict(type(run)(**read_file(folder, type(run)())))
         listed = differences(
-            then, asdict(run), MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | may_change
+            then,
+            asdict(run),
+            MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"} | may_change,
         )
         if (finished(run) or {}).get("corpus") not in (None, data_digest(data.find(run.corpus))):
             listed = f"another corpus by the name {run.corpus!r}"

@@ -25,7 +25,7 @@ from torch import nn
 
 import data
 import train
-from checkpoint import damage, leave_group, say
+from checkpoint import damage, fingerprint, leave_group, say
 from config import configure, fail, naming, one_of, progress, run_script
 from layers import Linear, linear_distillation
 from model import load
@@ -40,6 +40,7 @@ class Settings(train.Settings):
     temperature: float = 1.0  # both distributions are softened by it; BabyLlama: 2
     mean_of: str = "logits"  # what is averaged over several teachers: logits or probabilities
     sum_positions: bool = False  # weigh the divergence by context, as BabyLlama's code does unawares
+    teacher_is: str = ""  # filled in: what the teachers' checkpoints are, for a student that is continued
 
     def check(self):
         super().check()
@@ -74,6 +75,7 @@ class Distillation(nn.Module):
 def main(s, progress=progress):
     """Train a student with settings s. Returns it."""
     teachers = find_teachers(s)
+    s = replace(s, teacher_is=",".join(fingerprint(file_of(name))[:16] for name in teachers))
 
     def objective(model):  # train.main calls it when it has a corpus, and before it writes anything
         check_tokenizers(s, teachers)

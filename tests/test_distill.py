@@ -1,6 +1,7 @@
 """Distillation: the loss is its formula, the loop is train.py's, and a teacher that does not fit is said."""
 
 import copy
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -335,6 +336,23 @@ def test_another_teacher_is_another_run(school, refusal, name, now):
     said = refusal(distill.main, student(max_steps=3, **{name: now}))
     assert f"{name} {getattr(student(), name)!r} then, {now!r} now" in said and said.count("\n") == 1
     same(contents("student"), before)
+
+
+def test_a_teacher_that_has_learned_on_is_another_teacher(school, refusal):
+    """Under the same name, as when its run was made longer between two parts of its student's."""
+    distill.main(student(max_steps=2))
+    before = contents("student")
+    train.main(train.Settings(**TINY | {"max_steps": 31}))
+    said = refusal(distill.main, student(max_steps=3))
+    assert re.search(r"made with other settings \(teacher_is '\w{16}' then, '\w{16}' now\)", said)
+    same(contents("student"), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_teacher_says_what_it_says_in_the_precision_of_the_student(school, dtype):
+    teacher = distill.frozen(load("out/tiny")[0], torch.device("cpu"), dtype)
+    assert {x.dtype for x in teacher.parameters()} == {dtype}
+    assert not any(x.requires_grad for x in teacher.parameters())
 
 
 def another_tokenizer():
