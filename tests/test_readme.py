@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_model import build
 
-from compare import numbers_in
+from compare import numbers_in, spread
 from model import MIXERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,9 +167,8 @@ def table_of_babyhgrn():
         )
         yield f"| {name} | {row['best']['val_loss']:.3f} ± {row['best']['interval']:.3f} | {' | '.join(scores)} |"
     for name, x in found["differences"].items():
-        each = (f"{x[task]['mean']:+.1f} ± {x[task]['interval']:.1f}" for task in ASKED)
-        loss = f"{x['loss']['mean']:+.3f} ± {x['loss']['interval']:.3f}"
-        yield f"| **{name}, less {found['settings']['against']}** | {loss} | {' | '.join(each)} |"
+        each = (spread(x[task]["mean"], x[task], "+") for task in ("loss", *ASKED))
+        yield f"| **{name}, less {found['settings']['against']}** | {' | '.join(each)} |"
     for title, name, other in (
         ("Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"),
         (
