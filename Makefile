@@ -16,7 +16,7 @@ train: .venv/runtime
 	.venv/bin/python evaluate.py out/toy
 
 test: .venv/development
-	.venv/bin/python -m pytest -q --numprocesses=auto --dist=loadfile
+	.venv/bin/python -m pytest -q
 
 test-long: .venv/development
 	.venv/bin/python -m pytest -q --long
