@@ -29,7 +29,7 @@ LAUNCH_paper = .venv/bin/torchrun --nproc_per_node=4
 CORPUS_small = data/english/meta.json
 CORPUS_medium = data/english/meta.json
 
-babyhgrn: .venv/runtime $(CORPUS_$(SCALE))
+babyhgrn: config/babyhgrn_$(SCALE).py .venv/runtime $(CORPUS_$(SCALE))
 	for set in blimp supplement ewok bear; do .venv/bin/python data.py $$set || exit; done
 	$(or $(LAUNCH_$(SCALE)),.venv/bin/python) compare.py config/babyhgrn_$(SCALE).py
 

@@ -126,7 +126,7 @@ def plan(s, settings, file):
     with naming(file):
         replace(train.Settings(), run=s.run).check()
         seeds = numbers("seeds", s.seeds or [s.seed], int)
-        data.check_tasks("tasks", s.tasks)
+        evaluate.Settings(tasks=s.tasks, device=s.device).check()
         if os.path.isdir(s.results):
             fail(f"results = {s.results!r} is a folder: name a file in it")
         if not s.models:

@@ -305,6 +305,7 @@ def test_make_babyhgrn_goes_from_the_text_to_the_table(scale):
     command = [
         "make",
         "--dry-run",
+        "--always-make",  # also where it has been made before
         "babyhgrn",
         f"SCALE={scale}",
         "TEXT=nowhere",
