@@ -16,7 +16,7 @@ train: .venv/runtime
 	.venv/bin/python evaluate.py out/toy
 
 test: .venv/development
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n logical --maxprocesses=8 --dist=loadfile
 
 test-long: .venv/development
 	.venv/bin/python -m pytest -q --long

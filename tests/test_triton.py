@@ -32,7 +32,7 @@ def interpreted(monkeypatch):
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     yield
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)
 
 
 # ---------------------------------------------------------------------------------------------------
