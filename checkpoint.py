@@ -333,7 +333,7 @@ class Run:
             # a float16 gradient may overflow: the scaler leaves out that step
             if not (losses.isfinite().all() and (norm.isfinite() or self.scaler.is_enabled())):
                 loss = losses.flatten()[0].item()
-                self.refuse(step, f"the loss is {loss}, the gradient's norm {norm.item()}", rate)
+                self.refuse(step, f"the loss is {loss:.4g}, the gradient's norm {norm.item():.4g}", rate)
         self.unchecked = []
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             fail(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")

@@ -240,7 +240,7 @@ def make(rows):
                 (distill if isinstance(run, distill.Settings) else train).main(run, progress=share)
         except Diverged:
             diverged, bar = True, whole(run for run, _ in runs)  # the other was closed for the message
-            bar.write(f"{run.run} ended there: its best evaluation before counts")
+            say(f"{run.run} ended there: its best evaluation before counts")
         found = {"diverged": diverged, "tokens_per_second": share.speed()}
         found["corpus"] = data_digest(data.find(run.corpus))
         if World.rank == 0:
