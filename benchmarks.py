@@ -18,6 +18,7 @@ import re
 import zipfile
 import zlib
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ EACH = {"blimp": 1000, "blimp_fast": 200, "supplement_fast": 50, "ewok_fast": 10
 ALL = {"blimp": 67_000, "blimp_filtered": 59_875, "blimp_fast": 13_400}  # and of all together
 ALL |= {"supplement": 5218, "supplement_fast": 250, "ewok": 4374, "ewok_filtered": 3809, "ewok_fast": 1100}
 ALL |= {"bear": 7731, "bear_big": 40_916}
+WORD = re.compile(r"can(?=not\b)|[a-z]+(?=n't)|n't|'[a-z]+|[a-z0-9]+(?:[-.,][a-z0-9]+)*|\S")  # by NLTK
 
 
 class Subtask(NamedTuple):
@@ -153,7 +155,7 @@ def read_benchmark(task):
             except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
                 what = f"not a record of BLiMP, EWoK or BEAR ({reason(error) or 'no fields of theirs'})"
                 fail(f"{name}:{i + 1}: {what}; is the file complete?")
-            if task == "ewok_filtered" and not record.get("in_babylm_vocab"):
+            if task == "ewok_filtered" and not is_in_vocabulary(record):
                 continue
             uid = str(record.get("UID") or record.get("Domain") or Path(name).name.split(".")[0])
             term = str(record.get("linguistics_term", ""))
@@ -162,6 +164,22 @@ def read_benchmark(task):
     if any(subtask.kind == "bear" for subtask in subtasks.values()):
         add_answers(path, subtasks)
     return subtasks
+
+
+def is_in_vocabulary(record):
+    """Whether BabyLM keeps an item of EWoK: it is marked so, or BabyLM's list has each of its words."""
+    if "in_babylm_vocab" in record:
+        return record["in_babylm_vocab"]
+    text = " ".join(record[field] for field in FIELDS["ewok"] if field != "Domain").lower()
+    lacking = (
+        "ewok_filtered: needs BabyLM's list of words, data/ewok/vocab.txt; python data.py ewok_vocabulary"
+    )
+    return words_of(data.look_for("ewok/vocab.txt") or fail(lacking)).issuperset(WORD.findall(text))
+
+
+@cache
+def words_of(path):
+    return set(path.read_text(encoding="utf-8").split())
 
 
 def check_complete(task, path, subtasks):

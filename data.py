@@ -5,8 +5,8 @@ Corpora, from text files to the token files that training reads.
     python data.py text NAME FILES... [--val=FILES]    your own text, plain or .gz, of any size
     python data.py shakespeare [FILE]                  tiny Shakespeare in single characters, fetched unless given
     python data.py copying [NAME] [--length=64 ...]    selective copying: tokens to find in noise and say in order
-    python data.py babylm-10m                          BabyLM's corpus of 10 million words, 55 MB
-    python data.py babylm-100m                         the same of 100 million words, 550 MB
+    python data.py babylm-10m                          BabyLM's corpus of 10 million words, 112 MB in all
+    python data.py babylm-100m                         the same of 100 million words, 607 MB
     python data.py pile-10m [FILES...] [--seed=0]      10 million words of the Pile in the shares of BabyHGRN's
     python data.py pile-100m [FILES...] [--seed=0]     the same of 100 million words; see pile.py
 
@@ -15,6 +15,7 @@ and what models are tested on, for evaluate.py; an archive fetched by hand can b
     python data.py blimp [FILE]                        BLiMP; and as the BabyLM challenge filters it
     python data.py supplement                          BLiMP-Supplement
     python data.py ewok                                EWoK's fast set, and how to come by the rest
+    python data.py ewok_vocabulary [FILE]              the words by which BabyLM chooses from it, for ewok_filtered
     python data.py bear [FILE]                         BEAR and BEAR-big
     python data.py glue [FILE]                         the tasks of GLUE and SuperGLUE in BabyLM's format
 
@@ -122,7 +123,7 @@ BENCHMARKS = {  # what evaluate.py scores -> where it lies in a data folder
     "supplement": "babylm_eval/supplement_filtered",
     "supplement_fast": "babylm_eval/supplement_fast",
     "ewok": "ewok/ewok-core-1.0.zip",
-    "ewok_filtered": "ewok/ewok-core-1.0.zip",  # the items marked in_babylm_vocab
+    "ewok_filtered": "ewok/ewok-core-1.0.zip",  # the items whose words BabyLM's list has
     "ewok_fast": "ewok/ewok_fast.zip",
     "bear": "bear/BEAR.zip",
     "bear_big": "bear/BEAR-big.zip",
@@ -171,6 +172,11 @@ def data_folders():
     """Where data is looked for: NANORNN_DATA, which is only read, then data/."""
     extra = os.environ.get("NANORNN_DATA")
     return [Path(extra), Path("data")] if extra else [Path("data")]
+
+
+def look_for(place):
+    """The path of a file or folder in the first data folder that has it; None if none has."""
+    return next((folder / place for folder in data_folders() if (folder / place).exists()), None)
 
 
 class Blocks:
@@ -660,7 +666,7 @@ def main(args):
             if flags:
                 fail(f"{name} is always made the same way: no settings, please")
             RECIPES[name](*words[1:])
-        case [name] | ["blimp" | "bear" | "glue" as name, _] if name in download.SETS:
+        case [name] | ["blimp" | "ewok_vocabulary" | "bear" | "glue" as name, _] if name in download.SETS:
             if flags:
                 fail(f"{name} is fetched as it is: no settings, please")
             download.obtain(name, data_folders(), *words[1:])

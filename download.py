@@ -69,6 +69,9 @@ GLUE = "boolq 9427 1635 mnli 10000 4908 mrpc 3668 204 multirc 27243 2424 "
 GLUE += "qqp 10000 20215 rte 2490 139 wsc 554 52"
 GLUE_OF_2024 = "cola 8551 522 mnli-mm 0 4916 qnli 104743 2732 sst2 67349 436"  # left out since
 BLIMP = "https://codeload.github.com/alexwarstadt/blimp/tar.gz/3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
+PIPELINE = (
+    "https://codeload.github.com/babylm/evaluation-pipeline-2024/tar.gz/refs/heads/main"  # not seen either
+)
 BEAR = "https://codeload.github.com/lm-pub-quiz/BEAR/tar.gz/725b4e3139d0a5fdf914b0419ba744273dddc689"
 M = 10**6
 
@@ -90,6 +93,7 @@ SETS = {
         Part("ewok/ewok_fast.zip", EVALS, f"{FAST}/ewok_fast.zip", None, 34_719,
              "310ffb7d7006533d116a2e58e3b89b05a0812cc27a83153b83e46c3cd10d95ba", "CC BY 4.0 with terms of use"),
     ],
+    "ewok_vocabulary": [Part("ewok/vocab.txt", PIPELINE, "ewok/vocab.txt", None, 2 * M)],
     "bear": [
         Part("bear/BEAR.zip", BEAR, "BEAR/*.json*", 12_197, 1_329_992,
              "e6746ec4736cfbd688eebde2086d747ea5c63ea2aecc2198dd6ffd42ceafd572", "no licence; Wikidata's facts"),
@@ -107,7 +111,8 @@ GATED = " ".join(
 EWoK-core-1.0 is given to those who accept its terms, and is never to lie on a disk as plain text: log in at
 huggingface.co/datasets/ewok-core/ewok-core-1.0 and accept them, write its items as lines of JSON to
 ewok-core-1.0/ewok-core-1.0.jsonl, lock that with the password ewok (zip -e) as data/ewok/ewok-core-1.0.zip, and
-delete the plain file. For ewok_filtered, BabyLM's set, each item also says "in_babylm_vocab": true or false.
+delete the plain file. For ewok_filtered, BabyLM's choice of it: python data.py ewok_vocabulary. Without all this
+there is ewok_fast.
 """.split()
 )
 
@@ -198,6 +203,8 @@ def store(part, files, source, by_hand):
 
 def difference(part, files):
     """How {name: bytes} differ from what they should be; None if they do not."""
+    if not files:
+        return f"{part.names} is not in it"
     counts = {name: raw.count(b"\n") + (raw[-1:] not in (b"", b"\n")) for name, raw in files.items()}
     if isinstance(part.rows, dict):
         for name, rows in part.rows.items():

@@ -554,6 +554,13 @@ def test_ewok_stays_locked_and_the_way_to_the_rest_is_told(home, hub, real_data,
     data.main(["ewok"])  # now it has both
 
 
+def test_the_words_of_ewok_come_out_of_the_pipelines_archive(home, monkeypatch):
+    words = "the\nis\ncafé\n".encode()
+    rehome(monkeypatch, "ewok_vocabulary", home("/pipeline", tarred({"x-main/ewok/vocab.txt": words} | GOOD)))
+    data.main(["ewok_vocabulary"])
+    assert left() == ["data/ewok/vocab.txt"] and Path("data/ewok/vocab.txt").read_bytes() == words
+
+
 def test_what_is_in_the_shared_folder_is_used_as_it_is(home, hub, real_data, monkeypatch, capsys):
     monkeypatch.setenv("NANORNN_DATA", str(real_data("")))
     for name in ("blimp", "supplement", "ewok", "bear", "shakespeare"):
@@ -565,7 +572,7 @@ def test_what_is_in_the_shared_folder_is_used_as_it_is(home, hub, real_data, mon
 def test_the_table_puts_benchmarks_where_evaluation_looks_for_them():
     places = {part.place for parts in download.SETS.values() for part in parts}
     looked_for = {place for place in data.BENCHMARKS.values() if not place.startswith("toyland")}
-    assert places - {"glue"} == looked_for - {"ewok/ewok-core-1.0.zip"}
+    assert places - {"glue", "ewok/vocab.txt"} == looked_for - {"ewok/ewok-core-1.0.zip"}
 
 
 @pytest.mark.parametrize("name", [*download.SETS, "babylm-10m", "babylm-100m", "pile-10m", "pile-100m"])

@@ -602,6 +602,38 @@ def test_domains_of_ewok_have_the_counts_that_are_published(real):
     assert counts["agent-properties"] == 2210 and counts["material-dynamics"] == 770
 
 
+def test_ewok_is_filtered_by_the_words_of_its_items(workplace, monkeypatch, refusal):
+    """As the pipeline does, by NLTK's words of Context1, Context2, Target1 and Target2, unless items are marked."""
+    texts = "Ann can't sit.", "Bo cannot stand.", "It is Li's tea-cup, 7,500.", "Is it?"
+    words = "ann ca n't sit . bo can not stand it is li 's tea-cup , 7,500 ?".split()
+    assert set(benchmarks.WORD.findall(" ".join(texts).lower())) == set(words)
+    record = dict(zip(benchmarks.FIELDS["ewok"], [*texts, "a domain"]))
+    other = record | {"Target2": "Is it sitting?"}
+    Path("data/ewok").mkdir(parents=True)
+    with zipfile.ZipFile("data/ewok/ewok-core-1.0.zip", "w") as archive:
+        archive.writestr(
+            "x.jsonl", "\n".join(map(json.dumps, (other, record, other | {"in_babylm_vocab": True})))
+        )
+    monkeypatch.setitem(benchmarks.ALL, "ewok_filtered", 2)
+    said = refusal(benchmarks.read_benchmark, "ewok_filtered")
+    assert said.endswith("data/ewok/vocab.txt; python data.py ewok_vocabulary\n")
+    Path("data/ewok/vocab.txt").write_text("\n".join(words))
+    assert [x["i"] for x in benchmarks.read_benchmark("ewok_filtered")["a domain"].records] == [1, 2]
+
+
+def test_the_words_of_ewok_tell_what_is_marked(real):
+    """Of the real items: one that is left out has a word that no other has."""
+    with_marks = benchmarks.read_benchmark("ewok_filtered")
+    fields = [field for field in benchmarks.FIELDS["ewok"] if field != "Domain"]
+
+    def words(record):
+        return set(benchmarks.WORD.findall(" ".join(record[field] for field in fields).lower()))
+
+    known = {word for x in with_marks.values() for record in x.records for word in words(record)}
+    everything = [record for x in benchmarks.read_benchmark("ewok").values() for record in x.records]
+    assert sum(words(record) <= known for record in everything) == 3809
+
+
 def test_no_text_of_ewok_is_written(real):
     """Scores and numbers only, in every file that an evaluation leaves."""
     score(tasks="ewok_fast")
