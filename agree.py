@@ -48,7 +48,7 @@ class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     peer: str = "transformers"  # transformers, lm_eval or minicons
     tasks: str = "blimp,supplement,ewok_filtered"  # with commas: pairs or EWoK, named or a file
-    each: int = 15  # records of each subtask, evenly spaced; 0: all
+    each: int = 40  # records of each subtask, evenly spaced; 0: all
     results: str = "results/agreement.json"  # where the rows go
 
     def check(self):

@@ -49,7 +49,7 @@ CLASSES = {
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    to: str = ""  # the folder to write; none: hf, in the run's folder
+    to: str = ""  # the folder to write; none: hf in the run's folder, for chck_1M.pt hf_chck_1M
     dtype: str = "float32"  # float32, bfloat16 or float16: how the weights are kept
     predictions: bool = False  # write the run's predictions for the BabyLM leaderboard of 2024 instead
 
@@ -62,7 +62,8 @@ def main(s):
     if s.predictions:
         return write_predictions(Path(s.run))
     model, tokenizer, trained = load(s.run)
-    folder = Path(s.to) if s.to else trained.checkpoint.parent / "hf"
+    file = trained.checkpoint
+    folder = Path(s.to or file.with_name("hf" if file.stem == "checkpoint" else f"hf_{file.stem}"))
     check_free(folder)
     start, (end, pad) = data.start_of(tokenizer), map(tokenizer.token_to_id, (data.EOS, data.PAD))
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": pad}

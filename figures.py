@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 import data
 from baselines import MLSTM, Mamba
-from checkpoint import macro_score, read_log, replacing
+from checkpoint import fingerprint, macro_score, read_log, replacing
 from config import at_least, configure, fail, progress, run_script
 from layers import log_forget_gate
 from model import HGRN2, MIXERS, MinGRU, MinLSTM, load
@@ -255,7 +255,10 @@ ROWS = 768  # of pixels are enough for all the panels of one
 
 
 def draw_memory(s):
-    """How long each channel of s.run remembers: its half-life over a text, above its floor's -> the path."""
+    """
+    How long each channel of s.run remembers: its half-life over a text, above its floor's -> the path. The layers'
+    medians are also in a .json beside the picture.
+    """
     model, tokenizer, trained = load(s.run)
     mixers, texts = gated_mixers(model, s.layer), texts_for(s, tokenizer, trained)
     gates = [forget_gates(model, mixers, tokens) for tokens in progress(texts, desc="reading")]
@@ -279,7 +282,12 @@ def draw_memory(s):
     axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
     by_label = {label: x for x, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=3)
-    return keep(figure, s.picture or trained.checkpoint.with_name("memory.svg"))
+    path = Path(s.picture or trained.checkpoint.with_name("memory.svg"))
+    medians = {n: round(life.median().item(), 2) for n, life in lives.items()}
+    found = {"run": run, "checkpoint": fingerprint(trained.checkpoint), "tokens": count, "medians": medians}
+    with replacing(path.with_suffix(".json")) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+    return keep(figure, path)
 
 
 def draw_half_lives(axis, place, lives, floors, n_head):

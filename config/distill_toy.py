@@ -4,7 +4,7 @@
 
 teacher = "out/toy"
 alpha = 0.5
-temperature = 2.0
+temperature = 1.0
 
 corpus = "toy"
 vocab_size = 1024

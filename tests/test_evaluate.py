@@ -603,7 +603,7 @@ def test_domains_of_ewok_have_the_counts_that_are_published(real):
 
 
 def test_ewok_is_filtered_by_the_words_of_its_items(workplace, monkeypatch, refusal):
-    """As the pipeline does, by NLTK's words of Context1, Context2, Target1 and Target2, unless items are marked."""
+    """As the pipeline does, by the words of Context1, Context2, Target1 and Target2, unless marked."""
     texts = "Ann can't sit.", "Bo cannot stand.", "It is Li's tea-cup, 7,500.", "Is it?"
     words = "ann ca n't sit . bo can not stand it is li 's tea-cup , 7,500 ?".split()
     assert set(benchmarks.WORD.findall(" ".join(texts).lower())) == set(words)

@@ -16,6 +16,9 @@ from model import MIXERS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DETAILS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+PAGES = README + DETAILS
+WORDS = " ".join(PAGES.split())  # in one line
 
 
 def results(name):
@@ -90,7 +93,7 @@ def table_of_agreement():
 
 def test_the_tables_of_scores_are_those_of_the_result_files():
     for table in ("\n".join(table_of_english()), "\n".join(table_of_agreement())):
-        assert f"\n\n{table}\n\n" in README, f"README.md, Results, should hold\n{table}"
+        assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
 
 
 def test_scores_agree_with_everybody_elses():
@@ -126,7 +129,7 @@ def test_minrnns_speed_is_that_of_the_result_file():
     said = (
         f"minGRU {few:.1f} times as fast as the loop on 8 sequences of 512 tokens and {many:.1f} times on 64"
     )
-    assert said in README.replace("\n", " ")
+    assert said in WORDS
 
 
 def table_of_copying():
@@ -186,7 +189,7 @@ def table_of_babyhgrn():
 )
 def test_the_tables_of_comparisons_are_those_of_the_result_files(table):
     table = "\n".join(table())
-    assert f"\n\n{table}\n\n" in README, f"README.md, The papers' comparisons, should hold\n{table}"
+    assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
 
 
 def table_of_faults():
@@ -200,7 +203,7 @@ def table_of_faults():
 SPEED_OF = ["HGRN2", "minGRU", "our Llama", "transformers Llama"]
 
 
-SCORING = "BLiMP, pairs/s, on a CPU without AVX-512; theirs by lm-eval"
+SCORING = "BLiMP, pairs/s, 10.5 million parameters, on a CPU without AVX-512; theirs by lm-eval"
 
 
 def table_of_speed():
@@ -256,30 +259,56 @@ def table_of_kernels():
 
 def test_the_table_of_kernels_is_that_of_the_result_file():
     table, rows = "\n".join(table_of_kernels()), results("compile")["compile"]["rows"]
-    assert f"\n\n{table}\n\n" in README, f"README.md, On a GPU, should hold\n{table}"
+    assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
     wrong = [x for x in rows if x["wrong"]]
-    assert f"{len(rows)} compiled kernels, {len(wrong) or 'none'} of them wrong" in README.replace("\n", " ")
+    assert f"{len(rows)} compiled kernels, {len(wrong) or 'none'} of them wrong" in WORDS
 
 
 def test_the_section_on_speed_is_that_of_the_result_file():
     table = "\n".join(table_of_speed())
-    assert f"\n\n{table}\n\n" in README, f"README.md, Speed, should hold\n{table}"
+    assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
     for sentence in sentences_on_speed():
-        assert sentence in README.replace("\n", " ").replace("  ", " "), sentence
+        assert sentence in WORDS, sentence
 
 
 def test_the_table_of_faults_is_that_of_the_result_file():
     table = "\n".join(table_of_faults())
-    assert f"\n\n{table}\n\n" in README, f"README.md, Tests, should hold\n{table}"
+    assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
+
+
+def in_passing():
+    """Numbers of results/README.md that README.md has in its sentences, and others that stand in sentences."""
+    worst = max(row["relative"] for row in results("agreement"))
+    yield f"difference of a score is {worst:.1e}, and no verdict differs".replace("e-0", "e-")
+    yield f"three layers of minGRU find {results('copying_mingru_3')['accuracy']['tokens']:.1f} % of the letters"
+    taught = results("compare_distill")["differences"]["taught"]["toyland"]
+    yield f"a student gains {taught['mean']:.1f} ± {taught['interval']:.1f} points"
+    medians = results("memory_english_small")["medians"]
+    assert medians["1"] == medians["2"]
+    first, third, fourth = (f"{medians[n]:.2g}" for n in "134")
+    yield f"The median is {first} tokens in the first two layers, {third} in the third and {fourth} tokens in the fourth"
+    faults = results("faults").values()
+    yield f"{sum(x['good'] for x in faults):,} of {sum(x['of'] for x in faults):,} held"
+    lost = (100 - relative_clauses(name) for name in ("HGRN2", "minLSTM"))
+    yield "lose the subject where a relative clause stands between, in {:.0f} and {:.0f} of 100".format(*lost)
+    english = results("english_small")["training"][-1]
+    yield f"{english['step'] * 32 * 128 / 1e6:.1f} of the {english['step'] * 32 * 128 / 1e6 / english['epoch']:.1f} million"
+
+
+def relative_clauses(name):
+    """A mixer's score at its best on verbs whose subject a relative clause is in the way of."""
+    row = results("compare_toy")["rows"][name]
+    (run,) = (x for x in row["runs"] if x["learning_rate"] == row["best"]["learning_rate"])
+    return run["best"]["pairs"]["toyland"]["subtasks"]["distractor_agreement_relative_clause"]
 
 
 def test_numbers_are_those_of_the_result_files():
-    for row in rows():
-        assert row in README
+    for row in [*rows(), *in_passing()]:
+        assert row in WORDS, row
 
 
 def test_line_links_lead_to_what_they_name():
-    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README)
+    links = re.findall(r"\[`(\w+)`\]\((?:\.\./)?(\w+\.py)#L(\d+)\)", PAGES)
     assert len(links) >= 8
     for name, file, line in links:
         text = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
@@ -287,12 +316,17 @@ def test_line_links_lead_to_what_they_name():
 
 
 def test_links_to_files_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for folder, page in ((ROOT, README), (ROOT / "results", DETAILS)):
+        for target, place in re.findall(r"\]\(([^)#:]*)(#[^)L]+)?\)", page):
+            assert (folder / target).exists(), target
+            there = DETAILS if folder == ROOT / "results" and not target else ""
+            there = {"results/README.md": DETAILS, "../README.md": README}.get(target, there)
+            headings = re.findall(r"(?m)^#+ (.*)", there)
+            assert not place or place[1:] in [x.lower().replace(" ", "-") for x in headings], place
 
 
 def test_commands_name_scripts_and_settings_files_that_exist():
-    commands = re.findall(r"(?:python|train\.py) ([\w/]+\.py)", README)
+    commands = re.findall(r"(?:python|train\.py) ([\w/]+\.py)", PAGES)
     assert len(commands) >= 8
     for path in commands:
         assert (ROOT / path).exists(), path
