@@ -291,8 +291,10 @@ def compare(folders, flags):
     for folder in folders:
         s = configure(Settings(), [str(folder), *flags], word="run")
         results = known_or_made(replace(s, results=""))
-        scores = {name: x["score"] for name, x in results["benchmarks"].items()}
-        rows.append({"name": folder.name, "parameters": results["parameters"], "benchmarks": scores})
+        row = {"name": folder.name, "parameters": results["parameters"]}
+        for what, key in (("benchmarks", "score"), ("intervals", "interval")):
+            row[what] = {name: x[key] for name, x in results["benchmarks"].items()}
+        rows.append(row)
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     rows += [row | {"paper": True} for row in paper["rows"] if s.protocol == paper["protocol"]]
     scored = {name for row in rows[: len(folders)] for name in row["benchmarks"]}

@@ -26,6 +26,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import LogLocator
 
 import data
 from baselines import MLSTM, Mamba
@@ -56,12 +57,12 @@ def draw(log, benchmarks, path, title):
     """
     scored = [record for record in log if record.get("pairs")]
     learned = {task: rows_of(scored, task, benchmarks) for task in (scored[0]["pairs"] if scored else ())}
-    panels = [(4.5, 3.5, draw_losses, log, title)]  # width, height in inches, what draws it
-    panels += [(4.5, 3.5, draw_accuracy, log)] * any("accuracy" in record for record in log)
-    panels += [(4.5, 3.5, draw_scores, scored)] * bool(scored)
+    panels = [(4.2, 3.5, draw_losses, log, title)]  # width, height in inches, what draws it
+    panels += [(4.2, 3.5, draw_accuracy, log)] * any("accuracy" in record for record in log)
+    panels += [(4.2, 3.5, draw_scores, scored)] * bool(scored)
     for task in sorted(learned, key=lambda x: -len(learned[x])):
-        width = 2.5 + min(4.5, max(2.5, 0.4 * len(scored)))
-        panels.append((width, 0.8 + 0.155 * len(learned[task]), draw_learning, scored, learned[task], task))
+        width = 3 + min(4.5, max(2.5, 0.4 * len(scored)))
+        panels.append((width, 0.8 + 0.2 * len(learned[task]), draw_learning, scored, learned[task], task))
     for task in sorted(set(benchmarks) - set(learned)):
         if len(phenomena(benchmarks[task])) <= 30:  # not BEAR's relations
             panels.append(
@@ -76,7 +77,7 @@ def lay_out(panels):
     Heat maps keep their height; the others share what is left of their column.
     """
     heights = [panel[1] for panel in panels]
-    longest, columns = max(4.5, sum(heights) / 3.5, *heights), []
+    longest, columns = max(7 if len(panels) > 2 else 4.5, sum(heights) / 2.5, *heights), []
     for panel in panels:
         for column in columns:
             if sum(other[1] for other in column) + panel[1] <= longest:
@@ -184,9 +185,9 @@ def by_term(rows, terms):
 def draw_learning(axis, records, rows, task):
     """A row a paradigm, a column an evaluation: what was learned first is on top."""
     names, numbers = sorted(rows, key=lambda x: -sum(rows[x])), len(records) <= 20  # that there is room for
-    draw_heat(axis, [rows[name] for name in names], size=5.5 if numbers else 0)
+    draw_heat(axis, [rows[name] for name in names], size=7 if numbers else 0)
     shown = range(0, len(records), -(-len(records) // 12))
-    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=6.5)
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
     axis.set_xticks(shown, [f"{round(records[i]['epoch'], 2):g}" for i in shown])
     colors = "" if numbers else "; red is 0, yellow 50, blue 100"
     axis.set(title=f"{task}: per cent right", xlabel=f"epoch{colors}")
@@ -606,7 +607,8 @@ def draw_minrnn(rows, path):
             lengths = sorted({row["T"] for row in found})
             axis.set_xticks(lengths, [f"{T:,}" for T in lengths])
             axis.yaxis.set_major_formatter("{x:,g}")
-            axis.yaxis.set_minor_formatter("")
+            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axis.yaxis.set_minor_formatter("{x:,g}")
             axis.grid(alpha=0.25)
         line[0].set_xlabel(f"{AXES['T']}\n{times_the_loop(found)}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
@@ -625,7 +627,8 @@ def draw_leaderboard(rows, columns, path):
     Rows of evaluate.compare -> a picture at `path`: a panel a benchmark, a bar a run, with its interval if there
     is one, the paper's in gray.
     """
-    rows = sorted(rows, key=lambda row: (not row.get("paper"), row["benchmarks"].get(columns[-1], 0)))
+    shared = [x for x in columns if all(x in row["benchmarks"] for row in rows)]
+    rows = sorted(rows, key=lambda row: (not row.get("paper"), sum(row["benchmarks"][x] for x in shared)))
     size = (3 + 2.2 * len(columns), 1.2 + 0.24 * len(rows))
     options = dict(figsize=size, sharey=True, squeeze=False, layout="constrained")
     figure, axes = plt.subplots(1, len(columns), **options)
@@ -635,13 +638,15 @@ def draw_leaderboard(rows, columns, path):
         widths = [row.get("intervals", {}).get(column, 0) for row in rows]
         axis.barh(range(len(rows)), scores, xerr=widths, color=colors, error_kw={"elinewidth": 1})
         for place, (score, width) in enumerate(zip(scores, widths)):
-            said = f" {score:.1f}" if score else " not scored"
-            axis.text(score + width, place, said, va="center", fontsize=7)
+            said, color = (f"{score:.1f}", "black") if score else ("not scored", "gray")
+            box = dict(facecolor="white", edgecolor="none", pad=0.5)  # over the line at chance
+            axis.text(score + width + 1.5, place, said, va="center", fontsize=7, color=color, bbox=box)
         if column not in ("bear", "bear_big", "toyland_bear"):
             axis.axvline(50, color="black", ls=":", lw=1)
         axis.set(title=column.replace("_", " "), xlim=(0, 100 if max(scores) > 30 else 30))
     names = [row["name"] + " (paper)" * row.get("paper", False) for row in rows]
     axes[0, 0].set_yticks(range(len(rows)), names, fontsize=8)
+    figure.supxlabel("per cent right", fontsize=9)
     return keep(figure, path)
 
 
@@ -651,8 +656,8 @@ MARKERS = "osD^v<>PX*hp"
 def draw_comparison(results, path):
     """
     Results of compare.py -> a picture at `path`: each model's score, or loss if no pairs were scored, over epochs
-    at its best learning rate; against the size of its state, if that differs; over learning rates, if there are
-    several; less another's, if there are differences.
+    at its best learning rate; against the size of its state, if there are more than two; over learning rates, if
+    there are several; less another's, if there are differences.
     """
     what, title = ("macro", "per cent right") if results["tasks"] else ("val_loss", "validation loss")
     rows = {name: row for name, row in results["rows"].items() if row["best"]}
@@ -662,7 +667,7 @@ def draw_comparison(results, path):
         for name, color, marker in zip(rows, colors, cycle(MARKERS))
     }
     panels = [draw_over_epochs]
-    panels += [draw_over_sizes] * (len({row["state"] for row in rows.values()}) > 1)
+    panels += [draw_over_sizes] * (len({row["state"] for row in rows.values()}) > 2)
     panels += [draw_over_rates] * any(len(row["rates"]) > 1 for row in rows.values())
     differ = bool(results.get("differences"))
     size = (0.5 + 4.5 * (len(panels) + differ), 4.8)
@@ -699,6 +704,8 @@ def draw_over_sizes(axis, rows, styles, what):
 
 
 def draw_over_rates(axis, rows, styles, what):
+    """Of the models that were tried at more than one."""
+    rows = {name: row for name, row in rows.items() if len(row["rates"]) > 1}
     for name, row in rows.items():
         found = sorted((x["learning_rate"], x[what]) for x in row["rates"])
         axis.plot(*zip(*found), **styles[name])
@@ -715,12 +722,14 @@ def draw_differences(axis, results, styles):
     for place, (name, x) in enumerate(found.items()):
         axis.errorbar(x["mean"], place, xerr=x.get("interval"), capsize=3, **styles[name])
         said = f"{x['mean']:+.2f}" + (f" ± {x['interval']:.2f}" if "interval" in x else "")
-        axis.text(x["mean"], place + 0.1, said, ha="center", va="bottom", fontsize=8)
+        box = dict(facecolor="white", edgecolor="none", pad=0.5)  # over the line at 0
+        axis.text(x["mean"], place + 0.12, said, ha="center", va="bottom", fontsize=8, bbox=box)
     axis.axvline(0, color="black", ls=":", lw=1)
     axis.margins(x=0.25)
     axis.set_yticks(range(len(found)), found)
     axis.set_ylim(-0.5, len(found) - 0.3)
-    axis.set_title(f"less {results['settings']['against']}: {what.replace('_', ' ')}")
+    unit = "nats" if what == "loss" else "points"
+    axis.set_title(f"{what.replace('_', ' ')}, {unit} above {results['settings']['against']!r}")
 
 
 def draw_examined(results, path):

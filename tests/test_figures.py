@@ -210,6 +210,8 @@ def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors
         torch.testing.assert_close(life, of_channels[order])
         torch.testing.assert_close(floor, of_floors[order], rtol=1e-5, atol=0)
         assert (life > floor).all()
+    medians = json.loads(Path("out/tiny/memory.json").read_text())["medians"]
+    assert medians["2"] == pytest.approx(figures.half_life(gates[2]).median().item(), abs=0.006)
 
 
 def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
@@ -240,7 +242,7 @@ def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what
     monkeypatch.setattr(figures, "load", lambda run: (model, tokenizer, trained))
     text = "The cat sees the dog. " * 5
     path = figures.INSIDE[what](figures.Settings(text=text, picture=f"{what}.svg"))
-    assert path == f"{what}.svg" and 10_000 < Path(path).stat().st_size < 200_000
+    assert str(path) == f"{what}.svg" and 10_000 < Path(path).stat().st_size < 200_000
 
 
 WRONG = """

@@ -286,13 +286,14 @@ def in_passing():
     medians = results("memory_english_small")["medians"]
     assert medians["1"] == medians["2"]
     first, third, fourth = (f"{medians[n]:.2g}" for n in "134")
-    yield f"The median is {first} tokens in the first two layers, {third} in the third and {fourth} tokens in the fourth"
+    yield f"is {first} tokens in the first two layers, {third} in the third and {fourth} tokens in the fourth"
     faults = results("faults").values()
     yield f"{sum(x['good'] for x in faults):,} of {sum(x['of'] for x in faults):,} held"
     lost = (100 - relative_clauses(name) for name in ("HGRN2", "minLSTM"))
     yield "lose the subject where a relative clause stands between, in {:.0f} and {:.0f} of 100".format(*lost)
-    english = results("english_small")["training"][-1]
-    yield f"{english['step'] * 32 * 128 / 1e6:.1f} of the {english['step'] * 32 * 128 / 1e6 / english['epoch']:.1f} million"
+    end = results("english_small")["training"][-1]
+    millions = end["step"] * 32 * 128 / 1e6
+    yield f"{millions:.1f} of the {millions / end['epoch']:.1f} million"
 
 
 def relative_clauses(name):
