@@ -344,10 +344,12 @@ def test_make_babyhgrn_goes_from_the_text_to_the_table(scale):
         "babyhgrn",
         f"SCALE={scale}",
         "TEXT=nowhere",
+        "TASKS=supplement,ewok_fast",
         "--assume-old=.venv/runtime",
     ]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    assert (ROOT / re.search(r"compare\.py (\S+)", said)[1]).exists()
+    file, tasks = re.search(r"compare\.py (\S+) (\S+)", said).groups()
+    assert (ROOT / file).exists() and tasks == "--tasks=supplement,ewok_fast"
     assert ("text english" in said) == (scale != "paper") and ("torchrun" in said) == (scale == "paper")
 
 
