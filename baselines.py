@@ -21,6 +21,7 @@ from layers import (
     UndecayedLinear,
     at_least_float32,
     gated_unit,
+    linear,
     split_heads,
 )
 
@@ -145,7 +146,7 @@ class Aaren(nn.Module):
         weighted = F.pad(v, (0, 1), value=1.0) * weight.unsqueeze(-1)  # (B, T, H, V + 1)
         a = linear_scan(keep.repeat_interleave(K + 1, dim=-1), weighted.flatten(2), a)
         o = split_heads(a, H)
-        return self.output((o[..., :-1] / o[..., -1:]).flatten(2)), (m[:, -1], a[:, -1])
+        return self.output((o[..., :-1] / o[..., -1:]).flatten(2)), (m[:, -1].clone(), a[:, -1].clone())
 
 
 class MLSTM(nn.Module):
@@ -192,7 +193,7 @@ class MLSTM(nn.Module):
         h, S = gated_linear_attention(q, k, v, log_f, S)  # (B, T, H, V + 1), (B, H, K, V + 1)
         n = torch.maximum(h[..., -1:].abs(), torch.exp(-m)) + 1e-6  # infinite is right too: then h is 0
         h = self.norm(h[..., :-1] / n)  # (B, T, E)
-        return self.output((h + self.skip * c) * F.silu(z)), (past, S, m[:, -1, :, 0])
+        return self.output((h + self.skip * c) * F.silu(z)), (past, S, m[:, -1, :, 0].clone())
 
     @staticmethod
     def check(config):
@@ -334,8 +335,9 @@ class Mamba(nn.Module):
         x, seen = self.conv(x, seen)
         x = F.silu(x)
         dt, B, C = self.select(x).split(self.sizes, dim=-1)
-        log_A, dt = at_least_float32(self.log_A, self.step(dt))
-        y, h = selective_scan(x, F.softplus(dt), -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
+        log_A, dt, bias = at_least_float32(self.log_A, linear(dt, self.step.weight), self.step.bias)
+        dt = F.softplus(dt + bias)  # the sum is not rounded under autocast
+        y, h = selective_scan(x, dt, -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
         return self.output(gated_unit(z, (y + self.skip * x).type_as(z))), (seen, h)
 
 
@@ -526,16 +528,16 @@ def initialise_baseline(module, config):
 
 
 def start_aaren(mixer, config):
-    for linear in (mixer.key, mixer.value, mixer.output):
-        nn.init.normal_(linear.weight, std=0.02)
+    for layer in (mixer.key, mixer.value, mixer.output):
+        nn.init.normal_(layer.weight, std=0.02)
 
 
 def start_xlstm(module, config):
-    for name, linear in module.named_children():
-        if isinstance(linear, (Linear, BlockLinear)):
+    for name, layer in module.named_children():
+        if isinstance(layer, (Linear, BlockLinear)):
             last = name in ("output", "down")
             std = 2 / config.n_layer / config.d_model**0.5 if last else (2 / 5 / config.d_model) ** 0.5
-            nn.init.normal_(linear.weight, std=std)
+            nn.init.normal_(layer.weight, std=std)
 
 
 def start_mlstm(mixer, config):
@@ -577,10 +579,10 @@ def log_uniform(x, low, high):
 
 
 def start_hyena(mixer, config):
-    for linear in (mixer.input, *mixer.filter, mixer.filter_output, mixer.output):
-        nn.init.normal_(linear.weight, std=0.02)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
+    for layer in (mixer.input, *mixer.filter, mixer.filter_output, mixer.output):
+        nn.init.normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     mixer.output.weight.div_(math.sqrt(2 * config.n_layer))
     nn.init.constant_(mixer.w, 14)
     nn.init.normal_(mixer.skip)

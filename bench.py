@@ -214,8 +214,8 @@ def take_turns(tasks, repeats, bar=None):
         for name, task in tasks.items():
             began = time.perf_counter()
             task()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - began)
             if bar is not None:
@@ -280,9 +280,10 @@ def peak_memory(s, name, B, T):
 
 
 def peak_of_this_process(s):
-    """Bytes: the GPU's if that is where we are, else the process's."""
-    if find_device(s.device).type == "cuda":
-        return torch.cuda.max_memory_allocated()
+    """Bytes: the GPU's if that is where we are, else the process's; None where neither is known."""
+    device = find_device(s.device).type
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
     try:
         import resource  # not on Windows
     except ImportError:

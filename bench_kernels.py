@@ -198,6 +198,7 @@ class Clock:
 def graphed(task):
     """The task with its launches recorded, to be repeated without Python."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which makes the inputs
     with torch.cuda.stream(stream):
         task()
     torch.cuda.synchronize()

@@ -15,6 +15,7 @@ from itertools import accumulate
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from baselines import initialise_baseline
 from bench_kernels import Clock, Way, take_turns
 from config import progress
 from model import MIXERS, Config, find_device
@@ -38,7 +39,10 @@ def make(name, device, B, T, D):
     if LAYERS[name] not in MIXERS:
         raise ImportError(f"there is no mixer {LAYERS[name]!r}")
     torch.manual_seed(0)
-    layer = MIXERS[LAYERS[name]](Config(mixer=LAYERS[name], d_model=D), 0).to(device)
+    config = Config(mixer=LAYERS[name], d_model=D)
+    layer = MIXERS[LAYERS[name]](config, 0)
+    initialise_baseline(layer, config)
+    layer.to(device)
     inputs = [torch.randn(B, T, D, device=device)]
     return Way(lambda x: layer(x)[0].square().mean(), inputs, tuple(layer.parameters()))
 

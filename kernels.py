@@ -37,14 +37,18 @@ def runs_triton(x):
 
 
 def check(**tensors):
-    """check(a=(a, "BTD"), h0=(h0, "BD")): in all that are not None a letter is the same length, at least 1."""
+    """
+    check(a=(a, "BTD"), h0=(h0, "BD")): in all but None a letter is the same length, at least 1, or it is a
+    ValueError that names the argument. No text is made before: torch.compile would compile for every length.
+    """
     lengths, places = {"1": 1}, {}
     for name, (x, letters) in tensors.items():
         if x is None:
             continue
-        known = ", ".join(f"{letter} = {lengths[letter]}" for letter in letters if letter in lengths)
+        before = lengths.copy()
         fits = x.ndim == len(letters) and 0 not in x.shape
         if not fits or any(lengths.setdefault(letter, n) != n for letter, n in zip(letters, x.shape)):
+            known = ", ".join(f"{letter} = {before[letter]}" for letter in letters if letter in before)
             wanted = f"({', '.join(letters)}){known and ' with '}{known}, no length 0"
             raise ValueError(f"{name} has shape {tuple(x.shape)}: must be {wanted}")
         if not x.is_floating_point():
@@ -205,13 +209,19 @@ scan.register_autograd(run_scan_backward, setup_context=keep_for_scan_backward)
 
 
 def linear_scan(a, b, h0=None):
-    """a, b (B, T, D), h0 (B, D) -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type."""
+    """
+    a, b (B, T, D), h0 (B, D), zeros if None -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type. Here and
+    below, what does not fit together is a ValueError.
+    """
     check(b=(b, "BTD"), a=(a, "BTD"), h0=(h0, "BD"))
     return raw_scan("linear", a, None, b, h0)
 
 
 def min_gru(gate, candidate, h0=None):
-    """z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D) -> every h_t."""
+    """
+    z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D), h0 (B, D) -> every h_t, in
+    candidate's type. Minimal GRU, arXiv:2410.01201, with its g(x) = x + 0.5 for x >= 0, else sigmoid(x).
+    """
     check(candidate=(candidate, "BTD"), gate=(gate, "BTD"), h0=(h0, "BD"))
     return raw_scan("min_gru", gate, None, candidate, h0)
 
@@ -270,6 +280,7 @@ def gated_linear_attention_loop(q, k, v, log_f, S0):
 
 LEAF, CHUNK = 8, 32  # rows
 SEGMENT = 2**17  # numbers of q (or v) that are worked on at once, so that they stay in a core's own cache
+AWAY = 32  # times as many elsewhere than on a CPU, where starting an operation takes longer than it does
 ROWS_FOR_LOOP = 4  # up to here the loop is faster
 
 
@@ -469,7 +480,8 @@ def attend_in_segments_backward(q, k, v, log_f, S0, between, do, dS, grads):
 def segments(q, v):
     """Slices of time in which q and v (B, T, H, ...) have about SEGMENT numbers; a shorter one is first."""
     B, T, H, _ = q.shape
-    length = max(1, SEGMENT // (B * H * max(q.shape[-1], v.shape[-1]) * CHUNK)) * CHUNK
+    most = SEGMENT if q.device.type == "cpu" else AWAY * SEGMENT
+    length = max(1, most // (B * H * max(q.shape[-1], v.shape[-1]) * CHUNK)) * CHUNK
     return [slice(max(0, end - length), end) for end in reversed(range(T, 0, -length))]
 
 
@@ -541,8 +553,9 @@ attention.register_autograd(run_attention_backward, setup_context=keep_for_atten
 
 def gated_linear_attention(q, k, v, log_f, S0=None):
     """
-    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> o (B, T, H, V) in v's type, and the last S, in
-    float32 at least. log_f may also be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f.
+    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> o (B, T, H, V) in v's type, and the
+    last S, in float32 at least. log_f are natural logarithms, at most 0; -inf closes a gate. It may also be
+    (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f. q is not scaled.
     """
     gates = "BTHK" if log_f.shape[-1:] == q.shape[-1:] else "BTH1"
     check(q=(q, "BTHK"), k=(k, "BTHK"), v=(v, "BTHV"), log_f=(log_f, gates), S0=(S0, "BHKV"))
@@ -592,7 +605,8 @@ LOG2_E = 1.4426950408889634  # exp(z) = 2^(z log2(e)), which takes a CPU half th
 
 def sequences(A, T, *tensors):
     """The tensors, so many sequences at a time that their states in a chunk are about STATES numbers."""
-    return zip(*(x.split(max(1, STATES // (A.numel() * min(T, STEPS)))) for x in tensors))
+    most = STATES if A.device.type == "cpu" else AWAY * STATES
+    return zip(*(x.split(max(1, most // (A.numel() * min(T, STEPS)))) for x in tensors))
 
 
 def chunks(T):
@@ -736,8 +750,9 @@ selective.register_autograd(run_selective_backward, setup_context=keep_for_selec
 
 def selective_scan(x, dt, A, B, C, h0=None):
     """
-    x, dt (B, T, E), A (E, N) negative, B, C (B, T, N), h0 (B, E, N) -> y (B, T, E) in x's type, and the last
-    h, in float32 at least.
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t (Mamba, arXiv:2312.00752): x, dt (B, T, E), dt
+    positive, A (E, N) negative, B, C (B, T, N), h0 (B, E, N), zeros if None -> y (B, T, E) in x's type, and the
+    last h, in float32 at least.
     """
     check(x=(x, "BTE"), dt=(dt, "BTE"), A=(A, "EN"), B=(B, "BTN"), C=(C, "BTN"), h0=(h0, "BEN"))
     h0 = A.new_zeros(len(x), *A.shape) if h0 is None else h0

@@ -29,6 +29,11 @@ def at_least_float32(*tensors):
     return [None if x is None else x.to(wide) for x in tensors]
 
 
+def precise(*projections):
+    """As they are while learning, else in float32 at least: a state carried on in bfloat16 loses small updates."""
+    return projections if torch.is_grad_enabled() else at_least_float32(*projections)
+
+
 def split_heads(x, n_head):
     """(B, T, D) -> (B, T, H, D / H)."""
     return x.unflatten(-1, (n_head, -1))
@@ -175,7 +180,7 @@ class CausalConv1d(nn.Conv1d):
         past = self.kernel_size[0] - 1
         state = x.new_zeros(x.shape[0], past, x.shape[2]) if state is None else state
         seen = torch.cat([state, x], dim=1)  # (B, past + T, channels)
-        return super().forward(seen.mT).mT, seen[:, seen.shape[1] - past :]
+        return super().forward(seen.mT).mT, seen[:, seen.shape[1] - past :].clone()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -207,23 +212,24 @@ class LogForgetGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, floor):
         ctx.save_for_backward(z, floor)
-        _, f = forget_gate(z, floor)
-        return f.clamp_(min=1e-37).log_()
+        _, rest, f = forget_gate(z, floor)
+        lost = (1 - f).addcmul_(rest, 1 - floor, value=-1)  # by f to rounding, which near 1 is all of log f
+        return f.clamp_(min=1e-37).log_().add_(lost)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dlog_f):
         z, floor = ctx.saved_tensors
-        s, f = forget_gate(z, floor)
-        df = dlog_f / f.clamp_(min=1e-37)
-        dfloor = (df * (1 - s)).flatten(0, -2).sum(0)
-        return torch.ops.aten.sigmoid_backward(df, s).mul_(1 - floor).to(z.dtype), dfloor
+        s, rest, f = forget_gate(z, floor)
+        dfloor = rest.mul_(dlog_f).div_(f.clamp_(min=1e-37))  # of each token
+        return (dfloor * s).mul_(1 - floor).to(z.dtype), dfloor.flatten(0, -2).sum(0)
 
 
 def forget_gate(z, floor):
-    """-> s = sigmoid(z), and floor + (1 - floor) s, both in the type of floor."""
-    s = torch.sigmoid(z.to(floor.dtype))
-    return s, (s * (1 - floor)).add_(floor)
+    """-> s = sigmoid(z), 1 - s as exactly, and floor + (1 - floor) s, all in the type of floor."""
+    z = z.to(floor.dtype)
+    s = torch.sigmoid(z)
+    return s, torch.sigmoid(-z), (s * (1 - floor)).add_(floor)
 
 
 def log_forget_gate(z, floor):

@@ -25,7 +25,16 @@ import checkpoint
 from baselines import BASELINES, GEGLU, initialise_baseline
 from config import at_least, fail, one_of
 from kernels import gated_linear_attention, min_gru, min_lstm
-from layers import CausalConv1d, Linear, RMSNorm, UndecayedLinear, gated_unit, log_forget_gate, split_heads
+from layers import (
+    CausalConv1d,
+    Linear,
+    RMSNorm,
+    UndecayedLinear,
+    gated_unit,
+    log_forget_gate,
+    precise,
+    split_heads,
+)
 
 
 @dataclass
@@ -59,7 +68,7 @@ class Config:
             for word in getattr(self, name).split() or [""]:
                 one_of(name, word, choices)
         for word in self.mixer.split():
-            getattr(MIXERS[word], "check", lambda config: None)(self)
+            getattr(MIXERS[word], "check", lambda config: None)(self)  # what else it asks for
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
             fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
@@ -69,9 +78,6 @@ class Config:
             fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
         if self.dropout >= 1:
             fail(f"dropout = {self.dropout}: must be below 1")
-        for word in self.mixer.split():
-            if hasattr(MIXERS[word], "check"):  # what else it asks for
-                MIXERS[word].check(self)
 
 
 class LanguageModel(nn.Module):
@@ -80,7 +86,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout * (config.position != "learned"))  # which have their own
         self.layers = nn.ModuleList(layers(config))
         self.norm = make_norm(config, layer=0)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
@@ -97,7 +103,7 @@ class LanguageModel(nn.Module):
     def features(self, tokens, states=None):
         """The same without the last matrix: what the logits are made from, (B, T, D)."""
         x, new_states = self.dropout(self.embed(tokens)), []  # (B, T, D)
-        for layer, state in zip(self.layers, states or [None] * len(self.layers)):
+        for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
             x, state = layer(x, state)
             new_states.append(state)
         return self.norm(x), new_states
@@ -174,6 +180,7 @@ class LearnedPositions(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.table = nn.Embedding(config.context, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None):
         start = state or 0
@@ -181,7 +188,7 @@ class LearnedPositions(nn.Module):
         if end > self.table.num_embeddings:
             known = self.table.num_embeddings
             fail(f"{end} tokens: this model has learned {known} positions; shorten the text or write less")
-        return x + self.table.weight[start:end], end
+        return self.dropout(x + self.table.weight[start:end]), end
 
 
 class CausalConv(nn.Module):
@@ -277,8 +284,8 @@ class MinGRU(nn.Module):
         self.output = Linear(E, D)
 
     def forward(self, x, state=None):
-        h = min_gru(self.update(x), self.candidate(x), state)  # (B, T, E)
-        return self.output(h), h[:, -1]
+        h = min_gru(*precise(self.update(x), self.candidate(x)), state)  # (B, T, E)
+        return self.output(h), h[:, -1].clone()
 
 
 class MinLSTM(nn.Module):
@@ -300,8 +307,8 @@ class MinLSTM(nn.Module):
         self.output = Linear(E, D)
 
     def forward(self, x, state=None):
-        h = min_lstm(self.forget(x), self.input(x), self.candidate(x), state)  # (B, T, E)
-        return self.output(h), h[:, -1]
+        h = min_lstm(*precise(self.forget(x), self.input(x), self.candidate(x)), state)  # (B, T, E)
+        return self.output(h), h[:, -1].clone()
 
 
 class Attention(nn.Module):
@@ -322,6 +329,7 @@ class Attention(nn.Module):
         self.value = Linear(D, D, bias)
         self.output = Linear(D, D, bias)
         self.n_head, self.rope = config.n_head, config.position == "rope"
+        self.dropout = config.dropout if config.position == "learned" else 0.0  # of weights: GPT-2's
 
     def forward(self, x, state=None):
         q, k, v = (split_heads(w(x), self.n_head).transpose(1, 2) for w in (self.query, self.key, self.value))
@@ -333,7 +341,8 @@ class Attention(nn.Module):
         T, causal = q.shape[2], None
         if 0 < start and 1 < T:  # several tokens that go on: none may see those after it
             causal = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, is_causal=start == 0)  # (B, H, T, K)
+        options = dict(is_causal=start == 0, dropout_p=self.dropout if self.training else 0.0)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, **options)  # (B, H, T, K)
         return self.output(o.transpose(1, 2).flatten(2)), (k, v)
 
 
@@ -392,6 +401,8 @@ def find_device(name, dtype="float32"):
     kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
     if not found[kind]:
         fail(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
+    if ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count():
+        fail(f"device = {name!r}: there are {torch.cuda.device_count()} GPUs here")
     if kind == "mps" and dtype == "float64":
         fail("dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'")
     return torch.device(kind if name == "auto" else name)

@@ -227,9 +227,7 @@ def start(s):
     """Join the other processes; choose device and number format."""
     device = find_device(s.device)
     if device.type == "cuda":
-        device = torch.device("cuda", World.local_rank if World.size > 1 else device.index or 0)
-        if device.index >= torch.cuda.device_count():
-            fail(f"{device}: there are {torch.cuda.device_count()} GPUs here, for {World.size} processes")
+        device = find_device(f"cuda:{World.local_rank if World.size > 1 else device.index or 0}")
         torch.cuda.set_device(device)
     if World.size > 1 and not dist.is_initialized():
         nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none

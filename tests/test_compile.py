@@ -25,6 +25,18 @@ MODELS = {
 }
 
 
+def test_texts_of_many_lengths_are_compiled_twice():
+    """For the first length, then for all."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = MODELS["minGRU"]()[0].model.eval()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for T in (9, 12, 33, 40, 41, 57):
+            compiled(torch.randint(50, (2, T)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
 @pytest.mark.filterwarnings("error:Dynamo detected")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

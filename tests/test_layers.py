@@ -79,6 +79,20 @@ def test_gates_are_their_formulas(dtype):
     assert_same(layers.log_forget_gate, formula, (z, floor), dtype)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.5, 0.96])
+def test_a_forget_gate_near_1_is_exact(floor):
+    """What it forgets, too small to be seen in 1 - f, and what it learns: float32 against float64, relative."""
+    z = torch.linspace(-20, 40, 241).unsqueeze(0)
+
+    def found(dtype):
+        inputs = z.to(dtype).requires_grad_(), torch.full((241,), floor, dtype=dtype).requires_grad_()
+        log_f = layers.log_forget_gate(*inputs)
+        return log_f, *torch.autograd.grad(log_f.sum(), inputs)
+
+    for x, exact in zip(found(torch.float32), found(torch.float64)):
+        torch.testing.assert_close(x.double(), exact, rtol=2e-6, atol=0)
+
+
 def test_a_forget_gate_of_zero_is_a_number_and_learns_nothing():
     z, floor = torch.tensor([[-200.0, 0.0, 200.0]], requires_grad=True), torch.zeros(3, requires_grad=True)
     log_f = layers.log_forget_gate(z, floor)

@@ -12,7 +12,7 @@ import layers
 import model as models
 import train
 from config import configure
-from model import MIXERS, Config, LanguageModel
+from model import MIXERS, Config, LanguageModel, find_device
 
 ROOT = Path(__file__).parents[1]
 SHAPE = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=48, context=64)
@@ -33,6 +33,60 @@ def build(**settings):
 @pytest.fixture(params=VARIANTS)
 def model(request):
     return build(**VARIANTS[request.param]).eval()
+
+
+def test_states_hold_on_to_nothing_else(model):
+    """A state is no view of a whole sequence; attention's are as long as that."""
+
+    def tensors(x):
+        return [x] if isinstance(x, torch.Tensor) else [z for y in x or () for z in tensors(y)]
+
+    with torch.no_grad():
+        states = model(torch.randint(50, (2, 40)))[1]
+    for x in tensors([state for state in states if not isinstance(state, int)]):
+        assert x.untyped_storage().nbytes() <= 2 * x.nbytes + 8 * 2 * 40
+
+
+def test_states_of_another_depth_are_refused():
+    states = build(n_layer=2)(torch.randint(50, (1, 3)))[1]
+    with pytest.raises(ValueError):
+        build(n_layer=3)(torch.randint(50, (1, 3)), states)
+
+
+@pytest.mark.parametrize("mixer", ["mingru", "minlstm", "hgrn2", "mamba", "aaren", "mlstm"])
+def test_in_bfloat16_a_token_at_a_time_is_as_exact_as_all_at_once(mixer):
+    """Of a memory that moves slowly, whose small steps a state in bfloat16 would not take."""
+    model = build(mixer=mixer, n_layer=1).eval()
+    for name in ("update", "forget"):
+        if hasattr(model.layers[0].mixer, name) and mixer.startswith("min"):
+            getattr(model.layers[0].mixer, name).bias.data += 7 if name == "forget" else -7
+    tokens, states, parts = torch.randint(50, (1, 256)), None, []
+    with torch.no_grad():
+        exact = model.double()(tokens)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            whole = model.float()(tokens)[0]
+            for t in range(256):
+                logits, states = model(tokens[:, t : t + 1], states)
+                parts.append(logits)
+    errors = [(x.double() - exact).abs().max() for x in (torch.cat(parts, 1), whole)]
+    assert errors[0] < 2 * errors[1]
+
+
+def test_gpt_drops_weights_of_attention_and_positions_as_nanogpt_does():
+    model = build(mixer="attention", position="learned", dropout=0.5).train()
+    x = torch.randn(2, 8, SHAPE["d_model"])
+    positions, block = model.layers[:2]
+    assert not torch.equal(block.mixer(x)[0], block.mixer(x)[0])
+    assert 0.3 < (positions(x)[0] == 0).float().mean() < 0.7 and not (model.dropout(x) == 0).any()
+    rope = build(mixer="attention", position="rope", dropout=0.5).train().layers[0].mixer
+    assert torch.equal(rope(x)[0], rope(x)[0])
+
+
+def test_a_gpu_that_is_not_here_is_named(monkeypatch, refusal):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    assert refusal(find_device, "cuda:2") == "device = 'cuda:2': there are 2 GPUs here\n"
 
 
 def test_the_future_does_not_leak(model):
