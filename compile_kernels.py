@@ -68,6 +68,7 @@ def configurations():
     heads += [dict(K=128, V=128) | more for more in (*ways, dict(with_state=True), dict(T=77, H=3))]
     mixed = dict(gates=torch.float32), dict(gates=torch.float32, tied=False, one_gate=True)  # under autocast
     heads += [dict(K=width, V=width) | more for width in (64, 128) for more in mixed]
+    heads += [dict(K=512, V=520, gates=torch.float32, tied=False, one_gate=True)]  # mLSTM's 513, padded
     heads += [dict(K=64, V=64, B=1, T=1, H=1)]  # lengths of 1 are constants to Triton
     kinds = dict(linear_scan=2, min_gru=2, min_lstm=3)
     scans = [dict(kind=kind, inputs=kinds[kind]) for kind in kinds]

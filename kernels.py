@@ -559,6 +559,11 @@ def gated_linear_attention(q, k, v, log_f, S0=None):
     """
     gates = "BTHK" if log_f.shape[-1:] == q.shape[-1:] else "BTH1"
     check(q=(q, "BTHK"), k=(k, "BTHK"), v=(v, "BTHV"), log_f=(log_f, gates), S0=(S0, "BHKV"))
+    if v.shape[3] > 256 and v.shape[3] % 8 and runs_triton(v):  # mLSTM's 513: unaligned rows take registers
+        V, extra = v.shape[3], -v.shape[3] % 8
+        S0 = None if S0 is None else F.pad(S0, (0, extra))
+        o, S = gated_linear_attention(q, k, F.pad(v, (0, extra)), log_f, S0)
+        return o[..., :V], S[..., :V].clone()
     with_gradient = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, log_f, S0)
     )

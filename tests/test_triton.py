@@ -127,6 +127,12 @@ def test_no_width_is_special(B, T, H, K, V):
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
+def test_a_wide_memory_of_odd_width_is_padded():
+    """To 264, so that rows are aligned; nobody sees it."""
+    inputs = attention_inputs(1, 5, 1, 4, 257, gates=1)
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
 @pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
 def test_one_gate_for_a_whole_head(kind):
     inputs = attention_inputs(1, 50, 2, 16, 24, kind, gates=1)
