@@ -144,6 +144,8 @@ def some_texts(task, count):
     """(context, text), good and bad by turns, of so many records of each subtask, evenly spaced; 0: of all."""
     texts = []
     for subtask in read_benchmark(task).values():
+        if subtask.kind == "bear":
+            fail(f"{task}: BEAR's statements are no pairs; name pairs or EWoK")
         step = max(1, len(subtask.records) // count) if count else 1
         records = subtask.records[::step][: count or None]
         texts += [text for record in records for text in ask(subtask, record)]

@@ -21,7 +21,6 @@ from layers import (
     UndecayedLinear,
     at_least_float32,
     gated_unit,
-    linear,
     split_heads,
 )
 
@@ -335,9 +334,8 @@ class Mamba(nn.Module):
         x, seen = self.conv(x, seen)
         x = F.silu(x)
         dt, B, C = self.select(x).split(self.sizes, dim=-1)
-        log_A, dt, bias = at_least_float32(self.log_A, linear(dt, self.step.weight), self.step.bias)
-        dt = F.softplus(dt + bias)  # the sum is not rounded under autocast
-        y, h = selective_scan(x, dt, -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
+        log_A, dt = at_least_float32(self.log_A, self.step(dt))
+        y, h = selective_scan(x, F.softplus(dt), -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
         return self.output(gated_unit(z, (y + self.skip * x).type_as(z))), (seen, h)
 
 
@@ -528,16 +526,16 @@ def initialise_baseline(module, config):
 
 
 def start_aaren(mixer, config):
-    for layer in (mixer.key, mixer.value, mixer.output):
-        nn.init.normal_(layer.weight, std=0.02)
+    for linear in (mixer.key, mixer.value, mixer.output):
+        nn.init.normal_(linear.weight, std=0.02)
 
 
 def start_xlstm(module, config):
-    for name, layer in module.named_children():
-        if isinstance(layer, (Linear, BlockLinear)):
+    for name, linear in module.named_children():
+        if isinstance(linear, (Linear, BlockLinear)):
             last = name in ("output", "down")
             std = 2 / config.n_layer / config.d_model**0.5 if last else (2 / 5 / config.d_model) ** 0.5
-            nn.init.normal_(layer.weight, std=std)
+            nn.init.normal_(linear.weight, std=std)
 
 
 def start_mlstm(mixer, config):
@@ -579,10 +577,10 @@ def log_uniform(x, low, high):
 
 
 def start_hyena(mixer, config):
-    for layer in (mixer.input, *mixer.filter, mixer.filter_output, mixer.output):
-        nn.init.normal_(layer.weight, std=0.02)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+    for linear in (mixer.input, *mixer.filter, mixer.filter_output, mixer.output):
+        nn.init.normal_(linear.weight, std=0.02)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
     mixer.output.weight.div_(math.sqrt(2 * config.n_layer))
     nn.init.constant_(mixer.w, 14)
     nn.init.normal_(mixer.skip)

@@ -159,7 +159,10 @@ def read_benchmark(task):
                 continue
             uid = str(record.get("UID") or record.get("Domain") or Path(name).name.split(".")[0])
             term = str(record.get("linguistics_term", ""))
-            subtasks.setdefault(uid, Subtask(kind, term, [], name)).records.append(kept | {"i": i})
+            subtask = subtasks.setdefault(uid, Subtask(kind, term, [], name))
+            if subtask.kind != kind:
+                fail(f"{name}:{i + 1}: a record of {kind} among {subtask.kind}, all called {uid!r}")
+            subtask.records.append(kept | {"i": i})
     check_complete(task, path, subtasks)
     if any(subtask.kind == "bear" for subtask in subtasks.values()):
         add_answers(path, subtasks)
@@ -213,6 +216,8 @@ def add_answers(path, subtasks):
             ids = relation.get("answer_space_ids") or list(found)  # BEAR-big: all objects of the relation
             labels = relation.get("answer_space_labels") or list(found.values())
             answers = [label + "" for label in labels]
+            if not templates or len(ids) != len(answers) or isinstance(relation["templates"], str):
+                raise ValueError("no templates, or not as many labels as ids")
             for record in subtask.records:
                 record |= {"templates": templates, "answers": answers, "right": ids.index(record["obj_id"])}
         except (KeyError, TypeError, ValueError, AttributeError) as error:

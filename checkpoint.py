@@ -9,6 +9,7 @@ archive's comment, and are loaded with weights_only=True, so nothing in them is 
     chck_10M.pt     the weights after 10 million words, where they are asked for
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -60,7 +62,9 @@ def read(path):
         except Exception as error:  # whatever PyTorch says to a stranger's file with a right digest
             problem = f"more than numbers and text, and nothing in a file is executed: {type(error).__name__}"
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
-    fail(f"{path}: no {'intact ' if found else ''}checkpoint here; make one: python train.py config/toy.py")
+    if found:
+        fail(f"{path}: no intact checkpoint here; take best.pt if there is one, or train anew with --fresh")
+    fail(f"{path}: no checkpoint here; make one: python train.py config/toy.py")
 
 
 def damage(path):
@@ -151,8 +155,32 @@ def append(path, record):
 
 def not_written(path, size, error):
     """End the script."""
-    kept = "what was there is kept: once there is room, the same command continues"
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))  # Windows has none
+    when = "there is room" if full else "files can be written there"
+    kept = f"what was there is kept: once {when}, the same command continues"
     fail(f"{path}: not written after {size:,} bytes ({reason(error)}); {kept}")
+
+
+@contextmanager
+def alone_in(folder):
+    """Hold a run's folder while this is open: two processes in it would mix their logs. Windows cannot."""
+    handle = None
+    if World.rank == 0 and find_spec("fcntl"):
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"{folder}: another process is training there; wait until it ends, or set --run=NAME")
+        except OSError:  # a network's file system may have no locks
+            pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)  # as the end of the process does, kill -9 included
 
 
 def sync_folder(folder):
@@ -177,8 +205,8 @@ MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}
 
 def differences(then, now, may_change):
     """Settings that contradict those of before, in words; "" if none does."""
-    changed = [name for name in now if name not in may_change and then.get(name) != now[name]]
-    return "; ".join(f"{name} {then.get(name)!r} then, {now[name]!r} now" for name in changed)
+    changed = [x for x in then | now if x not in may_change and then.get(x) != now.get(x)]
+    return "; ".join(f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
 
 
 class Diverged(SystemExit):
@@ -194,6 +222,7 @@ class Run:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
+        self.saved = None  # the step and last evaluation in checkpoint.pt
         self.corpus = data_digest(corpus)
         self.marks = find_marks(s, corpus, blocks)
         self.unchecked = []  # (step, learning rate, losses, gradient norm) that nobody has looked at yet
@@ -215,16 +244,23 @@ class Run:
         """Take up the last checkpoint, if it is of the same settings. Returns its path."""
         saved, path = read(self.folder)
         self.refuse_another_run(saved, path)
+        if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
+            fail(f"{path}: holds weights alone, nothing to go on from; start anew with --fresh")
         for name in ("model", "optimizer", "scaler"):
             if saved[name]:  # the scaler's is empty unless it was used
                 getattr(self, name).load_state_dict(saved[name])
         self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
+        self.saved = self.step, self.evaluated
         return path
 
     def refuse_another_run(self, saved, path):
         """End the script if a checkpoint is of other settings or another corpus."""
-        if listed := differences(saved["settings"], asdict(self.s), MAY_CHANGE):
-            fail(f"{path} was made with other settings ({listed}): set them back, or start anew with --fresh")
+        then, now = saved["settings"], asdict(self.s)
+        same = {"teacher"} if then.get("teacher_is") == now.get("teacher_is") else set()  # by another path
+        if listed := differences(then, now, MAY_CHANGE | same):
+            fail(
+                f"{path} was made with other settings ({listed}): set them back, or use --run=NAME or --fresh"
+            )
         if saved.get("corpus") != self.corpus:
             fail(f"{path} is of another corpus by the name {self.s.corpus!r}: start anew with --fresh")
 
@@ -250,6 +286,7 @@ class Run:
         self.check_weights()
         if World.rank == 0:
             save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
+        self.saved = self.step, self.evaluated
         wait_for_all()  # torchrun kills the one that saves soon after another has left
 
     def keep(self):
@@ -329,11 +366,15 @@ class Run:
 
     def check_finite(self):
         """End the script if a loss or gradient since the last look is not a number, before anything is saved."""
-        for step, rate, losses, norm in self.unchecked:
-            # a float16 gradient may overflow: the scaler leaves out that step
-            if not (losses.isfinite().all() and (norm.isfinite() or self.scaler.is_enabled())):
-                loss = losses.flatten()[0].item()
-                self.refuse(step, f"the loss is {loss:.4g}, the gradient's norm {norm.item():.4g}", rate)
+        # a float16 gradient may overflow: the scaler leaves out that step
+        can = self.scaler.is_enabled()
+        bad = [x for x in self.unchecked if not (x[2].isfinite().all() and (can or x[3].isfinite()))]
+        if sum_over_processes(len(bad))[0]:  # the loss of one process is enough, for all end at one step
+            if not bad:
+                raise Diverged(2)  # another process says why
+            step, rate, losses, norm = bad[0]
+            loss = losses.flatten()[0].item()
+            self.refuse(step, f"the loss is {loss:.4g}, the gradient's norm {norm.item():.4g}", rate)
         self.unchecked = []
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             fail(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")

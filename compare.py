@@ -61,7 +61,7 @@ from evaluate import PAPER, write_json
 from model import LanguageModel
 
 DEFAULT = "config/compare_toy.py"
-NOT_IN_ROWS = {"run", "learning_rate", "seed", "best_by", "fresh"}
+NOT_IN_ROWS = {"run", "learning_rate", "seed", "eval_pairs", "best_by", "fresh"}
 T95 = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # Student's t for 2, 3, ... 10 seeds
 
 
@@ -93,7 +93,7 @@ def main(args):
         above[name] = runs[0]
     runs = [run for name in rows for run in rows[name]]
     for run in runs:
-        if s.fresh and World.rank == 0:
+        if s.fresh and World.rank == 0 and not World.restarts:
             shutil.rmtree(Path("out", run.run), ignore_errors=True)
         wait_for_all()
         refuse_another_recipe(run, {"teacher"})  # which is not known yet
@@ -131,6 +131,10 @@ def plan(s, settings, file):
             fail(f"results = {s.results!r} is a folder: name a file in it")
         if not s.models:
             fail("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
+        if Path("out", s.run, "settings.json").exists():
+            fail(f"run = {s.run!r}: out/{s.run} is a run of its own; use another --run=NAME")
+        if not all(isinstance(name, str) for name in s.models):
+            fail(f"models: their names must be words in quotes, not {min(map(str, s.models))}")
         if s.against:
             one_of("against", s.against, list(s.models))
     rows = defaultdict(list)
@@ -139,7 +143,11 @@ def plan(s, settings, file):
             own, rates, own_seeds = read_model(model, shared)
             if len(numbers("seeds", own_seeds or seeds, int)) != len(seeds):
                 fail(f"seeds = {own_seeds}: {len(seeds)} are needed, as many as all rows have")
-            by = "pairs" if own.get("eval_pairs") else "loss"
+            by = "pairs" if s.eval_pairs else "loss"
+            if settings.get("best_by", by) != by:
+                fail(f"best_by = {s.best_by!r}: it goes by the {by} here, as eval_pairs = {s.eval_pairs!r}")
+            if below := [x for x in own.get("teacher", "").split(",") if x in s.models and x not in rows]:
+                fail(f"teacher = {below[0]!r}: it must be a row above this one")
             kind = distill.Settings if set(own) - known else train.Settings
             for rate in numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float):
                 for seed in own_seeds or seeds:
@@ -156,7 +164,7 @@ def plan(s, settings, file):
 def read_model(model, shared):
     """A value of `models` -> its settings, the shared ones too, its own learning rates and its own seeds."""
     if isinstance(model, str):
-        return read_file(model, distill.Settings()) | shared, [], []
+        return read_file(model, distill.Settings()) | {"eval_pairs": ""} | shared, [], []
     if not isinstance(model, dict):
         fail(f"{model!r}: should be settings, like {{'mixer': 'mingru'}}, or the name of a settings file")
     own = {name: value for name, value in model.items() if name not in ("learning_rates", "seeds")}
@@ -179,7 +187,7 @@ def look_for_data(s, rows):
     for corpus in {run.corpus for runs in rows.values() for run in runs}:
         data.find(corpus)
     for task in s.tasks.split(",") if s.tasks else []:
-        data.find_benchmark(task)
+        evaluate.read_benchmark(task)  # now, and not after days of training
 
 
 def examine(run, where, above):
@@ -207,12 +215,9 @@ def refuse_another_recipe(run, may_change=frozenset()):
     """End the script if a run's folder is of other settings than these, or of another corpus."""
     folder = Path("out", run.run)
     if any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
-        then = asdict(type(run)(**read_file(folder, type(run)())))
-        listed = differences(
-            then,
-            asdict(run),
-            MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"} | may_change,
-        )
+        then = asdict(type(run)()) | read_file(folder, distill.Settings())  # perhaps it was a student then
+        may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"}
+        listed = differences(then, asdict(run), may_change)
         if (finished(run) or {}).get("corpus") not in (None, data_digest(data.find(run.corpus))):
             listed = f"another corpus by the name {run.corpus!r}"
         if listed:
@@ -264,9 +269,9 @@ def taught(run, place, rows):
     def best_of(name):
         if name not in rows:
             return name
-        best = summary(rows[name])["best"] or fail(
-            f"{run.run}: its teacher {name!r} diverged; lower its rates"
-        )
+        best = summary(rows[name])["best"]
+        if not best or (best["diverged"] and not best["step"]):  # before the first evaluation, or the second
+            fail(f"{run.run}: its teacher {name!r} diverged; lower its rates")
         teacher = f"{name}-{best['learning_rate']:g}-{seeds_of(rows[name])[place]}"
         return str(Path("out", run.run).with_name(teacher) / "best.pt")
 

@@ -101,6 +101,7 @@ def read_meta(folder):
     """A corpus's meta.json, if its token files are as long as that says and hold only the tokenizer's tokens."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta["sources"].values(), meta["train"]["words"], meta["val"]["words"]  # are read elsewhere
         Tokenizer.from_file(str(folder / "tokenizer.json"))
         for split in ("train", "val"):
             tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
@@ -147,7 +148,7 @@ def start_of(tokenizer):
 
 def find_benchmark(task):
     """The file or folder of a benchmark, named or given itself. Toyland's are made on the spot."""
-    if Path(task).exists():
+    if task not in BENCHMARKS and Path(task).exists():
         return Path(task)
     toy = task.startswith("toyland")
     for folder in data_folders():
@@ -310,9 +311,15 @@ class Text:
             for path in self.files:
                 try:
                     with open(path, "rb") as raw:
-                        file = gzip.open(raw) if path.suffix == ".gz" else raw
-                        if file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                        packed = path.suffix == ".gz" or raw.peek(2)[:2] == b"\x1f\x8b"
+                        file = gzip.open(raw) if packed else raw
+                        begin = file.peek(1 << 10)[: 1 << 10]
+                        if begin[:2] in (b"\xff\xfe", b"\xfe\xff") or begin.count(0) > len(begin) // 4:
                             raise UnicodeError("this is UTF-16; save it as UTF-8")
+                        if begin.startswith((b"PK\3\4", b"%PDF", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")):
+                            raise UnicodeError(
+                                "an archive or document, not text; unpack it, or save it as text"
+                            )
                         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
                         for piece in documents((self.clean(line) for line in lines(text)), self.longest):
                             bar.update(done + raw.tell() - bar.n)

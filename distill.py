@@ -98,6 +98,7 @@ def find_teachers(s, planned=()):
         file, where = file_of(name), f"teacher = {name!r}"
         if name in planned:
             check_fit(where, planned[name], s)
+            teachers[name] = None, digest(data.find(planned[name].corpus))
             continue
         if not file.is_file():
             fail(f"{where}: there is no {file}; train it first, or name another run folder or checkpoint")

@@ -68,9 +68,9 @@ def main(s):
     model, tokenizer, trained = load(s.run, device)
     model = model.double() if s.dtype == "float64" else model
     folder, prefix = place_of(trained.checkpoint)
-    tasks = {task: read_benchmark(task) for task in tasks_of(s, trained, tokenizer)}
     what = identity(s, trained.checkpoint)
-    results = read_results(folder / f"{prefix}results.json", what) or what | {"benchmarks": {}}
+    tasks = {task: read_benchmark(task) for task in tasks_of(s, trained, tokenizer)}
+    results = {"benchmarks": {}}
     results["parameters"] = sum(p.numel() for p in model.parameters())
     results["settings"] = {name: value for name, value in vars(trained).items() if name != "checkpoint"}
     results["training"] = [record for record in read_log(folder) if "val_loss" in record]
@@ -86,6 +86,8 @@ def main(s):
         print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
     for name, score in results.get("accuracy", {}).items():
         print(f"{name} right: {score:.1f} %")
+    known = read_results(folder / f"{prefix}results.json", what) or {"benchmarks": {}}  # by now, maybe more
+    results = what | results | {"benchmarks": known["benchmarks"] | results["benchmarks"]}
     for target in [folder / f"{prefix}results.json"] + [Path(s.results)] * bool(s.results):
         write_json(target, results)
     for task in tasks:
@@ -187,7 +189,7 @@ def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
     from which a stopped evaluation of the same model and records goes on; main removes it in the end.
     """
     part, header = part_of(path), what | {"records": digest(subtasks)}
-    rows = {uid: found for uid, found in read_part(part, header).items() if uid in subtasks}
+    rows = read_part(part, header)
     with replacing(part) as file:
         file.writelines(json.dumps(x) + "\n" for x in [header, rows])
     texts = {uid: len(x.records) * len(ask(x, x.records[0])) for uid, x in subtasks.items()}
@@ -242,7 +244,7 @@ def on_validation_text(model, trained):
     val = data.Blocks(corpus / "val.bin", trained.context)
     batches = progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity")
     loss, accuracy = validation(model, batches)
-    return {"perplexity": math.exp(loss)} | ({"accuracy": accuracy} if accuracy else {})
+    return {"perplexity": math.exp(min(loss, 700))} | ({"accuracy": accuracy} if accuracy else {})
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ def compare(folders, flags):
         results = known_or_made(replace(s, results=""))
         row = {"name": folder.name, "parameters": results["parameters"]}
         for what, key in (("benchmarks", "score"), ("intervals", "interval")):
-            row[what] = {name: x[key] for name, x in results["benchmarks"].items()}
+            row[what] = {name: x[key] for name, x in results["benchmarks"].items() if key in x}
         rows.append(row)
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     rows += [row | {"paper": True} for row in paper["rows"] if s.protocol == paper["protocol"]]
@@ -305,6 +307,8 @@ def compare(folders, flags):
         for row in rows:
             if set(MACRO) <= set(row["benchmarks"]):
                 row["benchmarks"]["macro"] = sum(row["benchmarks"][name] for name in MACRO) / len(MACRO)
+    if not columns:
+        fail("none of these runs has been scored on pairs or facts: name some with --tasks=")
     print_leaderboard(rows, columns)
     print(f"drawn: {draw_leaderboard(rows, columns, folders[0].parent / 'leaderboard.svg')}")
     if s.results:

@@ -311,6 +311,8 @@ def write_predictions(run):
             predictions[task] = preferred(read_scores(path), read_benchmark(name), path, score)
         else:
             print(f"{task}: left out, there is no {path.name}; python evaluate.py {run} {ASK}")
+    if not predictions:
+        fail(f"{run}: no scores of these; make them: python evaluate.py {run} {ASK}")
     print("ewok: left out, for this file would hold its texts, which may not be published as plain text")
     print("glue: left out, it takes fine-tuning")
     path = folder / f"{folder.resolve().name}_{prefix}textonly_predictions.json.gz"

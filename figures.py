@@ -637,8 +637,8 @@ def draw_leaderboard(rows, columns, path):
         scores = [row["benchmarks"].get(column, 0) for row in rows]
         widths = [row.get("intervals", {}).get(column, 0) for row in rows]
         axis.barh(range(len(rows)), scores, xerr=widths, color=colors, error_kw={"elinewidth": 1})
-        for place, (score, width) in enumerate(zip(scores, widths)):
-            said, color = (f"{score:.1f}", "black") if score else ("not scored", "gray")
+        for place, (row, score, width) in enumerate(zip(rows, scores, widths)):
+            said, color = (f"{score:.1f}", "black") if column in row["benchmarks"] else ("not scored", "gray")
             box = dict(facecolor="white", edgecolor="none", pad=0.5)  # over the line at chance
             axis.text(score + width + 1.5, place, said, va="center", fontsize=7, color=color, bbox=box)
         if column not in ("bear", "bear_big", "toyland_bear"):
@@ -776,6 +776,8 @@ def draw_results(path):
 
 
 def main(args):
+    if {"-h", "--help"} & set(args[:1]):
+        return print(__doc__.strip())
     if not args:
         fail("of what? python figures.py out/toy, or python figures.py results/toy.json")
     if args[0] in INSIDE:

@@ -424,7 +424,11 @@ def load(path, device="cpu"):
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[-1].strip()
         fail(f"{path}: not a model of this version of nanoRNN ({why}); use the version that trained it")
-    return model.to(device).eval(), read_tokenizer(path.parent), settings
+    tokenizer = read_tokenizer(path.parent)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        words = f"{tokenizer.get_vocab_size():,} entries, the model {config.vocab_size:,}"
+        fail(f"{path.with_name('tokenizer.json')}: not this model's, it has {words}")
+    return model.to(device).eval(), tokenizer, settings
 
 
 def read_tokenizer(folder):

@@ -97,10 +97,10 @@ def reading_nodes(model, nodes, places):
     """Inside, model.features takes the nodes of a tree (1, N), in the order of `places`, and gives theirs."""
 
     def to_texts(x):  # (1, N, D) -> (B, T, D)
-        return F.embedding(nodes, x[0]) if x.shape[:2] == (1, len(places)) else x
+        return F.embedding(nodes, x[0]) if x.dim() == 3 and x.shape[:2] == (1, len(places)) else x
 
     def to_nodes(x):  # (B, T, D) -> (1, N, D)
-        return x.flatten(0, 1)[places].unsqueeze(0) if x.shape[:2] == nodes.shape else x
+        return x.flatten(0, 1)[places].unsqueeze(0) if x.dim() == 3 and x.shape[:2] == nodes.shape else x
 
     def surround(module, before, after):
         hooks.append(module.register_forward_pre_hook(lambda _, inputs: (before(inputs[0]), *inputs[1:])))

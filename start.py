@@ -1,13 +1,20 @@
 """The first lines of every script: from here on Ctrl-C ends it with one line, even while torch is loading."""
 
+import importlib.util
 import os
 import signal
+import sys
 
 
 def begin(name):
     """Called with __name__, so that signals are answered in a script that is run, not in one that is imported."""
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # for torch: by default, threads stall a busy laptop
     if name == "__main__":
+        if sys.version_info < (3, 11) or not importlib.util.find_spec("torch"):
+            sys.stderr.write(
+                "nanoRNN needs Python 3.11 or newer and what is in requirements.txt: make setup\n"
+            )
+            sys.exit(2)
         answer(leave)
 
 

@@ -18,6 +18,7 @@ import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from checkpoint import Run, Stop, Stopped, World, join, leave_group, say, wait_for_all
+from checkpoint import Run, Stop, Stopped, World, alone_in, join, leave_group, say, wait_for_all
 from config import at_least, configure, fail, one_of, progress, run_script
 from layers import BlockLinear, Linear, linear_cross_entropy
 from model import Config, LanguageModel, find_device, read_tokenizer
@@ -119,13 +120,16 @@ def main(s, objective=NextToken, progress=progress):
     model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     module = objective(model)
-    run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
-    million = sum(p.numel() for p in model.parameters()) / 1e6
-    say(f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
-    if run.step < steps or run.evaluated < run.step:
-        loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
-    finish(run)
+    with alone_in(Path("out") / s.run):
+        run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
+        million = sum(p.numel() for p in model.parameters()) / 1e6
+        say(
+            f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}"
+        )
+        if run.step < steps or run.evaluated < run.step:
+            loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
+        finish(run)
     return model
 
 
@@ -141,7 +145,7 @@ def loop(run, module, autocast, train, val, progress):
                     bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
                     if not s.save_every:
                         run.save()
-                if s.save_every and run.due(s.save_every):
+                if s.save_every and run.due(s.save_every) and run.saved != (run.step, run.evaluated):
                     run.save()
                 if run.step >= run.steps:
                     break

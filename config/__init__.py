@@ -26,6 +26,9 @@ from tqdm import tqdm
 
 from start import answer, leave
 
+OF_ANOTHER = dict.fromkeys(("models", "learning_rates", "seeds", "against"), "compare.py")
+OF_ANOTHER |= dict.fromkeys(("teacher", "alpha", "temperature"), "distill.py")
+
 
 def configure(defaults, args, word=None, default=None):
     """
@@ -48,12 +51,16 @@ def given(defaults, args, word=None, default=None):
     for arg in args:
         if arg.startswith("-"):
             flags |= read_flag(arg, defaults)
-    settings = {}
     words = [arg for arg in args if not arg.startswith("-")] or [default] * bool(default)
     if word and len(words) > 1:
         fail(f"{' '.join(words)}: one at a time, please")
+    if word or not words:
+        return ({word: words[0]} if words else {}) | flags
+    settings = {"run": Path(words[-1]).stem}  # unless one of them names it
     for arg in words:
-        settings |= {word: arg} if word else {"run": Path(arg).stem} | read_file(arg, defaults)
+        settings |= read_file(arg, defaults)
+        if os.path.isdir(arg):  # as it may have been copied from another place
+            settings["run"] = Path(arg).resolve().name
     return settings | flags
 
 
@@ -90,9 +97,13 @@ def read_file(path, defaults):
     settings = {}
     for line in lines:
         try:
-            name, value = line.targets[0].id, ast.literal_eval(line.value)
+            (target,), value = line.targets, ast.literal_eval(line.value)
+            name = target.id
         except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
             fail(f"{path}:{line.lineno}: expected `name = literal`; settings files are read, not executed")
+        keys = [ast.unparse(key) for key in getattr(line.value, "keys", ())]
+        if twice := [key for key in keys if keys.count(key) > 1] or [name] * (name in settings):
+            fail(f"{path}:{line.lineno}: {twice[0]} is there twice; leave one out")
         settings[name] = typed(name, value, defaults, f"{path}:{line.lineno}")
     return settings
 
@@ -102,15 +113,16 @@ def value_of(name, defaults, where):
     names = [field.name for field in fields(defaults)]
     if name in names:
         return getattr(defaults, name)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'?" if close else "--help lists all of them"
+    hint = f"that is one of {OF_ANOTHER[name]}'s" if name in OF_ANOTHER else hint
     fail(f"{where}: there is no setting '{name}'; {hint}")
 
 
 def typed(name, value, defaults, where):
     """The value, if it has the type of the default; whole numbers may stand for floats."""
-    default = value_of(name, defaults, where)
-    if isinstance(default, float) and type(value) is int:
+    default = value_of(str(name), defaults, where)
+    if isinstance(default, float) and type(value) is int and abs(value) < 1e300:
         value = float(value)
     if type(value) is not type(default):
         fail(f"{where}: {name} = {value!r} is not of type {type(default).__name__}, like {default!r}")
@@ -231,6 +243,13 @@ def run_script(main):
         leave()
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MemoryError, RuntimeError) as error:  # numpy's and PyTorch's own, of a GPU or a CPU
+        if not (isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error))):
+            raise
+        what = str(error).strip().partition("\n")[0]
+        fail(
+            f"not enough memory ({what}): lower batch_size, context or the model's sizes, or raise accumulate"
+        )
     except OSError as error:  # a name too long, a file where a folder should be
         fail(f"{error.filename or 'a file'}: {reason(error)}")
     finally:
