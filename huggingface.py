@@ -147,7 +147,7 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
         if labels is not None:
             labels = labels[:, 1:]
             if attention_mask is not None:  # padding before a text foretells nothing
-                labels = labels.masked_fill(attention_mask[:, :-1] == 0, -100)
+                labels = labels.masked_fill(attention_mask[:, -logits.shape[1] : -1] == 0, -100)
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
         states = states if use_cache else None
         return self.packed(CausalLMOutputWithPast(loss, logits, past_key_values=states), return_dict)

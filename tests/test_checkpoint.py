@@ -4,11 +4,14 @@ import errno
 import io
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import saved
 
 import checkpoint
+import train
 
 STATE = {"step": 7, "weights": {"w": torch.arange(9000.0)}, "text": "a", "list": [1, 2.5, None]}
 
@@ -106,3 +109,16 @@ def test_an_error_while_writing_text_leaves_the_old_file(tmp_path):
 def test_a_log_line_cut_short_by_a_kill_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert checkpoint.read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_two_processes_cannot_train_in_one_folder(workplace, tiny, refusal):
+    with checkpoint.alone_in(Path("out/tiny")):
+        said = refusal(train.main, tiny(max_steps=31))
+    assert said == "out/tiny: another process is training there; wait until it ends, or set --run=NAME\n"
+    train.main(tiny(max_steps=31))
+
+
+def test_weights_alone_are_nothing_to_go_on_from(workplace, tiny, refusal):
+    state = {name: x for name, x in saved().items() if name not in ("optimizer", "scaler")}
+    checkpoint.save(state, Path("out/tiny/checkpoint.pt"))
+    assert "out/tiny/checkpoint.pt: holds weights alone" in refusal(train.main, tiny(max_steps=31))

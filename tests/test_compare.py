@@ -389,6 +389,9 @@ def test_two_processes_make_the_same_comparison_as_one(script, place):
 
 REFUSED = {  # what the file says -> what is said of it
     "no mixer": (dict(models={"x": {"mixer": "minGR"}}), "two.py: models['x']: mixer = 'minGR': possible: hgrn2"),
+    "no name": (dict(models={1: {"mixer": "mingru"}}), "two.py: models: their names must be words in quotes"),
+    "pairs of its own": (dict(models={"x": {"eval_pairs": "toyland"}}), "'eval_pairs' is not for a row"),
+    "another best": (dict(best_by="loss"), "best_by = 'loss': it goes by the pairs here, as eval_pairs = 'pairs'"),
     "no setting": (dict(models={"x": {"mixr": "mingru"}}), "there is no setting 'mixr'; did you mean 'mixer'?"),
     "wrong type": (dict(models={"x": {"n_layer": "3"}}), "models['x']: its settings: n_layer = '3' is not"),
     "bad name": (dict(models={"x/y": {}}), "models['x/y']: run = 'x/y-0.01-0' cannot name a folder"),
@@ -413,6 +416,12 @@ REFUSED = {  # what the file says -> what is said of it
     "high floor": (dict(min_lr=5e-3), "models['HGRN2']: min_lr = 0.005 is above learning_rate = 0.001"),
     "results": (dict(results="pairs"), "two.py: results = 'pairs' is a folder"),
 }  # fmt: skip
+
+
+def test_the_folder_of_a_run_is_not_taken(place, refusal):
+    Path("out/two").mkdir(parents=True)
+    Path("out/two/settings.json").write_text("{}")
+    assert "run = 'two': out/two is a run of its own" in refusal(compare.main, [write()])
 
 
 @pytest.mark.parametrize("settings, words", REFUSED.values(), ids=list(REFUSED))

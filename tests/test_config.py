@@ -80,6 +80,27 @@ def test_a_settings_file_may_have_spaces_and_equals_signs_in_its_path(tmp_path):
     assert read(str(file)).n_layer == 3
 
 
+def test_a_copied_run_is_a_run_of_its_own(workplace):
+    shutil.copytree("out/tiny", "out/my copy")
+    assert configure(train.Settings(), ["out/my copy"]).run == "my copy"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("n_layer = 2\nn_layer = 3\n", "x.py:2: n_layer is there twice; leave one out"),
+        ("d_model = n_layer = 3\n", "x.py:1: expected `name = literal`"),
+        ("models = {}\n", "x.py:1: there is no setting 'models'; that is one of compare.py's"),
+        ("alpha = 0.5\n", "x.py:1: there is no setting 'alpha'; that is one of distill.py's"),
+        (f"learning_rate = 1{'0' * 400}\n", "x.py:1: learning_rate = 1"),
+    ],
+)
+def test_what_would_be_lost_silently_is_refused(text, said, refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.py").write_text(text)
+    assert said in refusal(configure, train.Settings(), ["x.py"])
+
+
 def test_a_run_folder_stands_for_the_settings_it_was_made_with(workplace, tiny):
     assert read("out/tiny") == tiny()
 

@@ -308,7 +308,14 @@ def test_a_line_of_100_MB_fits_into_memory(prepare, figure, times):
     figure("a line of 100 MB", small, len(peaks), "memory below 1.5 GB", peak_megabytes=round(max(peaks)))
 
 
-@pytest.mark.parametrize("kind", ["folder", "unreadable", "utf-16", "utf-16-be", "fifo of nothing"])
+def test_gzip_is_known_by_its_first_bytes(prepare):
+    Path("a.txt").write_bytes(gzip.compress(b"one two three\n"))
+    assert prepare(["a.txt"])[0]["train"]["words"] == 3
+
+
+@pytest.mark.parametrize(
+    "kind", ["folder", "unreadable", "utf-16", "utf-16-be", "utf-16 without a mark", "zip", "fifo of nothing"]
+)
 def test_what_is_no_text_is_one_clear_line(prepare, refusal, kind):
     path = Path("a.txt")
     if kind == "folder":
@@ -318,6 +325,10 @@ def test_what_is_no_text_is_one_clear_line(prepare, refusal, kind):
         path.chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("this user may read everything")
+    elif kind == "utf-16 without a mark":
+        path.write_bytes("some words\n".encode("utf-16-le"))
+    elif kind == "zip":
+        path.write_bytes(b"PK\3\4 and so on\n")
     elif kind.startswith("utf-16"):
         path.write_bytes("\ufeffsome words\n".encode(kind if "-be" in kind else "utf-16-le"))
     else:

@@ -338,6 +338,19 @@ def test_another_teacher_is_another_run(school, refusal, name, now):
     same(contents("student"), before)
 
 
+def test_a_student_is_not_continued_without_its_teacher(school, refusal):
+    distill.main(student(max_steps=2))
+    alone = {name: value for name, value in vars(student()).items() if hasattr(train.Settings(), name)}
+    said = refusal(train.main, train.Settings(**alone | {"max_steps": 3}))
+    assert "teacher 'out/tiny' then, None now" in said and "--run=NAME" in said
+
+
+def test_a_teacher_by_another_path_is_the_same_teacher(school):
+    distill.main(student(max_steps=2))
+    distill.main(student(max_steps=3, teacher="out/../out/tiny/"))
+    assert saved("checkpoint.pt", "student")["step"] == 3
+
+
 def test_a_teacher_that_has_learned_on_is_another_teacher(school, refusal):
     """Under the same name, as when its run was made longer between two parts of its student's."""
     distill.main(student(max_steps=2))

@@ -602,6 +602,13 @@ def test_domains_of_ewok_have_the_counts_that_are_published(real):
     assert counts["agent-properties"] == 2210 and counts["material-dynamics"] == 770
 
 
+def test_records_of_two_kinds_under_one_name_are_refused(workplace, refusal):
+    pair = {"sentence_good": "a", "sentence_bad": "b", "UID": "x"}
+    item = dict.fromkeys(benchmarks.FIELDS["ewok"], "a") | {"UID": "x"}
+    Path("two.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(item) + "\n")
+    assert "two.jsonl:2: a record of ewok among pairs" in refusal(benchmarks.read_benchmark, "two.jsonl")
+
+
 def test_ewok_is_filtered_by_the_words_of_its_items(workplace, monkeypatch, refusal):
     """As the pipeline does, by the words of Context1, Context2, Target1 and Target2, unless marked."""
     texts = "Ann can't sit.", "Bo cannot stand.", "It is Li's tea-cup, 7,500.", "Is it?"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -152,6 +153,9 @@ def test_the_loss_is_of_the_next_tokens(hybrid):
     model, (logits, _) = opened(folder), ours(x)
     loss = torch.nn.functional.cross_entropy(logits[:, [0, 1, 2, 4, 5, 6, 7]].mT, x[:, [1, 2, 3, 5, 6, 7, 8]])
     assert model(x, labels=labels).loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    padded, mask = F.pad(x, (3, 0)), F.pad(torch.ones_like(x), (3, 0))
+    found = model(padded, attention_mask=mask, labels=F.pad(labels, (3, 0), value=7)).loss
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)  # padding foretells nothing
     parts = model(x, labels=labels, return_dict=False, use_cache=False)
     assert isinstance(parts, tuple) and len(parts) == 2 and parts[0].item() == pytest.approx(loss.item())
 
