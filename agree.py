@@ -82,7 +82,7 @@ def main(s):
             rows.append(about | {"benchmark": task} | compare(model, tokenizer, peer, texts, protocol))
             told = {name: x for name, x in rows[-1].items() if name not in ("run", "checkpoint")}
             print("   ".join(f"{name} {x}" for name, x in told.items()))
-    save(Path(s.results), rows)
+            save(Path(s.results), rows)
     right = [x["relative"] <= RELATIVE and x.get("logits", 0) <= LOGITS and not x["verdicts"] for x in rows]
     wrong = [row for row, well in zip(rows, right) if not well]
     if wrong:

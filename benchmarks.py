@@ -155,7 +155,7 @@ def read_benchmark(task):
             except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
                 what = f"not a record of BLiMP, EWoK or BEAR ({reason(error) or 'no fields of theirs'})"
                 fail(f"{name}:{i + 1}: {what}; is the file complete?")
-            if task == "ewok_filtered" and not is_in_vocabulary(record):
+            if task == "ewok_filtered" and kind == "ewok" and not is_in_vocabulary(record):
                 continue
             uid = str(record.get("UID") or record.get("Domain") or Path(name).name.split(".")[0])
             term = str(record.get("linguistics_term", ""))
@@ -182,7 +182,7 @@ def is_in_vocabulary(record):
 
 @cache
 def words_of(path):
-    return set(path.read_text(encoding="utf-8").split())
+    return set(path.read_text(encoding="utf-8", errors="replace").split())
 
 
 def check_complete(task, path, subtasks):

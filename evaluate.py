@@ -97,12 +97,16 @@ def main(s):
 
 def known_or_made(s):
     """The same, but only those of the tasks are scored that the run's results file does not hold."""
-    checkpoint = Path(s.run, "checkpoint.pt") if os.path.isdir(s.run) else Path(s.run)
+    checkpoint = checkpoint_of(s.run)
     folder, prefix = place_of(checkpoint)
     results = read_results(folder / f"{prefix}results.json", identity(s, checkpoint))
     known = results["benchmarks"] if results else {}
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in known]
     return main(replace(s, tasks=",".join(missing))) if missing or not known else results
+
+
+def checkpoint_of(run):
+    return Path(run, "checkpoint.pt") if os.path.isdir(run) else Path(run)
 
 
 def place_of(checkpoint):
@@ -285,7 +289,7 @@ def compare(folders, flags):
     from figures import draw_leaderboard  # not above: matplotlib takes a second to load
 
     configure(Settings(), flags)  # refused before anything is said
-    others = [x for x in folders if not (Path(x) / "checkpoint.pt").exists()]
+    others = [x for x in folders if checkpoint_of(x).suffix != ".pt" or not checkpoint_of(x).is_file()]
     folders = [Path(x) for x in folders if x not in others] or fail("no runs among these")
     if others:
         print(f"left out, for there is no checkpoint.pt in them: {', '.join(others)}")
@@ -293,7 +297,8 @@ def compare(folders, flags):
     for folder in folders:
         s = configure(Settings(), [str(folder), *flags], word="run")
         results = known_or_made(replace(s, results=""))
-        row = {"name": folder.name, "parameters": results["parameters"]}
+        name = folder.name if folder.is_dir() else f"{folder.parent.name}/{folder.stem}"
+        row = {"name": name, "parameters": results["parameters"]}
         for what, key in (("benchmarks", "score"), ("intervals", "interval")):
             row[what] = {name: x[key] for name, x in results["benchmarks"].items() if key in x}
         rows.append(row)

@@ -286,7 +286,10 @@ def draw_memory(s):
     path = Path(s.picture or trained.checkpoint.with_name("memory.svg"))
     medians = {n: round(life.median().item(), 2) for n, life in lives.items()}
     found = {"run": run, "checkpoint": fingerprint(trained.checkpoint), "tokens": count, "medians": medians}
-    with replacing(path.with_suffix(".json")) as file:
+    beside = path.with_suffix(".json")
+    if beside.exists() and '"medians"' not in beside.read_text(encoding="utf-8", errors="replace"):
+        fail(f"picture = {str(path)!r}: {beside}, where its numbers would go, is another file; name another")
+    with replacing(beside) as file:
         file.write(json.dumps(found, indent=1) + "\n")
     return keep(figure, path)
 
@@ -783,7 +786,9 @@ def main(args):
     if args[0] in INSIDE:
         return print(INSIDE[args[0]](configure(Settings(), args[1:], word="run")))
     if args[0] == "phenomena":
-        return print(*compare_phenomena([Path(arg) for arg in args[1:]]), sep="\n")
+        pictures = list(compare_phenomena([Path(arg) for arg in args[1:]]))
+        pictures or fail(f"{' '.join(args[1:])}: no scores of pairs; make some: python evaluate.py {args[1]}")
+        return print(*pictures, sep="\n")
     for path in map(Path, args):
         if path.is_dir() and read_log(path):
             print(learning_curve(path))

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -505,3 +506,35 @@ def test_the_paper_s_models_keep_their_own_sizes_under_one_recipe(monkeypatch):
         assert {(run.corpus, run.epochs, run.batch_size, run.optimizer) for run in runs} == {
             ("babylm-10m", 5, 64, "adam")
         }
+
+
+# ----------------------------------------------------------------------------------------------------
+# What small slips would change
+
+
+def test_the_best_is_the_lowest_loss_and_not_the_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = compare.summary([logged(1, 0, *(record(i, 0, x, ()) for i, x in enumerate([3, 2, 4])))])
+    assert (found["best"]["val_loss"], found["best"]["step"]) == (2, 1)
+
+
+def test_a_rate_at_which_a_seed_is_lost_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [logged(1, 0, record(1, 60), diverged=True), logged(1, 1, record(1, 60))]
+    found = compare.summary(runs + [logged(2, 0, record(1, 99)), logged(2, 1, diverged=True)])
+    assert [x["learning_rate"] for x in found["rates"]] == [1] and found["best"]["diverged"]
+
+
+@pytest.mark.parametrize("n, t", {2: 12.706, 5: 2.776, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.262}.items())
+def test_intervals_are_students(n, t):
+    assert compare.half_width(range(n)) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
+
+
+def test_benchmarks_over_seeds_are_means_of_each_part():
+    found = [dict(score=x, interval=3.0, subtasks={"a": dict(score=x, term="t")}) for x in (60, 80)]
+    assert compare.over_seeds(found)["subtasks"] == {"a": {"score": 70, "term": "t"}}
+    assert compare.over_seeds(found[:1])["interval"] == 3.0
+
+
+def test_a_negative_seed_is_refused(refusal):
+    assert "seeds = [-1]" in refusal(compare.numbers, "seeds", [-1], int)

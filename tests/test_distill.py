@@ -491,3 +491,15 @@ def test_a_student_named_as_its_teacher_has_a_folder_of_its_own(school, script):
     assert result.returncode == 0, result.stderr
     assert saved(run="tiny_distilled")["step"] == 2 and f"teacher: {school}/out/tiny/best.pt" in result.stdout
     same(contents(), before)
+
+
+@pytest.mark.parametrize("teacher", ["out/tiny", "out/tiny/best.pt", "./out/tiny"])
+def test_a_student_of_its_teachers_name_is_kept_apart_by_whatever_path(workplace, teacher):
+    assert distill.apart(student(run="tiny", teacher=teacher)).run == "tiny_distilled"
+
+
+def test_a_teacher_listens_without_dropout_and_its_head_is_whole(school):
+    train.main(train.Settings(**TINY | dict(run="drop", dropout=0.5, max_steps=1)))
+    ((model, _),) = distill.find_teachers(student(teacher="out/drop")).values()
+    kept = distill.frozen(model, torch.device("cpu"), torch.bfloat16)
+    assert not any(part.training for part in kept.modules()) and kept.head.weight.dtype == torch.float32

@@ -815,3 +815,69 @@ def test_a_kept_checkpoint_has_results_of_its_own(pairs):
 
 def test_no_runs_among_the_words(workplace, refusal):
     assert "no runs among these" in refusal(evaluate.start, ["out/none", "README.md"])
+
+
+# ----------------------------------------------------------------------------------------------------
+# What small slips would change
+
+
+def test_the_answers_to_bear_are_its_tables_and_keep_their_capitals(tmp_path):
+    assert benchmarks.state("[X] of [Y].", "the Seine", "New York") == "The Seine of New York."
+    record = dict(sub_label="a", obj_id="Q2", obj_label="two, as the record says")
+    (tmp_path / "P1.jsonl").write_text(jsonl([record]))
+    relation = {
+        "templates": ["[X] [Y]"],
+        "answer_space_ids": ["Q1", "Q2"],
+        "answer_space_labels": ["one", "two"],
+    }
+    (tmp_path / "metadata_relations.json").write_text(json.dumps({"P1": relation}))
+    (record,) = benchmarks.read_benchmark(str(tmp_path))["P1"].records
+    assert (record["answers"], record["right"]) == (["one", "two"], 1)
+
+
+def test_files_in_an_archive_are_read_by_name(pairs):
+    with zipfile.ZipFile("b.zip", "w") as archive:
+        for uid in sorted(pairs, reverse=True):
+            archive.writestr(f"{uid}.jsonl", jsonl(pairs[uid]))
+    assert list(benchmarks.read_benchmark("b.zip")) == sorted(pairs)
+
+
+def test_a_password_that_looks_right_at_first_is_not_the_last(real_data, monkeypatch):
+    monkeypatch.setattr(benchmarks, "PASSWORDS", (b"496", *benchmarks.PASSWORDS))
+    assert len(benchmarks.read_benchmark(str(real_data("ewok/ewok_fast.zip")))) == 11
+
+
+def test_results_say_the_settings_and_the_course_of_training(pairs):
+    found = score()
+    assert found["settings"]["mixer"] == "hgrn2" and "checkpoint" not in found["settings"]
+    course = [x for x in map(json.loads, Path("out/tiny/log.jsonl").open()) if "val_loss" in x]
+    assert found["training"] == course and course
+
+
+def test_the_table_has_phenomena_totals_readings_and_templates(capsys):
+    one = {
+        "a": dict(score=80.0, interval=5.0, n=10, term="t"),
+        "b": dict(score=60.0, interval=5.0, n=30, term="t"),
+    }
+    more = dict(readings={"p": 55.0}, templates=[1.0, 2.0], chance=4.0)
+    evaluate.print_table("x", dict(score=70.0, interval=3.5, subtasks=one) | more, "2024")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines == ["t 70.0", "a 80.0 ± 5.0 10", "b 60.0 ± 5.0 30", "all statements 70.0 ± 3.5 40",
+                     "read as p 55.0", "template 0 1.0", "template 1 2.0", "by chance 4.0"]  # fmt: skip
+
+
+def test_the_best_of_our_runs_is_first_and_the_papers_are_of_2024(pairs, capsys):
+    for protocol in ("2024", "2025"):
+        for name, value in (("one", 40), ("two", 90)):
+            shutil.copytree("out/tiny", f"out/{name}", dirs_exist_ok=True)
+            found = score(run=f"out/{name}", protocol=protocol)
+            found["benchmarks"] = {"blimp_filtered": {"score": value, "interval": 1.0, "subtasks": {}}}
+            Path(f"out/{name}/results.json").write_text(json.dumps(found))
+        capsys.readouterr()
+        rows = evaluate.start(["out/one", "out/none", "out/two", f"--protocol={protocol}"])
+        said = capsys.readouterr().out.splitlines()
+        assert "there is no checkpoint.pt in them: out/none" in said[0]
+        assert [line.split()[0] for line in said[2:4]] == ["two", "one"]
+        assert any(row.get("paper") for row in rows) == (protocol == "2024")
+    rows = evaluate.start(["out/one/best.pt", "out/two", "--tasks=pairs", "--protocol=2025"])
+    assert [row["name"] for row in rows] == ["one/best", "two"]

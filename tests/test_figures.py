@@ -339,3 +339,10 @@ def test_many_paradigms_are_a_column_a_phenomenon_but_the_mean_is_theirs(heat):
     terms = {name: "early" if score == 100 else "late" for name, score in scores.items()}
     Path("many.json").write_text(json.dumps(results_of(scores, terms)))
     assert heat("many.json") == (["many  95.0"], ["early", "late"], [[100, 20]])
+
+
+def test_numbers_of_a_picture_replace_no_other_file(workplace, refusal):
+    Path("out/tiny/notes.json").write_text("{}")
+    said = refusal(figures.main, ["memory", "out/tiny", "--text=The cat.", "--picture=out/tiny/notes.svg"])
+    assert "out/tiny/notes.json, where its numbers would go, is another file" in said
+    assert Path("out/tiny/notes.json").read_text() == "{}"
