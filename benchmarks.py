@@ -174,10 +174,10 @@ def is_in_vocabulary(record):
     if "in_babylm_vocab" in record:
         return record["in_babylm_vocab"]
     text = " ".join(record[field] for field in FIELDS["ewok"] if field != "Domain").lower()
-    lacking = (
-        "ewok_filtered: needs BabyLM's list of words, data/ewok/vocab.txt; python data.py ewok_vocabulary"
-    )
-    return words_of(data.look_for("ewok/vocab.txt") or fail(lacking)).issuperset(WORD.findall(text))
+    path = data.look_for("ewok/vocab.txt")
+    if not path:
+        fail("ewok_filtered: needs BabyLM's words, data/ewok/vocab.txt; python data.py ewok_vocabulary")
+    return words_of(path).issuperset(WORD.findall(text))
 
 
 @cache

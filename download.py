@@ -69,9 +69,8 @@ GLUE = "boolq 9427 1635 mnli 10000 4908 mrpc 3668 204 multirc 27243 2424 "
 GLUE += "qqp 10000 20215 rte 2490 139 wsc 554 52"
 GLUE_OF_2024 = "cola 8551 522 mnli-mm 0 4916 qnli 104743 2732 sst2 67349 436"  # left out since
 BLIMP = "https://codeload.github.com/alexwarstadt/blimp/tar.gz/3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
-PIPELINE = (
-    "https://codeload.github.com/babylm/evaluation-pipeline-2024/tar.gz/refs/heads/main"  # not seen either
-)
+# Their pipeline of 2024, for its list of words: not seen either.
+PIPELINE = "https://codeload.github.com/babylm/evaluation-pipeline-2024/tar.gz/refs/heads/main"
 BEAR = "https://codeload.github.com/lm-pub-quiz/BEAR/tar.gz/725b4e3139d0a5fdf914b0419ba744273dddc689"
 M = 10**6
 
