@@ -8,21 +8,12 @@ Shapes:  B batch   T time   D model width   H heads   E expanded width   N state
 
 import math
 
+from kernels import at_least_float32, gated_linear_attention, linear_scan, selective_scan
+from support.settings import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from config import fail
-from kernels import gated_linear_attention, linear_scan, selective_scan
-from layers import (
-    BlockLinear,
-    CausalConv1d,
-    Linear,
-    UndecayedLinear,
-    at_least_float32,
-    gated_unit,
-    split_heads,
-)
 
 # ----------------------------------------------------------------------------------------------------
 # LSTM and GRU: their gates see the state, so each step waits for the one before
@@ -30,13 +21,13 @@ from layers import (
 
 class LSTM(nn.Module):
     """
-    Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the forget gate), the library's.
+    Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the forget gate).
 
         i_t, f_t, o_t = sigmoid(W x_t + R h_{t-1} + b)            what to add, keep and show    (E,) each
         c_t = f_t c_{t-1} + i_t tanh(W_g x_t + R_g h_{t-1} + b_g)    the memory                 (E,)
         h_t = o_t tanh(c_t)                                       what the gates see            (E,)
 
-    The output is W_o h_t. Names and initialisation are those of torch.nn.LSTM.
+    The output is W_o h_t. `cell` holds the weights, named and initialised as torch.nn.LSTM's.
     """
 
     library = nn.LSTM
@@ -45,27 +36,18 @@ class LSTM(nn.Module):
         super().__init__()
         D, E = config.d_model, config.expand * config.d_model
         self.cell = self.library(D, E, batch_first=True)
-        self.output = Linear(E, D)
+        self.output = nn.Linear(E, D)
 
     def forward(self, x, state=None):
         with torch.autocast(x.device.type, enabled=False):
             h, state = self.run(x.to(self.cell.weight_hh_l0.dtype), state)
         return self.output(h), state
 
-    @torch.compiler.disable  # it would write out all steps
+    @torch.compiler.disable  # it would unroll all steps
     def run(self, x, state):
         """x (B, T, D) -> every h_t (B, T, E); the last h and c, each (B, E)."""
-        h, last = self.cell(x, state and tuple(z.unsqueeze(0) for z in state))
-        return h, tuple(z.squeeze(0) for z in last)
-
-
-class LSTMLoop(LSTM):
-    """The same LSTM written out."""
-
-    @torch.compiler.disable
-    def run(self, x, state):
         W, R, b, b_R = self.cell.parameters()
-        h, c = state or x.new_zeros(2, len(x), R.shape[1])
+        h, c = x.new_zeros(2, len(x), R.shape[1]) if state is None else state
         hs = []
         for Wx in F.linear(x, W, b).unbind(1):
             i, f, g, o = (Wx + F.linear(h, R, b_R)).chunk(4, dim=-1)  # (B, E)
@@ -77,7 +59,7 @@ class LSTMLoop(LSTM):
 
 class GRU(LSTM):
     """
-    Gated recurrent units (Cho et al. 2014, arXiv:1406.1078), the library's.
+    Gated recurrent units (Cho et al. 2014, arXiv:1406.1078).
 
         r_t, z_t = sigmoid(W x_t + R h_{t-1} + b)                 what to look at, what to keep    (E,) each
         n_t = tanh(W_n x_t + b_n + r_t (R_n h_{t-1} + c_n))       what is new                      (E,)
@@ -91,20 +73,12 @@ class GRU(LSTM):
     @torch.compiler.disable
     def run(self, x, state):
         """x (B, T, D) -> every h_t (B, T, E); the last (B, E)."""
-        h, last = self.cell(x, None if state is None else state.unsqueeze(0))
-        return h, last.squeeze(0)
-
-
-class GRULoop(GRU):
-    """The same GRU written out."""
-
-    @torch.compiler.disable
-    def run(self, x, state):
         W, R, b, b_R = self.cell.parameters()
         h = x.new_zeros(len(x), R.shape[1]) if state is None else state
         hs = []
         for Wx in F.linear(x, W, b).unbind(1):
-            (r, z, n), (r_R, z_R, n_R) = Wx.chunk(3, dim=-1), F.linear(h, R, b_R).chunk(3, dim=-1)  # (B, E)
+            r, z, n = Wx.chunk(3, dim=-1)  # (B, E)
+            r_R, z_R, n_R = F.linear(h, R, b_R).chunk(3, dim=-1)
             r, z = (r + r_R).sigmoid(), (z + z_R).sigmoid()
             h = z * h + (1 - z) * (n + r * n_R).tanh()
             hs.append(h)
@@ -112,8 +86,8 @@ class GRULoop(GRU):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Exponential gates: weights e^s of any size, kept in range by the largest so far, m_t. Numerator and denominator
-# are both e^m_t too small, so m cancels; no gradient goes through it.
+# Exponential gates: weights e^s of any size, kept in range by the largest so far, m_t. Numerator and
+# denominator are both e^m_t too small, so m cancels; no gradient goes through it.
 
 
 class Aaren(nn.Module):
@@ -127,53 +101,56 @@ class Aaren(nn.Module):
     which is softmax over s_1 .. s_t, and as a scan is minGRU's. The output is W_o o_t.
     """
 
+    no_decay = ("query",)
+
     def __init__(self, config, layer):
         super().__init__()
         D, H = config.d_model, config.n_head
         self.query = nn.Parameter(torch.randn(H, D // H))
-        self.key = Linear(D, D, bias=False)
-        self.value = Linear(D, D, bias=False)
-        self.output = Linear(D, D, bias=False)
+        self.key = nn.Linear(D, D, bias=False)
+        self.value = nn.Linear(D, D, bias=False)
+        self.output = nn.Linear(D, D, bias=False)
 
     def forward(self, x, state=None):
         H, K = self.query.shape
-        k, v = at_least_float32(split_heads(self.key(x), H), split_heads(self.value(x), H))  # (B, T, H, K)
+        k, v = at_least_float32(self.key(x), self.value(x))
+        k, v = k.unflatten(-1, (H, K)), v.unflatten(-1, (H, K))  # (B, T, H, K)
         s = (k * self.query).sum(-1) * K**-0.5  # (B, T, H)
         m, a = (torch.full_like(s[:, 0], -math.inf), None) if state is None else state
         m = torch.cat([m.unsqueeze(1), s.detach()], dim=1).cummax(dim=1).values  # from m_0 on
         keep, weight = torch.exp(m[:, :-1] - m[:, 1:]), torch.exp(s - m[:, 1:])
         weighted = F.pad(v, (0, 1), value=1.0) * weight.unsqueeze(-1)  # (B, T, H, V + 1)
         a = linear_scan(keep.repeat_interleave(K + 1, dim=-1), weighted.flatten(2), a)
-        o = split_heads(a, H)
+        o = a.unflatten(-1, (H, K + 1))
         return self.output((o[..., :-1] / o[..., -1:]).flatten(2)), (m[:, -1].clone(), a[:, -1].clone())
 
 
 class MLSTM(nn.Module):
     """
-    xLSTM's matrix memory (Beck et al. 2024, arXiv:2405.04517). With u, z = W_u x, W_z x and c = silu(conv(u)),
-    q, k = W_q c, W_k c / sqrt(K) and v = W_v u, in each head
+    xLSTM's matrix memory (Beck et al. 2024, arXiv:2405.04517). With u, z = W_u x, W_z x and c =
+    silu(conv(u)), q, k = W_q c, W_k c / sqrt(K) and v = W_v u, in each head
 
         log i_t, log f_t = W_i [q k v], logsigmoid(W_f [q k v])     to add, to keep, of the whole head    (1,)
         m_t = max(log f_t + m_{t-1}, log i_t)                       the stabiliser                        (1,)
         S_t = e^(log f_t + m_{t-1} - m_t) S_{t-1} + e^(log i_t - m_t) k_t [v_t 1]^T     the memory    (K, V + 1)
         h_t = S_t^T q_t [:V] / max(|S_t^T q_t [V]|, e^-m_t)         what it answers                       (V,)
 
-    The output is W_o ((norm(h) + skip c) silu(z)). It has an MLP's width inside: of xLSTM's blocks with it, none
-    has another MLP. expand = 2 is the paper's.
+    The output is W_o ((norm(h) + skip c) silu(z)). It has an MLP's width inside: of xLSTM's blocks with it,
+    none has another MLP. expand = 2 is the paper's.
     """
 
     def __init__(self, config, layer):
         super().__init__()
         D, E, H = config.d_model, config.expand * config.d_model, config.n_head
-        self.up = Linear(D, 2 * E, bias=False)
+        self.up = nn.Linear(D, 2 * E, bias=False)
         self.conv = CausalConv1d(E, 4)
         self.query = BlockLinear(E, E // 4)
         self.key = BlockLinear(E, E // 4)
         self.value = BlockLinear(E, E // 4)
-        self.gates = Linear(3 * E, 2 * H)
+        self.gates = nn.Linear(3 * E, 2 * H)
         self.norm = HeadNorm(E, config.norm_eps)
         self.skip = nn.Parameter(torch.ones(E))
-        self.output = Linear(E, D, bias=False)
+        self.output = nn.Linear(E, D, bias=False)
         self.n_head = H
 
     def forward(self, x, state=None):
@@ -184,8 +161,8 @@ class MLSTM(nn.Module):
         q, k, v = self.query(c), self.key(c), self.value(u)
         gates, m = at_least_float32(self.gates(torch.cat([q, k, v], dim=-1)), m)
         log_i, log_f = gates[..., : self.n_head], F.logsigmoid(gates[..., self.n_head :])  # (B, T, H)
-        m = running_max(log_f, log_i, m)  # from m_0 on
-        q, k, v = (split_heads(w, self.n_head) for w in (q, k, v))  # (B, T, H, K or V)
+        m = stabiliser(log_f, log_i, m)  # from m_0 on
+        q, k, v = (w.unflatten(-1, (self.n_head, -1)) for w in (q, k, v))  # (B, T, H, K or V)
         m_before, m = m[:, :-1, :, None], m[:, 1:, :, None]  # (B, T, H, 1)
         k = k * (torch.exp(log_i.unsqueeze(-1) - m) * k.shape[-1] ** -0.5).to(k.dtype)
         log_f, v = log_f.unsqueeze(-1) + m_before - m, F.pad(v, (0, 1), value=1.0)
@@ -199,35 +176,35 @@ class MLSTM(nn.Module):
         """End with one line where the blocks of 4 do not divide the width inside."""
         width = config.expand * config.d_model
         if width % 4:
-            fail(f"mixer = 'mlstm' needs expand x d_model to be a multiple of 4, not {width}")
+            raise UserError(f"mixer = 'mlstm' needs expand x d_model to be a multiple of 4, not {width}")
 
 
 @torch.no_grad()
-def running_max(log_f, log_i, m):
-    """log_f, log_i (B, T, H), m_0 (B, H) -> all m_t = max(log_f_t + m_{t-1}, log_i_t), (B, T + 1, H)."""
-    m = torch.cat([m.unsqueeze(1), log_i], dim=1)
-    f = F.pad(log_f, (0, 0, 1, 0))
-    step = 1  # of how many steps m_t knows, and f_t is the sum
-    while step < m.shape[1]:
-        m = torch.cat([m[:, :step], torch.maximum(m[:, step:], f[:, step:] + m[:, :-step])], dim=1)
-        f = torch.cat([f[:, :step], f[:, step:] + f[:, :-step]], dim=1)
-        step *= 2
-    return m
+def stabiliser(log_f, log_i, m):
+    """
+    log_f, log_i (B, T, H), m_0 (B, H) -> all m_t = max(log_f_t + m_{t-1}, log_i_t), (B, T + 1, H). With F_t
+    the sum of log f up to t, m_t - F_t is the largest of m_0 and of all log_i_s - F_s so far.
+    """
+    F_t = log_f.cumsum(dim=1)
+    largest = torch.cat([m.unsqueeze(1), log_i - F_t], dim=1).cummax(dim=1).values
+    return largest + F.pad(F_t, (0, 0, 1, 0))
 
 
 class SLSTM(nn.Module):
     """
-    xLSTM's scalar memory: an LSTM with exponential gates (Beck et al. 2024, arXiv:2405.04517). With silu(conv(x))
-    in x's place for i and f, W and R one block per head,
+    xLSTM's scalar memory: an LSTM with exponential gates (Beck et al. 2024, arXiv:2405.04517). With
+    silu(conv(x)) in x's place for i and f, W and R one block per head,
 
-        log i_t, log f_t, z_t, o_t = i~, logsigmoid(f~), tanh(z~), sigmoid(o~),  each ~ = W x_t + R h_{t-1} + b
-        m_t = max(log f_t + m_{t-1}, log i_t)                                           the stabiliser    (D,)
+        log i_t, log f_t, z_t, o_t = i~, logsigmoid(f~), tanh(z~), sigmoid(o~),  each ~ = W x_t + R h_{t-1} +
+        b m_t = max(log f_t + m_{t-1}, log i_t)                                           the stabiliser    (D,)
         c_t = e^(log f_t + m_{t-1} - m_t) c_{t-1} + e^(log i_t - m_t) z_t               the memory        (D,)
         n_t = e^(log f_t + m_{t-1} - m_t) n_{t-1} + e^(log i_t - m_t)                   its weight        (D,)
         h_t = o_t c_t / n_t                                                             what gates see    (D,)
 
     The output is norm(h). The paper has an MLP after it, GEGLU.
     """
+
+    no_decay = ("recurrent", "bias")
 
     def __init__(self, config, layer):
         super().__init__()
@@ -247,13 +224,13 @@ class SLSTM(nn.Module):
         c, past = self.conv(x, past)
         c = F.silu(c)
         gates = self.input(c), self.forget(c), self.candidate(x), self.show(x)
-        gates = torch.cat([split_heads(w, len(self.bias)) for w in gates], dim=-1)  # (B, T, H, 4 K)
+        gates = torch.cat([w.unflatten(-1, (len(self.bias), -1)) for w in gates], dim=-1)  # (B, T, H, 4 K)
         with torch.autocast(x.device.type, enabled=False):
             gates, R, b = at_least_float32(gates, self.recurrent, self.bias)
             h, state = self.run(gates.permute(1, 2, 0, 3) + b, R, state)
         return self.norm(h), (past, state)
 
-    @torch.compiler.disable  # it would write out all steps
+    @torch.compiler.disable
     def run(self, gates, R, state):
         """gates (T, H, B, 4 K), R (H, K, 4 K) -> every h_t (B, T, H, K); the last h, c, n, m (B, 4, H, K)."""
         if state is None:
@@ -279,9 +256,9 @@ class GEGLU(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate = Linear(config.d_model, config.d_mlp, bias=False)
-        self.up = Linear(config.d_model, config.d_mlp, bias=False)
-        self.down = Linear(config.d_mlp, config.d_model, bias=False)
+        self.gate = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.down = nn.Linear(config.d_mlp, config.d_model, bias=False)
 
     def forward(self, x):
         return self.down(F.gelu(self.gate(x)) * self.up(x))
@@ -297,6 +274,37 @@ class HeadNorm(nn.Module):
     def forward(self, x):
         (x,) = at_least_float32(x)
         return F.layer_norm(x, x.shape[-1:], eps=self.eps).flatten(2) * self.weight
+
+
+class BlockLinear(nn.Module):
+    """Multiplies each of `blocks` equal parts of x by a matrix of its own: forward(x), x and y (B, T, width)."""
+
+    def __init__(self, width, blocks):
+        super().__init__()
+        size = width // blocks
+        self.weight = nn.Parameter(torch.randn(blocks, size, size) * (2 / 5 / size) ** 0.5)
+
+    def forward(self, x):
+        return torch.einsum("bthi,hoi->btho", x.unflatten(-1, (len(self.weight), -1)), self.weight).flatten(2)
+
+
+class CausalConv1d(nn.Conv1d):
+    """
+    y_t = bias + sum_i weight_i x_{t-i}, each channel apart: forward(x, state=None) -> y, state, x and y (B,
+    T, channels). The state is the last width - 1 inputs before x; zeros before the first.
+    """
+
+    no_decay = ("weight",)
+
+    def __init__(self, channels, width, bias=True):
+        super().__init__(channels, channels, width, groups=channels, bias=bias)
+
+    def forward(self, x, state=None):
+        past = self.kernel_size[0] - 1
+        if state is None:
+            state = x.new_zeros(x.shape[0], past, x.shape[2])
+        seen = torch.cat([state, x], dim=1)  # (B, past + T, channels)
+        return super().forward(seen.mT).mT, seen[:, seen.shape[1] - past :].clone()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -316,17 +324,19 @@ class Mamba(nn.Module):
     A large dt_t forgets and writes, a small one passes x_t by. It is a whole block: give it mlp = "none".
     """
 
+    no_decay = ("log_A",)
+
     def __init__(self, config, layer):
         super().__init__()
         D, E, N = config.d_model, config.expand * config.d_model, config.d_state
         self.sizes = math.ceil(D / 16), N, N
-        self.input = Linear(D, 2 * E, bias=False)
+        self.input = nn.Linear(D, 2 * E, bias=False)
         self.conv = CausalConv1d(E, 4)
-        self.select = Linear(E, sum(self.sizes), bias=False)
-        self.step = Linear(self.sizes[0], E)
+        self.select = nn.Linear(E, sum(self.sizes), bias=False)
+        self.step = nn.Linear(self.sizes[0], E)
         self.log_A = nn.Parameter(torch.empty(E, N))
         self.skip = nn.Parameter(torch.empty(E))
-        self.output = Linear(E, D, bias=False)
+        self.output = nn.Linear(E, D, bias=False)
 
     def forward(self, x, state=None):
         seen, h = state or (None, None)
@@ -336,7 +346,7 @@ class Mamba(nn.Module):
         dt, B, C = self.select(x).split(self.sizes, dim=-1)
         log_A, dt = at_least_float32(self.log_A, self.step(dt))
         y, h = selective_scan(x, F.softplus(dt), -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
-        return self.output(gated_unit(z, (y + self.skip * x).type_as(z))), (seen, h)
+        return self.output(F.silu(z) * (y + self.skip * x).type_as(z)), (seen, h)
 
 
 class S4D(nn.Module):
@@ -346,9 +356,12 @@ class S4D(nn.Module):
         h_t = exp(dt A) h_{t-1} + x_t                                       the memory, complex  (D, N/2)
         y_t = 2 Re(sum over N/2 of C (exp(dt A) - 1) / A h_t) + skip x_t    what it answers      (D,)
 
-    and a gated linear layer of gelu(y_t). No weight here depends on the input, so a whole text is one convolution,
-    with the answer to a single 1. d_state = N counts real numbers: N/2 decaying waves, each with its conjugate.
+    and a gated linear layer of gelu(y_t). No weight here depends on the input, so a whole text can also be
+    one convolution, with the answer to a single 1 (fast/convolution.py). d_state = N counts real numbers: N/2
+    decaying waves, each with its conjugate.
     """
+
+    no_decay = ("log_decay", "frequency", "read")
 
     def __init__(self, config, layer):
         super().__init__()
@@ -358,25 +371,32 @@ class S4D(nn.Module):
         self.frequency = nn.Parameter(torch.empty(D, N // 2))
         self.read = nn.Parameter(torch.empty(D, N // 2, 2))  # C
         self.skip = nn.Parameter(torch.empty(D))
-        self.output = Linear(D, 2 * D)
+        self.output = nn.Linear(D, 2 * D)
 
     def forward(self, x, state=None):
         own = self.log_dt, self.log_decay, self.frequency, self.read, self.skip
         x, log_dt, log_decay, frequency, read, skip = at_least_float32(x, *own)
         A = torch.complex(-log_decay.exp(), frequency)  # (D, N/2)
-        decay, T = log_dt.exp().unsqueeze(-1) * A, x.shape[1]
-        C = torch.view_as_complex(read) * (decay.exp() - 1) / A
-        y = causal_convolution(x, waves(C, decay, T)) + skip * x
-        last = sum_of_waves(x, decay)  # (B, D, N/2)
-        if state is not None:
-            y = y + waves(C * decay.exp() * state, decay, T)
-            last = last + (T * decay).exp() * state
-        return F.glu(self.output(F.gelu(y)), dim=-1), last
+        log_decay = log_dt.exp().unsqueeze(-1) * A  # dt A
+        C = torch.view_as_complex(read) * (log_decay.exp() - 1) / A
+        y, h = self.run(x, log_decay, C, state)
+        return F.glu(self.output(F.gelu(y + skip * x)), dim=-1), h
+
+    def run(self, x, log_decay, C, h):
+        """
+        x (B, T, D), log_decay, C (D, N/2), h (B, D, N/2) or None -> every 2 Re(C h_t) (B, T, D), the last h.
+        """
+        decay, y = log_decay.exp(), []
+        h = torch.zeros_like(decay) if h is None else h
+        for x_t in x.unbind(1):
+            h = decay * h + x_t.unsqueeze(-1)  # (B, D, N/2)
+            y.append(2 * (C * h).real.sum(-1))
+        return torch.stack(y, dim=1), h
 
     @staticmethod
     def check(config):
         if config.d_state % 2:
-            fail(f"d_state = {config.d_state}: s4d needs an even one, for its states are pairs")
+            raise UserError(f"d_state = {config.d_state}: s4d needs an even one, for its states are pairs")
 
 
 class Hyena(nn.Module):
@@ -392,35 +412,40 @@ class Hyena(nn.Module):
     weighs each anew at each step: it grows, and with it the cost of a token. So Hyena does not generate cheaply.
     """
 
+    no_decay = ("positions", "filter", "filter_output")
+
     def __init__(self, config, layer):
         super().__init__()
         D = config.d_model
-        self.input = Linear(D, 3 * D)
+        self.input = nn.Linear(D, 3 * D)
         self.conv = CausalConv1d(3 * D, 3)
         self.positions = nn.Parameter(torch.empty(config.context, 33))
-        self.filter = nn.ModuleList(UndecayedLinear(*sizes) for sizes in ((33, 64), (64, 64), (64, 64)))
+        self.filter = nn.ModuleList(nn.Linear(*sizes) for sizes in ((33, 64), (64, 64), (64, 64)))
         self.w = nn.Parameter(torch.empty(64))
-        self.filter_output = UndecayedLinear(64, D, bias=False)
+        self.filter_output = nn.Linear(64, D, bias=False)
         self.skip = nn.Parameter(torch.empty(D))
-        self.output = Linear(D, D)
+        self.output = nn.Linear(D, D)
 
     def forward(self, x, state=None):
         seen, past = state or (None, None)
         x, seen = self.conv(self.input(x), seen)
         q, k, v = at_least_float32(*x.chunk(3, dim=-1))
-        u, T = k * v, x.shape[1]
+        u = k * v
         whole = u if past is None else torch.cat([past, u], dim=1)
-        f = self.make_filter(whole.shape[1])
-        y = causal_convolution(u, f) + self.skip * u
-        if past is not None:
-            y = y + aftermath(past.mT, f.mT, T).mT
+        y = self.convolve(whole, self.make_filter(whole.shape[1]), u.shape[1]) + self.skip * u
         return self.output(q * y), (seen, whole)
 
+    def convolve(self, u, f, T):
+        """u (B, L, D), f (L, D) -> the last T of all y_t = sum over s <= t of f_{t-s} u_s, (B, T, D)."""
+        with torch.autocast(u.device.type, enabled=False):
+            u = F.pad(u.mT, (len(f) - 1, 0))  # (B, D, 2 L - 1)
+            return F.conv1d(u, f.flip(0).mT.unsqueeze(1), groups=u.shape[1]).mT[:, -T:]
+
     def make_filter(self, length):
-        """Its first values, (length, D), never in an autocast type; ends the script past the last."""
+        """-> its first values, (length, D), in float32 at least. UserError past the last."""
         context, D = len(self.positions), len(self.skip)
         if length > context:
-            fail(f"{length} tokens: this model's filter has {context}; shorten the text or write less")
+            raise UserError(f"{length} tokens: this model's filter has {context}; shorten the text")
         with torch.autocast(self.skip.device.type, enabled=False):
             z = self.positions[:length]
             for layer in self.filter:
@@ -431,65 +456,8 @@ class Hyena(nn.Module):
         return z * torch.exp(-share * torch.linspace(slowest, fastest, D, dtype=w.dtype, device=w.device))
 
 
-# A convolution as long as the text. One Fourier transform of it all would let the rounding errors of later tokens
-# into earlier outputs. So the text is halved until its pieces are short. Each is multiplied by a Toeplitz matrix;
-# then, from pairs of pieces to the two halves of the text, what a first half adds to its second half, where all of
-# it is past, goes through Fourier transforms. It is O(T log^2 T), and what comes later changes no bit.
-
-PIECE = 64  # tokens, at most
-
-
-def causal_convolution(x, k):
-    """y_t = sum over s <= t of k_{t-s} x_s: x (B, T, D), k (T, D) -> (B, T, D)."""
-    T = x.shape[1]
-    halvings = max(0, math.ceil(math.log2(T / PIECE)))
-    size = math.ceil(T / 2**halvings)
-    x, k = F.pad(x.mT, (0, size * 2**halvings - T)), k.mT.contiguous()  # (B, D, T and some), (D, T)
-    with torch.autocast(x.device.type, enabled=False):
-        toeplitz = F.pad(k[:, :size], (size - 1, 0)).unfold(1, size, 1).flip(2)  # (D, t, s): k_{t-s}
-        y = torch.einsum("dts, bdps -> bdpt", toeplitz, x.unflatten(2, (-1, size))).flatten(2)
-    for _ in range(halvings):
-        early = x.unflatten(2, (-1, 2, size))[:, :, :, 0]  # (B, D, pairs, size)
-        y = y + F.pad(aftermath(early, k.unsqueeze(1), size), (size, 0)).flatten(2)
-        size *= 2
-    return y[..., :T].mT
-
-
-def aftermath(x, k, n):
-    """What x (..., T) adds to the n outputs after it, (..., n), when it is convolved with k (..., any length)."""
-    T = x.shape[-1]
-    both = torch.fft.rfft(x, T + n) * torch.fft.rfft(k, T + n)
-    return torch.fft.irfft(both, T + n)[..., T:]
-
-
-# S4D's waves exp(t decay) for all t would be N times as large as a sequence. With t = i size + j they are products
-# far_i near_j of some 2 sqrt(T) N numbers, so that each sum over them is two small ones.
-
-
-def near_and_far(decay, T):
-    """decay (D, N/2) -> exp(j decay), exp(i size decay), both about (sqrt(T), D, N/2), size * len(far) >= T."""
-    size = math.ceil(math.sqrt(T))
-    near = torch.arange(size, dtype=decay.real.dtype, device=decay.device)
-    far = size * near[: math.ceil(T / size)]
-    return [torch.exp(t[:, None, None] * decay) for t in (near, far)]
-
-
-def waves(C, decay, T):
-    """2 Re(sum over n of C exp(t decay)) for t < T: C (..., D, N/2), decay (D, N/2) -> (..., T, D)."""
-    near, far = near_and_far(decay, T)
-    both = torch.einsum("...idn, jdn -> ...ijd", C.unsqueeze(-3) * far, near)
-    return 2 * both.real.flatten(-3, -2)[..., :T, :]
-
-
-def sum_of_waves(x, decay):
-    """sum over t of exp((T - 1 - t) decay) x_t: x (B, T, D), decay (D, N/2) -> (B, D, N/2)."""
-    near, far = near_and_far(decay, x.shape[1])
-    x = F.pad(x.flip(1), (0, 0, 0, len(near) * len(far) - x.shape[1])).unflatten(1, (len(far), len(near)))
-    return (torch.einsum("bijd, jdn -> bidn", x.to(near.dtype), near) * far).sum(1)
-
-
 # ----------------------------------------------------------------------------------------------------
-# Building
+# Initialisation
 
 
 def initialise_baseline(module, config):
@@ -516,44 +484,45 @@ def initialise_baseline(module, config):
                 linear layers          N(0, 0.02), biases 0; output / sqrt(2 n_layer)     the same
                 w, skip                14, N(0, 1)                                        the same
     """
-    starts = {
-        Aaren: start_aaren, MLSTM: start_mlstm, SLSTM: start_slstm, GEGLU: start_xlstm,
-        Mamba: start_mamba, S4D: start_s4d, Hyena: start_hyena,
+    initialisers = {
+        Aaren: init_aaren, MLSTM: init_mlstm, SLSTM: init_slstm, GEGLU: init_xlstm,
+        Mamba: init_mamba, S4D: init_s4d, Hyena: init_hyena,
     }  # fmt: skip
-    if type(module) in starts:
-        with torch.no_grad():
-            starts[type(module)](module, config)
+    with torch.no_grad():
+        for kind, initialiser in initialisers.items():
+            if isinstance(module, kind):
+                initialiser(module, config)
 
 
-def start_aaren(mixer, config):
+def init_aaren(mixer, config):
     for linear in (mixer.key, mixer.value, mixer.output):
         nn.init.normal_(linear.weight, std=0.02)
 
 
-def start_xlstm(module, config):
+def init_xlstm(module, config):
     for name, linear in module.named_children():
-        if isinstance(linear, (Linear, BlockLinear)):
+        if isinstance(linear, (nn.Linear, BlockLinear)):
             last = name in ("output", "down")
             std = 2 / config.n_layer / config.d_model**0.5 if last else (2 / 5 / config.d_model) ** 0.5
             nn.init.normal_(linear.weight, std=std)
 
 
-def start_mlstm(mixer, config):
-    start_xlstm(mixer, config)
+def init_mlstm(mixer, config):
+    init_xlstm(mixer, config)
     nn.init.zeros_(mixer.gates.weight)
     i, f = mixer.gates.bias.chunk(2)
     nn.init.normal_(i, std=0.1)
     f.copy_(torch.linspace(3, 6, len(f)))
 
 
-def start_slstm(mixer, config):
-    start_xlstm(mixer, config)
+def init_slstm(mixer, config):
+    init_xlstm(mixer, config)
     depth = mixer.layer / max(1, config.n_layer - 1)
     f = mixer.bias.chunk(4, dim=-1)[1]  # (H, 1, K)
     f.copy_(5 - 12 * torch.linspace(0, 1, f.shape[-1]) ** (0.3 + 1.3 * depth))
 
 
-def start_mamba(mixer, config):
+def init_mamba(mixer, config):
     r = mixer.step.in_features**-0.5
     mixer.log_A.copy_(torch.arange(1, config.d_state + 1).log())
     nn.init.uniform_(mixer.step.weight, -r, r)
@@ -563,7 +532,7 @@ def start_mamba(mixer, config):
     mixer.output.weight.div_(math.sqrt(config.n_layer))
 
 
-def start_s4d(mixer, config):
+def init_s4d(mixer, config):
     log_uniform(mixer.log_dt, 1e-3, 1e-1)
     nn.init.constant_(mixer.log_decay, math.log(0.5))
     mixer.frequency.copy_(math.pi * torch.arange(config.d_state // 2))
@@ -576,7 +545,7 @@ def log_uniform(x, low, high):
     return nn.init.uniform_(x, math.log(low), math.log(high))
 
 
-def start_hyena(mixer, config):
+def init_hyena(mixer, config):
     for linear in (mixer.input, *mixer.filter, mixer.filter_output, mixer.output):
         nn.init.normal_(linear.weight, std=0.02)
         if linear.bias is not None:
@@ -591,6 +560,6 @@ def start_hyena(mixer, config):
 
 
 BASELINES = {
-    "lstm": LSTM, "lstm_loop": LSTMLoop, "gru": GRU, "gru_loop": GRULoop, "aaren": Aaren,
-    "mlstm": MLSTM, "slstm": SLSTM, "mamba": Mamba, "s4d": S4D, "hyena": Hyena,
+    "lstm": LSTM, "gru": GRU, "aaren": Aaren, "mlstm": MLSTM, "slstm": SLSTM, "mamba": Mamba, "s4d": S4D,
+    "hyena": Hyena,
 }  # fmt: skip

@@ -1,28 +1,25 @@
 """
-Many models under one recipe: BabyHGRN's first experiment.
+Train many models under one recipe and compare them: BabyHGRN's first experiment.
 
     python compare.py                             config/compare_toy.py: twelve mixers on toyland
     python compare.py config/compare_english.py   six models on real English, ten minutes of a GPU
     torchrun --nproc_per_node=4 compare.py config/compare_10m.py    the paper's five and minGRU, at its sizes
 
-Trains every model at every learning rate with every seed, evaluates each run after every epoch (or eval_every
-steps), and holds the best evaluation at each model's best learning rate against the others', as the paper does.
-The file has the settings that all runs share, and
+Trains every model at every learning rate with every seed, and evaluates each run after every epoch (or
+eval_every steps). As in the paper, a model is judged by its best evaluation at its best learning rate. The
+file has the settings that all runs share, and
 
     models = {
-        "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    what differs, maybe rates of its own
-        "Mamba": "config/mamba_10m.py",                             or a file, where the recipe says nothing
-        "student": {"mixer": "mingru", "teacher": "minGRU"},        distilled from a row above, at its best rate:
-    }                                                               from its first seed's best, second's, ...
+        "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    a row: what differs, maybe its own rates
+        "Mamba": "config/mamba_10m.py",                             or a file, for all that is not shared
+        "student": {"mixer": "mingru", "teacher": "minGRU"},        distilled from a row above, at its best
+    }                                                               rate, from the best of its first seed,
+                                                                    of its second, ...
 
-Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command goes
-on. At the end there is a table, and out/COMPARISON has results.json and its pictures. With `tasks`, the best runs
-of each row are also put through evaluate.py; with `against`, all rows are held against that one, seed by seed.
+Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command
+resumes. It ends with a table, out/COMPARISON/results.json and pictures of it. With `tasks`, evaluate.py also
+scores the best runs of each row; with `against`, all rows are compared with that one, seed by seed.
 """
-
-from start import begin
-
-begin(__name__)  # before torch is loaded
 
 import gc
 import io
@@ -32,37 +29,33 @@ import os
 import shutil
 import statistics
 import sys
+import time
 from collections import defaultdict
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-import torch
-
 import data
 import distill
 import evaluate
 import train
-from checkpoint import (
-    MAY_CHANGE,
-    Diverged,
-    World,
-    best_evaluation,
-    data_digest,
-    differences,
-    leave_group,
-    read_log,
-    replacing,
-    say,
-    wait_for_all,
-)
-from config import Share, close_bars, fail, given, naming, one_of, progress, read_file, run_script, typed
+from corpora.benchmarks import read_benchmark
 from evaluate import PAPER, write_json
+from kernels import use_kernels
 from model import LanguageModel
+from support import processes
+from support.console import close_bars, progress, run_script, say
+from support.files import replacing
+from support.processes import Stopped, rank, restarts, wait_for_all
+from support.run import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log
+from support.settings import UserError, given, naming, one_of, read_file, typed
+
+import torch
 
 DEFAULT = "config/compare_toy.py"
-NOT_IN_ROWS = {"run", "learning_rate", "seed", "eval_pairs", "best_by", "fresh"}
-T95 = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # Student's t for 2, 3, ... 10 seeds
+NOT_IN_ROWS = {"run", "learning_rate", "seed", "eval_pairs", "best_by", "kernels", "fresh"}
+RUN_SETTINGS = {x.name for x in fields(train.Settings)}
+STUDENT_T = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # for 2, 3, ... 10 seeds
 
 
 @dataclass
@@ -73,219 +66,321 @@ class Settings(train.Settings):
     learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
     tasks: str = ""  # benchmarks for the best run of each row and seed, in the end, with commas
-    against: str = ""  # the row that the others are held against
+    against: str = ""  # the row that the others are compared with
     results: str = ""  # also write the results here, such as results/compare_toy.json
 
 
 def main(args):
-    """Make all runs that are not made yet; returns the content of results.json."""
+    """Train what is not finished, evaluate the best runs, report. Returns the content of results.json."""
     file = next((arg for arg in args if not arg.startswith("-")), DEFAULT)
     settings = given(Settings(), args, default=DEFAULT)
     s = replace(Settings(), **settings)
     rows = plan(s, settings, file)
-    train.start(s)  # and meet the other processes, if torchrun has started some
-    if World.rank == 0:
-        look_for_data(s, rows)
-    wait_for_all()
-    facts, above = {}, {}
-    for name, runs in progress(rows.items(), desc="models", unit="model"):
-        facts[name] = examine(runs[0], f"{file}: models[{name!r}]", above)
-        above[name] = runs[0]
-    runs = [run for name in rows for run in rows[name]]
-    for run in runs:
-        if s.fresh and World.rank == 0 and not World.restarts:
-            shutil.rmtree(Path("out", run.run), ignore_errors=True)
-        wait_for_all()
-        refuse_another_recipe(run, {"teacher"})  # which is not known yet
+    runs = [run for row in rows.values() for run in row]
+    train.prepare_device(s)
+    find_data(s, runs)
+    sizes = check_rows(rows, file)
+    check_folders(s, runs)
     try:
-        make(rows)
-        leave_group()
-        if World.rank > 0:
-            return None  # what is left is for one
-        found = {name: facts[name] | summary(rows[name]) for name in rows}
+        train_all(rows)
+        processes.leave()
+        if rank() > 0:  # the rest is for one process
+            return None
+        found = {name: sizes[name] | summarize(rows[name]) for name in rows}
         if s.tasks:
-            examine_best(s, found)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if getattr(end, "code", 130) != 130:
-            raise
+            evaluate_best(s, found)
+    except KeyboardInterrupt:
         close_bars()
-        done, again = sum(map(bool, map(finished, runs))), " without --fresh" * s.fresh
-        say(f"stopped: {done} of {len(runs)} runs are done; the same command{again} goes on")
-        sys.exit(130)
+        again = "the same command without --fresh" if s.fresh else "the same command"
+        say(f"stopped: {count_finished(runs)} of {len(runs)} runs are done; {again} resumes")
+        raise Stopped
     return report(s, settings, found)
 
 
 # ----------------------------------------------------------------------------------------------------
-# What there is to do, checked before the first step
+# The runs, planned and checked before the first step
 
 
 def plan(s, settings, file):
-    """{row: [train.Settings of each run]}; ends with a line that names file and row if one cannot be made."""
-    known = {x.name for x in fields(train.Settings)}
-    shared = {name: value for name, value in settings.items() if name in known}
+    """
+    {row: [train.Settings of each run]}; `settings` are those of s that a file or flag names. UserError, with the
+    file and the row, if one of the runs cannot be made.
+    """
     with naming(file):
-        replace(train.Settings(), run=s.run).check()
-        seeds = numbers("seeds", s.seeds or [s.seed], int)
-        evaluate.Settings(tasks=s.tasks, device=s.device).check()
-        if os.path.isdir(s.results):
-            fail(f"results = {s.results!r} is a folder: name a file in it")
-        if not s.models:
-            fail("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
-        if Path("out", s.run, "settings.json").exists():
-            fail(f"run = {s.run!r}: out/{s.run} is a run of its own; use another --run=NAME")
-        if not all(isinstance(name, str) for name in s.models):
-            fail(f"models: their names must be words in quotes, not {min(map(str, s.models))}")
-        if s.against:
-            one_of("against", s.against, list(s.models))
-    rows = defaultdict(list)
-    for name, model in s.models.items():
+        check_comparison(s, settings)
+    shared = {name: value for name, value in settings.items() if name in RUN_SETTINGS}
+    rows = {}
+    for name in s.models:
         with naming(f"{file}: models[{name!r}]"):
-            own, rates, own_seeds = read_model(model, shared)
-            if len(numbers("seeds", own_seeds or seeds, int)) != len(seeds):
-                fail(f"seeds = {own_seeds}: {len(seeds)} are needed, as many as all rows have")
-            by = "pairs" if s.eval_pairs else "loss"
-            if settings.get("best_by", by) != by:
-                fail(f"best_by = {s.best_by!r}: it goes by the {by} here, as eval_pairs = {s.eval_pairs!r}")
-            if below := [x for x in own.get("teacher", "").split(",") if x in s.models and x not in rows]:
-                fail(f"teacher = {below[0]!r}: it must be a row above this one")
-            kind = distill.Settings if set(own) - known else train.Settings
-            for rate in numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float):
-                for seed in own_seeds or seeds:
-                    own |= {"run": f"{name}-{rate:g}-{seed}", "learning_rate": rate, "seed": seed}
-                    run = kind(**own | {"best_by": by, "fresh": False})
-                    run.check()
-                    rows[name].append(replace(run, run=f"{s.run}/{run.run}"))
-    names = [run.run.lower() for runs in rows.values() for run in runs]  # some file systems take A for a
-    if twice := {name for name in names if names.count(name) > 1}:
-        fail(f"{file}: two runs would be out/{min(twice)}; rename a row, or leave out a rate")
+            rows[name] = plan_row(name, s, shared, rows)
+    folders = [run.run.lower() for row in rows.values() for run in row]  # some file systems take A for a
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"{file}: two runs would be out/{folder}; rename a row, or leave out a rate")
     return rows
 
 
-def read_model(model, shared):
-    """A value of `models` -> its settings, the shared ones too, its own learning rates and its own seeds."""
+def check_comparison(s, settings):
+    """Refuse what no row is to blame for."""
+    replace(train.Settings(), run=s.run).check()
+    check_numbers("seeds", s.seeds or [s.seed], int)
+    evaluate.Settings(tasks=s.tasks, device=s.device, kernels=s.kernels).check()
+    if os.path.isdir(s.results):
+        raise UserError(f"results = {s.results!r} is a folder: name a file in it")
+    if not s.models:
+        raise UserError("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
+    if Path("out", s.run, "settings.json").exists():
+        raise UserError(f"run = {s.run!r}: out/{s.run} is a run of its own; use another --run=NAME")
+    for name in s.models:
+        if not isinstance(name, str):
+            raise UserError(f"models: their names must be words in quotes, not {name}")
+    if s.against:
+        one_of("against", s.against, list(s.models))
+    if "best_by" in settings and s.best_by != best_by(s):
+        what = f"it goes by the {best_by(s)} here, as eval_pairs = {s.eval_pairs!r}"
+        raise UserError(f"best_by = {s.best_by!r}: {what}")
+
+
+def best_by(s):
+    return "pairs" if s.eval_pairs else "loss"
+
+
+def plan_row(name, s, shared, above):
+    """The settings of a row's runs, one for each learning rate and seed; `above` are the rows before it."""
+    own, rates, seeds = row_settings(s.models[name], shared)
+    rates = check_numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float)
+    needed = len(s.seeds or [s.seed])
+    seeds = check_numbers("seeds", seeds or s.seeds or [s.seed], int)
+    if len(seeds) != needed:
+        raise UserError(f"seeds = {seeds}: {needed} are needed, as many as all rows have")
+    for teacher in own.get("teacher", "").split(","):
+        if teacher in s.models and teacher not in above:
+            raise UserError(f"teacher = {teacher!r}: it must be a row above this one")
+    kind = train.Settings if own.keys() <= RUN_SETTINGS else distill.Settings
+    runs = []
+    for rate in rates:
+        for seed in seeds:
+            folder = folder_name(name, rate, seed)
+            this = {"run": folder, "learning_rate": rate, "seed": seed, "best_by": best_by(s), "fresh": False}
+            run = kind(**own | this)
+            run.check()
+            runs.append(replace(run, run=f"{s.run}/{folder}"))
+    return runs
+
+
+def folder_name(row, rate, seed):
+    return f"{row}-{rate:g}-{seed}"
+
+
+def row_settings(model, shared):
+    """A value of `models` -> its settings with the shared ones, its own learning rates, its own seeds."""
     if isinstance(model, str):
-        return read_file(model, distill.Settings()) | {"eval_pairs": ""} | shared, [], []
+        return read_file(model, distill.Settings()) | {"eval_pairs": "", "kernels": "auto"} | shared, [], []
     if not isinstance(model, dict):
-        fail(f"{model!r}: should be settings, like {{'mixer': 'mingru'}}, or the name of a settings file")
+        what = "should be settings, like {'mixer': 'mingru'}, or the name of a settings file"
+        raise UserError(f"{model!r}: {what}")
     own = {name: value for name, value in model.items() if name not in ("learning_rates", "seeds")}
-    if taken := NOT_IN_ROWS & set(own):
-        fail(f"{min(taken)!r} is not for a row; it may have learning_rates and seeds, which are lists")
-    own = {name: typed(name, own[name], distill.Settings(), "its settings") for name in own}
+    for name in own:
+        if name in NOT_IN_ROWS:
+            what = "is not for a row; it may have learning_rates and seeds, which are lists"
+            raise UserError(f"{name!r} {what}")
+        own[name] = typed(name, own[name], distill.Settings(), "its settings")
     return shared | own, model.get("learning_rates", []), model.get("seeds", [])
 
 
-def numbers(name, values, kind):
-    """Refuse what is not a list of numbers that make sense, each once."""
-    good = isinstance(values, list) and all(type(x) in (int, kind) and 0 <= x < math.inf for x in values)
-    if not good or (kind is float and 0 in values) or len(set(values)) < len(values):
-        fail(f"{name} = {values!r}: should be numbers in brackets, each once, like [{kind(1)}, {kind(2)}]")
+def check_numbers(name, values, kind):
+    """Values, a list of numbers of a kind, each once, as such. UserError if they are none that make sense."""
+    good = isinstance(values, list) and all(makes_sense(x, kind) for x in values)
+    if not good or len(set(values)) < len(values):
+        example = f"[{kind(1)}, {kind(2)}]"
+        raise UserError(f"{name} = {values!r}: should be numbers in brackets, each once, like {example}")
     return [kind(x) for x in values]
 
 
-def look_for_data(s, rows):
-    """Find or make every corpus and benchmark."""
-    for corpus in {run.corpus for runs in rows.values() for run in runs}:
-        data.find(corpus)
-    for task in s.tasks.split(",") if s.tasks else []:
-        evaluate.read_benchmark(task)  # now, and not after days of training
+def makes_sense(x, kind):
+    """Return True for a number of the kind: a float must be above 0, as a rate, an int at least 0, as a seed."""
+    if type(x) not in (int, kind):
+        return False
+    return 0 < x < math.inf or (kind is int and x == 0)
 
 
-def examine(run, where, above):
-    """Build a model and let it read a context. What it has: parameters, numbers remembered."""
-    with naming(where):
-        corpus = train.find_corpus(run)
-        if not data.Blocks(corpus / "train.bin", run.context).n:
-            fail(f"context = {run.context}: longer than the text of {corpus}; lower it")
-        if isinstance(run, distill.Settings):
-            distill.check_tokenizers(run, distill.find_teachers(run, above))
-        model = LanguageModel(run).eval()
-        with torch.inference_mode():
-            _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
-    return {"parameters": sum(p.numel() for p in model.parameters()), "state": numbers_in(states)}
+def find_data(s, runs):
+    """Find or make every corpus and benchmark: now, and not after days of training."""
+    if rank() == 0:
+        for corpus in {run.corpus for run in runs}:
+            data.find(corpus)
+        for task in s.tasks.split(",") if s.tasks else []:
+            read_benchmark(task)
+    wait_for_all()
 
 
-def numbers_in(state):
-    """Real numbers in a state, however it is nested."""
+def check_rows(rows, file):
+    """Check what each row needs -> {row: {"parameters": how many, "state": numbers in it after a context}}."""
+    sizes, above = {}, {}
+    for name, runs in progress(rows.items(), desc="models", unit="model"):
+        with naming(f"{file}: models[{name!r}]"):
+            sizes[name] = check_row(runs[0], above)
+        above[name] = runs[0]
+    return sizes
+
+
+def check_row(run, above):
+    """Refuse a corpus or a teacher that does not fit; build the model and let it read. Returns its sizes."""
+    corpus = train.find_corpus(run)
+    if not data.Blocks(corpus / "train.bin", run.context).n:
+        raise UserError(f"context = {run.context}: longer than the text of {corpus}; lower it")
+    if isinstance(run, distill.Settings):
+        distill.check_tokenizers(run, distill.find_teachers(run, above))
+    model = LanguageModel(run).eval()
+    use_kernels(run.kernels, model)
+    with torch.inference_mode():
+        _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "state": count_numbers(states)}
+
+
+def count_numbers(state):
+    """Real numbers in a state: a tensor, None, or lists and tuples of them."""
     if isinstance(state, torch.Tensor):
-        return state.numel() * (1 + state.is_complex())
-    return sum(map(numbers_in, state)) if isinstance(state, (list, tuple)) else 0
+        return state.numel() * (2 if state.is_complex() else 1)
+    if isinstance(state, (list, tuple)):
+        return sum(count_numbers(part) for part in state)
+    return 0
+
+
+def check_folders(s, runs):
+    """Remove the runs' folders if s.fresh; refuse one that holds another recipe."""
+    for run in runs:
+        if s.fresh and rank() == 0 and not restarts():
+            shutil.rmtree(Path("out", run.run), ignore_errors=True)
+        wait_for_all()
+        refuse_another_recipe(run, {"teacher"})  # a student's checkpoint of it is not known yet
 
 
 def refuse_another_recipe(run, may_change=frozenset()):
-    """End the script if a run's folder is of other settings than these, or of another corpus."""
+    """Raise UserError if a run's folder was made with other settings than these, or from another corpus."""
     folder = Path("out", run.run)
-    if any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
-        then = asdict(type(run)()) | read_file(folder, distill.Settings())  # perhaps it was a student then
-        may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"}
-        listed = differences(then, asdict(run), may_change)
-        if (finished(run) or {}).get("corpus") not in (None, data_digest(data.find(run.corpus))):
-            listed = f"another corpus by the name {run.corpus!r}"
-        if listed:
-            fail(f"{folder} is of another recipe ({listed}): set it back, or use --run=NAME or --fresh")
+    if not any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
+        return
+    then = asdict(type(run)()) | read_file(folder, distill.Settings())  # perhaps it was a student then
+    may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"}
+    listed = differences(then, asdict(run), may_change)
+    ended, corpus = read_finished(run) or {}, data_digest(data.find(run.corpus))
+    if ended.get("corpus", corpus) != corpus:
+        listed = f"another corpus by the name {run.corpus!r}"
+    if listed:
+        raise UserError(
+            f"{folder} is of another recipe ({listed}): set it back, or use --run=NAME or --fresh"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------
-# Making the runs: one after the other in this process, and not by starting train.py, so that a kill -9 leaves none
-# behind that goes on writing. A run depends on nothing that the one before leaves: train.main sets its seeds.
+# Training: one run after the other in this process, for others would survive a kill -9 of this one and go on
+# writing. A run depends on nothing that the one before leaves behind: train.main sets its seeds.
 
 
-def make(rows):
-    """Train what is not finished. A run whose loss is not a number any more ends there; the others go on."""
-    runs = [(run, own) for own in rows.values() for run in own]
-    bar = whole(run for run, _ in runs)
-    for run, own in runs:
-        if isinstance(run, distill.Settings):
-            run = taught(run, seeds_of(own).index(run.seed), rows)
-            refuse_another_recipe(run)
-        if finished(run):
-            continue
-        share, diverged = Share(bar, run.run), False
-        try:
-            with redirect_stdout(io.StringIO()):  # what train.py says of a run on its own
-                (distill if isinstance(run, distill.Settings) else train).main(run, progress=share)
-        except Diverged:
-            diverged, bar = True, whole(run for run, _ in runs)  # the other was closed for the message
-            say(f"{run.run} ended there: its best evaluation before counts")
-        found = {"diverged": diverged, "tokens_per_second": share.speed()}
-        found["corpus"] = data_digest(data.find(run.corpus))
-        if World.rank == 0:
-            with replacing(Path("out", run.run, "finished.json")) as file:
-                file.write(json.dumps(found) + "\n")
-        wait_for_all()
-        gc.collect()
-        torch.cuda.empty_cache()
-        if "torch._dynamo" in sys.modules:  # what torch.compile has made for this model
-            torch._dynamo.reset()
-    bar.close()
+def train_all(rows):
+    """Train all runs that are not finished; students when their teachers are."""
+    runs = [run for row in rows.values() for run in row]
+    done = count_finished(runs)
+    with progress(total=len(runs), initial=done, unit="run", smoothing=0) as bar:
+        for row in rows.values():
+            for run in row:
+                if isinstance(run, distill.Settings):
+                    run = with_teachers(run, seeds_of(row).index(run.seed), rows)
+                    refuse_another_recipe(run)
+                if not read_finished(run):
+                    train_one(run, bar)
+
+
+def train_one(run, bar):
+    """Train a run to its end, or until it diverges, and write finished.json into its folder."""
+    script = distill if isinstance(run, distill.Settings) else train
+    share, diverged = BarShare(bar, run.run), False
+    try:
+        with redirect_stdout(io.StringIO()):  # what train.py says of a run on its own
+            script.main(run, progress=share)
+    except Diverged as error:
+        diverged = True
+        say(f"{run.run} diverged, its best evaluation until then counts: {error}")
+    share.complete()
+    ended = {"diverged": diverged, "tokens_per_second": share.speed()}
+    ended["corpus"] = data_digest(data.find(run.corpus))
+    if rank() == 0:
+        with replacing(Path("out", run.run, "finished.json")) as file:
+            file.write(json.dumps(ended) + "\n")
+    wait_for_all()
+    gc.collect()
+    torch.cuda.empty_cache()
+    if "torch._dynamo" in sys.modules:  # what torch.compile has made for this model
+        torch._dynamo.reset()
+
+
+class BarShare:
+    """One run's share of the bar over all runs, which train.main takes for a bar of its own; and a clock."""
+
+    def __init__(self, bar, name):
+        self.bar, self.name, self.end, self.speeds = bar, name, bar.n + 1, []
+
+    def __call__(self, total, initial, unit):
+        """Start: `total` tokens in the run, `initial` of them done before."""
+        self.total, self.tokens, self.since = total, 0, time.perf_counter()
+        if not self.bar.disable:
+            self.bar.initial += initial / total  # for the time left: it was not done while this bar ran
+        self.bar.update(initial / total)
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, tokens):
+        self.tokens += tokens
+        self.bar.update(min(tokens / self.total, self.end - self.bar.n))  # sums of shares are not exact
+
+    def set_postfix_str(self, text, refresh=False):
+        """Show a text. train.main calls it when all tokens so far are really done, on a GPU as well."""
+        now = time.perf_counter()
+        if self.tokens:
+            self.speeds.append(self.tokens / (now - self.since))
+        self.tokens, self.since = 0, now
+        self.bar.set_postfix_str(f"{self.name}: {text}", refresh)
+
+    def complete(self):
+        """Move the bar to the end of this share."""
+        self.bar.update(self.end - self.bar.n)
+
+    def speed(self):
+        """Tokens per second, the median between texts: what is rare, such as compiling, does not count."""
+        return statistics.median(self.speeds) if self.speeds else None
 
 
 def seeds_of(runs):
+    """A row's seeds, in their order."""
     return list(dict.fromkeys(run.seed for run in runs))
 
 
-def taught(run, place, rows):
-    """A student with a checkpoint for each teacher that is a row: its best, of the seed in the student's place."""
-
-    def best_of(name):
-        if name not in rows:
-            return name
-        best = summary(rows[name])["best"]
-        if not best or (best["diverged"] and not best["step"]):  # before the first evaluation, or the second
-            fail(f"{run.run}: its teacher {name!r} diverged; lower its rates")
-        teacher = f"{name}-{best['learning_rate']:g}-{seeds_of(rows[name])[place]}"
-        return str(Path("out", run.run).with_name(teacher) / "best.pt")
-
-    return replace(run, teacher=",".join(map(best_of, run.teacher.split(","))))
-
-
-def whole(runs):
-    """The bar over all runs."""
-    runs = list(runs)
-    return progress(total=len(runs), initial=sum(map(bool, map(finished, runs))), unit="run", smoothing=0)
+def with_teachers(run, place, rows):
+    """A student's settings, with a row's best checkpoint where they name a row: of its seed in this place."""
+    teachers = []
+    for name in run.teacher.split(","):
+        if name in rows:
+            best = summarize(rows[name])["best"]
+            if not best or (best["diverged"] and not best["step"]):  # nothing learned
+                raise UserError(f"{run.run}: its teacher {name!r} diverged; lower its rates")
+            folder = folder_name(name, best["learning_rate"], seeds_of(rows[name])[place])
+            name = str(Path("out", run.run).with_name(folder) / "best.pt")
+        teachers.append(name)
+    return replace(run, teacher=",".join(teachers))
 
 
-def finished(run):
-    """What finished.json says of a run; None if it is not finished."""
+def count_finished(runs):
+    return sum(read_finished(run) is not None for run in runs)
+
+
+def read_finished(run):
+    """The content of a run's finished.json; None if the run is not finished."""
     try:
         return json.loads(Path("out", run.run, "finished.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -293,173 +388,218 @@ def finished(run):
 
 
 # ----------------------------------------------------------------------------------------------------
-# What came of it
+# Results: of a run, of a row, of two rows
 
 
-def summary(runs):
-    """A model's runs -> each with its evaluations, the means over seeds at each rate, and the best of these."""
+def summarize(runs):
+    """
+    A row's finished runs -> {"runs": each with its evaluations, "rates": means over seeds at each learning rate,
+    "best": the best of these or, if none of them has an evaluation of each seed, None}.
+    """
     by_rate = defaultdict(list)
     for run in runs:
-        log = [x for x in read_log(Path("out", run.run)) if "val_loss" in x]
-        best = best_evaluation(log) or min(log, key=lambda x: x["val_loss"], default=None)
-        about = {"learning_rate": run.learning_rate, "seed": run.seed, "best": best} | finished(run)
-        by_rate[run.learning_rate].append(about | {"evaluations": log})
-    rates = [mean(made) for made in by_rate.values() if all(run["best"] for run in made)]
-    best = max(rates, key=worth, default=None)
-    return {"best": best, "rates": rates, "runs": [run for made in by_rate.values() for run in made]}
+        by_rate[run.learning_rate].append(run_results(run))
+    rates = [mean_over_seeds(some) for some in by_rate.values() if all(run["best"] for run in some)]
+    best = max(rates, key=score_of, default=None)
+    return {"best": best, "rates": rates, "runs": [run for some in by_rate.values() for run in some]}
 
 
-def worth(record):
-    """What the best has most of: macro score or, where no pairs are scored, the loss with its sign changed."""
+def run_results(run):
+    """A finished run's learning rate and seed, its evaluations and the best of these, how it ended."""
+    log = [record for record in read_log(Path("out", run.run)) if "val_loss" in record]
+    best = best_evaluation(log) or min(log, key=lambda record: record["val_loss"], default=None)
+    found = {"learning_rate": run.learning_rate, "seed": run.seed, "best": best}
+    return found | read_finished(run) | {"evaluations": log}
+
+
+def score_of(record):
+    """The number that is highest for the best: the macro score or, without pairs, the negative loss."""
     return record.get("macro", -record["val_loss"])
 
 
-def mean(runs):
-    """Means of the best evaluations of several seeds, with the interval; of one seed, with that of its pairs."""
+def mean_over_seeds(runs):
+    """Means of the best evaluations at one rate, with their 95 % interval; of a single run, with its pairs'."""
     best = [run["best"] for run in runs]
     pairs = best[0].get("pairs", {})
-    names = ["step", "epoch", "val_loss"] + ["macro"] * bool(pairs)
-    found = {name: statistics.fmean(x[name] for x in best) for name in names}
-    found["scores"] = {task: statistics.fmean(x["pairs"][task]["score"] for x in best) for task in pairs}
+    found = {"learning_rate": runs[0]["learning_rate"]}
+    for name in ("step", "epoch", "val_loss", "macro") if pairs else ("step", "epoch", "val_loss"):
+        found[name] = statistics.fmean(record[name] for record in best)
+    found["scores"] = {}
+    for task in pairs:
+        found["scores"][task] = statistics.fmean(record["pairs"][task]["score"] for record in best)
     if len(runs) > 1:
-        found["interval"] = half_width(map(worth, best))
+        found["interval"] = half_width([score_of(record) for record in best])
     elif pairs:
-        found["interval"] = sum(x["interval"] ** 2 for x in pairs.values()) ** 0.5 / len(pairs)
+        found["interval"] = math.hypot(*(x["interval"] for x in pairs.values())) / len(pairs)
     speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
     found["tokens_per_second"] = statistics.median(speeds) if speeds else None
     found["diverged"] = any(run["diverged"] for run in runs)
-    return {"learning_rate": runs[0]["learning_rate"]} | found
+    return found
 
 
 def half_width(values):
     """Half of the 95 % interval of a mean over seeds, by Student's t; of more than ten a little too wide."""
-    values = list(values)
-    return T95[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5
+    n = len(values)
+    return STUDENT_T[min(n, 10) - 2] * statistics.stdev(values) / n**0.5
 
 
-def at_best(row):
-    """A row's runs at its best learning rate, one a seed."""
-    rate = row["best"] and row["best"]["learning_rate"]
-    return [run for run in row["runs"] if run["learning_rate"] == rate]
+def runs_at_best_rate(row):
+    """A row's runs at its best learning rate, one a seed; [] if the row has no best."""
+    if not row["best"]:
+        return []
+    return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
 
 
-def examine_best(s, rows):
-    """Put the best run of each row and seed through evaluate.py, which goes on where it stopped. Keeps scores."""
+def evaluate_best(s, rows):
+    """
+    Score the best checkpoint of each row and seed with evaluate.py, unless its results are there, and add
+    "benchmarks" to these runs and, as means over seeds, to their rows.
+    """
     tasks = [evaluate.name_of(task) for task in s.tasks.split(",")]
-    best = [(name, run) for name, row in rows.items() for run in at_best(row)]
+    best = [(name, run) for name, row in rows.items() for run in runs_at_best_rate(row)]
     for name, run in progress(best, desc="evaluations", unit="run"):
-        file = Path("out", s.run, f"{name}-{run['learning_rate']:g}-{run['seed']}", "best.pt")
+        file = Path("out", s.run, folder_name(name, run["learning_rate"], run["seed"]), "best.pt")
+        how = evaluate.Settings(str(file), s.tasks, device=s.device, kernels=s.kernels)
         with redirect_stdout(io.StringIO()):
-            found = evaluate.known_or_made(evaluate.Settings(str(file), s.tasks, device=s.device))
-        run["benchmarks"] = {task: found["benchmarks"][task] for task in tasks}
+            found = evaluate.known_or_made(how)["benchmarks"]
+        run["benchmarks"] = {task: found[task] for task in tasks}
     for row in rows.values():
-        found = [run["benchmarks"] for run in at_best(row)]
-        row["benchmarks"] = {task: over_seeds([x[task] for x in found]) for task in tasks if found}
+        runs = runs_at_best_rate(row)
+        row["benchmarks"] = {}
+        for task in tasks if runs else []:
+            row["benchmarks"][task] = mean_benchmark([run["benchmarks"][task] for run in runs])
 
 
-def over_seeds(results):
-    """What evaluate.py says of several seeds -> the mean score, its interval (of one seed, its own), subtasks'."""
+def mean_benchmark(results):
+    """evaluate.py's results on a benchmark, one a seed -> mean scores and the 95 % interval."""
     scores = [x["score"] for x in results]
-    width = half_width(scores) if len(scores) > 1 else results[0]["interval"]
-    subtasks = {
-        uid: {"score": statistics.fmean(x["subtasks"][uid]["score"] for x in results), "term": first["term"]}
-        for uid, first in results[0]["subtasks"].items()
-    }
-    return {"score": statistics.fmean(scores), "interval": width, "subtasks": subtasks}
+    interval = half_width(scores) if len(scores) > 1 else results[0]["interval"]
+    subtasks = {}
+    for uid, first in results[0]["subtasks"].items():
+        score = statistics.fmean(x["subtasks"][uid]["score"] for x in results)
+        subtasks[uid] = {"score": score, "term": first["term"]}
+    return {"score": statistics.fmean(scores), "interval": interval, "subtasks": subtasks}
 
 
-def difference(row, other):
-    """{loss or score: {"mean": row's less the other's, seed by seed, "interval": ...}}, each row at its best."""
-    pairs = list(zip(map(all_scores, at_best(row)), map(all_scores, at_best(other))))
+def row_difference(row, other):
+    """A row less another, at their best rates -> {"loss" or task: {"mean": over seeds, "interval": 95 %}}."""
+    values = defaultdict(list)
+    for run, its in zip(runs_at_best_rate(row), runs_at_best_rate(other)):
+        others = all_scores(its)
+        for name, score in all_scores(run).items():
+            values[name].append(score - others[name])
     found = {}
-    for name in pairs[0][0] if pairs else []:
-        values = [own[name] - others[name] for own, others in pairs]
-        found[name] = {"mean": statistics.fmean(values)}
-        found[name] |= {"interval": half_width(values)} if len(values) > 1 else {}
+    for name, each in values.items():
+        found[name] = {"mean": statistics.fmean(each)}
+        if len(each) > 1:
+            found[name]["interval"] = half_width(each)
     return found
 
 
 def all_scores(run):
-    """The validation loss of a run's best evaluation and its scores, in per cent."""
+    """{"loss": validation loss of a run's best evaluation, task: per cent, ...}."""
     scores = {"loss": run["best"]["val_loss"]}
-    for found in run["best"].get("pairs", {}), run.get("benchmarks", {}):
-        scores |= {task: x["score"] for task, x in found.items()}
+    for results in (run["best"].get("pairs", {}), run.get("benchmarks", {})):
+        for task, x in results.items():
+            scores[task] = x["score"]
     return scores
 
 
+# ----------------------------------------------------------------------------------------------------
+# The report
+
+
 def report(s, settings, rows):
-    """Print the tables; write and draw what everything can be drawn from; returns it."""
-    from bench import machine  # not above: it brings what only measuring needs
-    from figures import draw_results
+    """Print the tables; write the results, which all figures are drawn from, draw and return them."""
+    from tools.figures import draw_results  # not above: matplotlib takes a second to load
+    from tools.measure import machine
 
     tasks = s.eval_pairs.split(",") if s.eval_pairs else []
+    scored = {*tasks, *s.tasks.split(",")}
     paper = json.loads(PAPER.read_text(encoding="utf-8"))["rows"]
-    paper = [x for x in paper if set(tasks + s.tasks.split(",")) & set(x["benchmarks"])]
     settings = {name: value for name, value in settings.items() if name not in ("results", "fresh")}
     results = {"comparison": s.run, "settings": settings, "machine": machine(s), "tasks": tasks}
-    of = "seeds (Student's t)" if len(s.seeds) > 1 else "pairs (binomial)"
     if s.against:
-        others = {name: row for name, row in rows.items() if name != s.against}
-        results["differences"] = {name: difference(row, rows[s.against]) for name, row in others.items()}
-    results |= {"interval": of, "rows": rows, "paper": paper}
+        others = [name for name in rows if name != s.against]
+        results["differences"] = {name: row_difference(rows[name], rows[s.against]) for name in others}
+    results["interval"] = "seeds (Student's t)" if len(s.seeds) > 1 else "pairs (binomial)"
+    results["rows"] = rows
+    results["paper"] = [row for row in paper if scored & row["benchmarks"].keys()]
     print_tables(results)
-    for path in [Path("out", s.run, "results.json")] + [Path(s.results)] * bool(s.results):
+    paths = [Path("out", s.run, "results.json")]
+    if s.results:
+        paths.append(Path(s.results))
+    for path in paths:
         write_json(path, results)
         print("drawn:", *draw_results(path))
     return results
 
 
 def print_tables(results):
-    """What was found while training, a row a model, the best first; what evaluate.py says; the differences."""
+    """Print the best evaluations in training, beside the paper's; the benchmarks; the differences."""
     tasks, rows = results["tasks"], results["rows"]
-    scores = tasks + ["macro"] * (len(tasks) > 1)
+    scores = [*tasks, "macro"] if len(tasks) > 1 else tasks
     table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
-    for name in sorted(rows, key=lambda x: -worth(rows[x]["best"]) if rows[x]["best"] else math.inf):
+    compared = [name for name in rows if rows[name]["best"]]
+    diverged = [name for name in rows if not rows[name]["best"]]
+    compared.sort(key=lambda name: score_of(rows[name]["best"]), reverse=True)
+    for name in compared + diverged:
         size = [name, f"{rows[name]['parameters']:,}", f"{rows[name]['state']:,}"]
         table.append(size + cells(rows[name]["best"], scores))
-    for row in results["paper"]:  # whose first experiment is table 2
-        if tasks and "2" in row["table"].split(", ") and set(tasks) <= set(row["benchmarks"]):
-            own = row["benchmarks"] | {"macro": statistics.fmean(row["benchmarks"][task] for task in tasks)}
-            each = [f"{own[task]:.1f}" for task in scores]
-            table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
-    print_columns(table)
-    print(
-        "state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and loss:"
-    )
-    print(f"of the best evaluation; 95 %: half the interval over the {results['interval']}\n")
-    if examined := {name: row["benchmarks"] for name, row in rows.items() if row.get("benchmarks")}:
-        columns = list(next(iter(examined.values())))
-        best = {name: [spread(x[task]["score"], x[task]) for task in columns] for name, x in examined.items()}
-        print_columns([["per cent right", *columns], *([name, *row] for name, row in best.items())])
+    print_columns(table + paper_rows(results, scores))
+    print("state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and")
+    print(f"loss: of the best evaluation; 95 %: half the interval over the {results['interval']}\n")
+    scored = {name: row["benchmarks"] for name, row in rows.items() if row.get("benchmarks")}
+    if scored:
+        columns = list(next(iter(scored.values())))
+        table = [["correct (%)", *columns]]
+        for name, found in scored.items():
+            table.append([name, *(with_interval(found[task]["score"], found[task]) for task in columns)])
+        print_columns(table)
     for name, found in results.get("differences", {}).items():
-        each = (f"{what} {spread(x['mean'], x, '+')}" for what, x in found.items())
+        each = [f"{what} {with_interval(x['mean'], x, '+')}" for what, x in found.items()]
         print(f"{name} less {results['settings']['against']}: {', '.join(each)}")
 
 
-def print_columns(table):
-    """Rows of words, the first word to the left, the others to the right."""
-    widths = [max(map(len, column)) + 2 for column in zip(*table)]
-    for name, *row in table:
-        print(name.ljust(widths[0]) + "".join(map(str.rjust, row, widths[1:])))
-
-
-def spread(value, x, sign=""):
-    """A number and, if it has one, its interval, which says how many digits count."""
-    if "interval" not in x:
-        return f"{value:{sign}.3f}"
-    digits = max(1, 1 - math.floor(math.log10(x["interval"] or 1)))
-    return f"{value:{sign}.{digits}f} ± {x['interval']:.{digits}f}"
-
-
 def cells(best, scores):
-    """What the table says of a model's best; the macro score of one task is its score."""
+    """Columns of a row's best: rate, step, epoch, loss, scores, interval, speed."""
     if not best:
         return ["diverged", *[""] * (5 + len(scores))]
-    rate = f"{best['learning_rate']:g}" + ", diverged" * best["diverged"]
+    rate = f"{best['learning_rate']:g}"
+    if best["diverged"]:
+        rate += ", diverged"
     when = [f"{best['step']:,.0f}", f"{best['epoch']:.2f}", f"{best['val_loss']:.3f}"]
     each = [f"{best['scores'].get(task, best.get('macro')):.1f}" for task in scores]
     interval = f"± {best['interval']:.2g}" if "interval" in best else ""
     return [rate, *when, *each, interval, f"{best['tokens_per_second'] or 0:,.0f}"]
+
+
+def paper_rows(results, scores):
+    """Rows of the paper's Table 2, its first experiment, if it has scores of all the same tasks."""
+    tasks, table = results["tasks"], []
+    for row in results["paper"]:
+        own = row["benchmarks"]
+        if tasks and "2" in row["table"].split(", ") and own.keys() >= set(tasks):
+            macro = statistics.fmean(own[task] for task in tasks)
+            each = [f"{own.get(task, macro):.1f}" for task in scores]
+            table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
+    return table
+
+
+def with_interval(value, found, sign=""):
+    """A number and, if its entry has one, its interval, which says how many digits count."""
+    if "interval" not in found:
+        return f"{value:{sign}.3f}"
+    digits = max(1, 1 - math.floor(math.log10(found["interval"] or 1)))
+    return f"{value:{sign}.{digits}f} ± {found['interval']:.{digits}f}"
+
+
+def print_columns(table):
+    """Print rows of words, the first word of each to the left, the others to the right."""
+    widths = [max(len(word) for word in column) + 2 for column in zip(*table)]
+    for name, *words in table:
+        cells = [word.rjust(width) for word, width in zip(words, widths[1:])]
+        print(name.ljust(widths[0]) + "".join(cells))
 
 
 if __name__ == "__main__":

@@ -11,24 +11,23 @@ architecture and size that has the tokenizer of the corpus. All else is train.py
 folder out/RUN, which is out/NAME_distilled where out/NAME would be the teacher's own.
 """
 
-from start import begin
-
-begin(__name__)  # before torch is loaded
-
 import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 import data
 import train
-from checkpoint import damage, fingerprint, leave_group, say
-from config import configure, fail, naming, one_of, progress, run_script
-from layers import Linear, linear_distillation
+from kernels import at_least_float32
 from model import load
+from support import processes
+from support.console import progress, run_script, say
+from support.files import damage, fingerprint
+from support.settings import UserError, configure, naming, one_of
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 
 @dataclass
@@ -45,31 +44,49 @@ class Settings(train.Settings):
     def check(self):
         super().check()
         if not 0 <= self.alpha <= 1:
-            fail(f"alpha = {self.alpha}: must be from 0, all cross-entropy, to 1, all divergence")
+            raise UserError(f"alpha = {self.alpha}: must be from 0, all cross-entropy, to 1, all divergence")
         if not 0 < self.temperature < float("inf"):
-            fail(f"temperature = {self.temperature}: must be a number above 0, such as 1 or 2")
+            raise UserError(f"temperature = {self.temperature}: must be a number above 0, such as 1 or 2")
         one_of("mean_of", self.mean_of, ("logits", "probabilities"))
         if not all(self.teacher.split(",")):
-            fail(f"teacher = {self.teacher!r}: name the run that teaches, like --teacher=out/toy")
+            raise UserError(f"teacher = {self.teacher!r}: name the run that teaches, like --teacher=out/toy")
 
 
 class Distillation(nn.Module):
-    """Cross-entropy of the next token and divergence from the teachers: train.NextToken's place is taken by it."""
+    """Cross-entropy of the next token and divergence from the teachers, in the place of train.NextToken."""
 
     def __init__(self, model, teachers, s):
         super().__init__()
         self.model, self.teachers = model, nn.ModuleList(teachers)
-        # BabyLlama's divergence is PyTorch's "batchmean", divided by the sequences of a batch but not by the T
-        # positions in each, while its cross-entropy is a mean over both: so it weighs T times as much.
-        soft = s.alpha * s.temperature**2 * (s.context if s.sum_positions else 1)
-        self.how = 1 - s.alpha, soft, s.temperature, s.mean_of
+        self.temperature, self.mean_of = s.temperature, s.mean_of
+        self.hard, self.soft = (
+            1 - s.alpha,
+            s.alpha * s.temperature**2,
+        )  # T^2 keeps both gradients on one scale
+        if s.sum_positions:
+            # BabyLlama's divergence is PyTorch's "batchmean", divided by the sequences of a batch but not by
+            # the T positions in each, while its cross-entropy is a mean over both: so it weighs T times as
+            # much.
+            self.soft *= s.context
 
     def forward(self, tokens, targets):
-        """tokens, targets (B, T) -> [loss, cross-entropy, divergence]. Logits are made a slice at a time."""
+        """
+        tokens, targets (B, T), -100 where there is no target -> {"loss": hard ce + soft kl, "ce":
+        cross-entropy, "kl": KL(teachers || student) at the temperature}, means over targets.
+        """
         with torch.no_grad():
-            taught = [(teacher.features(tokens)[0], teacher.head.weight) for teacher in self.teachers]
-        x, _ = self.model.features(tokens)
-        return torch.stack(linear_distillation(x, self.model.head.weight, targets, taught, *self.how))
+            taught = torch.stack(at_least_float32(*(teacher(tokens)[0] for teacher in self.teachers)))
+            if self.mean_of == "logits":
+                q = F.softmax(taught.mean(dim=0) / self.temperature, dim=-1)  # (B, T, vocab)
+            else:
+                q = F.softmax(taught / self.temperature, dim=-1).mean(dim=0)
+        logits, _ = self.model(tokens)
+        (logits,) = at_least_float32(logits)
+        log_p = F.log_softmax(logits / self.temperature, dim=-1)
+        real = targets != -100
+        kl = F.kl_div(log_p, q, reduction="none").sum(dim=-1)[real].mean()  # sum over v of q_v log(q_v / p_v)
+        ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return {"loss": self.hard * ce + self.soft * kl, "ce": ce.detach(), "kl": kl.detach()}
 
 
 def main(s, progress=progress):
@@ -90,8 +107,8 @@ def main(s, progress=progress):
 
 def find_teachers(s, planned=()):
     """
-    {name: (model, SHA-256 of its tokenizer)}; ends the script if one is missing, damaged or does not fit. Those
-    that are yet to be trained are `planned`, {name: settings}.
+    {name: (model, SHA-256 of its tokenizer)}; ends the script if one is missing, damaged or does not fit.
+    Those that are yet to be trained are `planned`, {name: settings}.
     """
     teachers = {}
     for name in s.teacher.split(","):
@@ -101,11 +118,15 @@ def find_teachers(s, planned=()):
             teachers[name] = None, digest(data.find(planned[name].corpus))
             continue
         if not file.is_file():
-            fail(f"{where}: there is no {file}; train it first, or name another run folder or checkpoint")
+            raise UserError(
+                f"{where}: there is no {file}; train it first, or name another run folder or checkpoint"
+            )
         if problem := damage(file):
-            fail(f"{where}: {file} is damaged ({problem}); name another checkpoint, such as its best.pt")
+            raise UserError(
+                f"{where}: {file} is damaged ({problem}); name another checkpoint, such as its best.pt"
+            )
         with naming(where):
-            model, _, its = load(file)
+            model, _, its = load(file, kernels=s.kernels)
         check_fit(where, its, s)
         teachers[name] = model, digest(file.parent)
     return teachers
@@ -114,9 +135,11 @@ def find_teachers(s, planned=()):
 def check_fit(where, its, s):
     """End the script if a model of settings `its` cannot teach a student of settings s."""
     if its.vocab_size != s.vocab_size:
-        fail(f"{where} has vocab_size = {its.vocab_size}, the student {s.vocab_size}: set them equal")
+        raise UserError(
+            f"{where} has vocab_size = {its.vocab_size}, the student {s.vocab_size}: set them equal"
+        )
     if its.context < s.context and (its.position == "learned" or "hyena" in its.mixer):
-        fail(f"{where} reads at most {its.context} tokens: set context = {its.context} or less")
+        raise UserError(f"{where} reads at most {its.context} tokens: set context = {its.context} or less")
 
 
 def file_of(teacher):
@@ -134,29 +157,32 @@ def check_tokenizers(s, teachers):
     for name, (_, its) in teachers.items():
         if its != digest(corpus):
             remedy = f"train one with corpus = {s.corpus!r}, or set the corpus that this one has read"
-            fail(f"teacher = {name!r} has another tokenizer than {corpus}: {remedy}")
+            raise UserError(f"teacher = {name!r} has another tokenizer than {corpus}: {remedy}")
 
 
 def frozen(teacher, device, dtype):
     """
-    A model to listen to. In bfloat16 or float16 its layers' matrices are kept so, which saves half of its memory
-    and changes no bit of what it says: autocast would cast them at each use.
+    A teacher on the device, without gradients. In bfloat16 or float16 its layers' matrices are kept so, which
+    saves half of its memory and changes no bit of its logits: autocast would cast them at each use.
     """
     teacher = teacher.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    spared = {id(p) for p in train.undecayed(teacher)}  # some of these are used in float32
     for layer in teacher.layers.modules():
-        if type(layer) is Linear and dtype in (torch.bfloat16, torch.float16):
+        low = dtype in (torch.bfloat16, torch.float16)
+        if low and isinstance(layer, nn.Linear) and id(layer.weight) not in spared:
             layer.to(dtype)
     return teacher.requires_grad_(False)
 
 
-def apart(s):
-    """The settings, with another run where a student, named after the same file, would have its teacher's."""
+def with_own_run(s):
+    """The settings, with another run where a student, named after the same file, would overwrite its teacher."""
     taken = Path("out", s.run).resolve() in [file_of(name).parent.resolve() for name in s.teacher.split(",")]
     return replace(s, run=f"{s.run}_distilled") if taken else s
 
 
 def script(args):
-    return leave_group(main(apart(configure(Settings(), args, default="config/distill_toy.py"))))
+    main(with_own_run(configure(Settings(), args, default="config/distill_toy.py")))
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -3,21 +3,17 @@ Score a run: perplexity on its validation text, and what it knows of grammar and
 
     python evaluate.py out/toy
     python evaluate.py out/english_small --tasks=blimp_filtered,supplement,ewok_filtered,bear --protocol=2024
-    python evaluate.py out/toy --tasks=mine.jsonl  a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's form
-    python evaluate.py out/*                           runs side by side with BabyHGRN's, in a table and a picture
+    python evaluate.py out/toy --tasks=mine.jsonl  a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's
+    form python evaluate.py out/*                           runs side by side with BabyHGRN's, in a table and a picture
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
-log-probabilities behind every verdict) into the run's folder. Stopped in the middle, the same command goes on. Of
-a kept checkpoint, such as out/toy/best.pt, they are best_results.json and so on.
+log-probabilities behind every verdict) into the run's folder. Stopped in the middle, the same command goes
+on. Of a kept checkpoint, such as out/toy/best.pt, they are best_results.json and so on.
 
 The score of a sentence is the sum of log p(token | <s>, tokens before), not divided by its length.
-protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year, and EWoK's targets after a context
-without <s>; 2025 scores the sentence alone, and begins EWoK's contexts with <s>.
+protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year, and EWoK's targets after a
+context without <s>; 2025 scores the sentence alone, and begins EWoK's contexts with <s>.
 """
-
-from start import begin
-
-begin(__name__)  # before torch is loaded
 
 import hashlib
 import json
@@ -28,15 +24,19 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import data
+import kernels
+from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchmark, summary
+from model import check_kernels, find_device, load
+from support.console import progress, run_script
+from support.files import append, fingerprint, replacing
+from support.run import read_log
+from support.settings import UserError, configure, one_of
+from train import validation
+
 import torch
 
-import data
-from benchmarks import ask, judge, read_benchmark, summary
-from checkpoint import append, fingerprint, read_log, replacing
-from config import configure, fail, one_of, progress, run_script
-from model import find_device, load
-from scores import encode, score_texts, validation
-
+BATCH = 32  # texts that the plain scorer reads at once
 TEXTS_AT_ONCE = 20_000  # of one subtask, so that memory stays flat
 TOYLANDS = "toyland,toyland_ewok,toyland_bear"
 
@@ -48,24 +48,28 @@ class Settings:
     protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "float32"  # float32, bfloat16 or float64
+    kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
     results: str = ""  # also write the results here, such as results/toy.json
 
     def check(self):
         one_of("protocol", self.protocol, ("2024", "2025"))
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         find_device(self.device, self.dtype)
-        data.check_tasks("tasks", self.tasks)
+        check_kernels(self.kernels, self.device)
+        check_tasks("tasks", self.tasks)
         names = [name_of(task) for task in self.tasks.split(",")]
         if twice := [name for name in names if names.count(name) > 1]:
-            fail(f"tasks = {self.tasks!r}: two of them would be {twice[0]!r} in the results; rename a file")
+            raise UserError(
+                f"tasks = {self.tasks!r}: two of them would be {twice[0]!r} in the results; rename a file"
+            )
         if os.path.isdir(self.results):
-            fail(f"results = {self.results!r} is a folder: name a file in it")
+            raise UserError(f"results = {self.results!r} is a folder: name a file in it")
 
 
 def main(s):
     """Evaluate one run as settings s say; returns the content of results.json."""
     device = find_device(s.device)
-    model, tokenizer, trained = load(s.run, device)
+    model, tokenizer, trained = load(s.run, device, s.kernels)
     model = model.double() if s.dtype == "float64" else model
     folder, prefix = place_of(trained.checkpoint)
     what = identity(s, trained.checkpoint)
@@ -88,15 +92,16 @@ def main(s):
         print(f"{name} right: {score:.1f} %")
     known = read_results(folder / f"{prefix}results.json", what) or {"benchmarks": {}}  # by now, maybe more
     results = what | results | {"benchmarks": known["benchmarks"] | results["benchmarks"]}
-    for target in [folder / f"{prefix}results.json"] + [Path(s.results)] * bool(s.results):
-        write_json(target, results)
+    write_json(folder / f"{prefix}results.json", results)
+    if s.results:
+        write_json(s.results, results)
     for task in tasks:
         part_of(folder / f"{prefix}pairs_{name_of(task)}.jsonl").unlink(missing_ok=True)
     return results
 
 
 def known_or_made(s):
-    """The same, but only those of the tasks are scored that the run's results file does not hold."""
+    """As main, but scoring only those of the tasks that the run's results file does not hold yet."""
     checkpoint = checkpoint_of(s.run)
     folder, prefix = place_of(checkpoint)
     results = read_results(folder / f"{prefix}results.json", identity(s, checkpoint))
@@ -110,32 +115,38 @@ def checkpoint_of(run):
 
 
 def place_of(checkpoint):
-    """The folder of a checkpoint, and what the names of its results begin with: its own, unless it is the last."""
-    return checkpoint.parent, f"{checkpoint.stem}_" * (checkpoint.stem != "checkpoint")
+    """
+    The folder of a checkpoint and the prefix of its results' names: best_ for best.pt, none for checkpoint.pt.
+    """
+    return checkpoint.parent, "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}_"
 
 
 def tasks_of(s, trained, tokenizer):
-    """The tasks asked for, or those that go with the corpus: none without <s>, which every score starts from."""
-    default = TOYLANDS if trained.corpus == "toy" else "blimp" * (data.BOS in tokenizer.get_vocab())
-    tasks = s.tasks or default
-    return [task for task in tasks.split(",") if task]
+    """
+    The tasks asked for, or those that go with the corpus; none by default without <s>, from which scores start.
+    """
+    if s.tasks:
+        return s.tasks.split(",")
+    if trained.corpus == "toy":
+        return TOYLANDS.split(",")
+    return ["blimp"] if data.BOS in tokenizer.get_vocab() else []
 
 
 def name_of(task):
     """ "blimp" is its own name, "my/pairs.jsonl" is my_pairs; "blimp.jsonl" is blimp_file, not the benchmark."""
-    if task in data.BENCHMARKS:
+    if task in BENCHMARKS:
         return task
     name = re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
-    return f"{name}_file" if name in data.BENCHMARKS else name
+    return f"{name}_file" if name in BENCHMARKS else name
 
 
 def identity(s, checkpoint):
-    """What results are of."""
+    """What identifies a set of results."""
     return {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(checkpoint)}
 
 
 def read_results(path, what):
-    """The results in a file, if they are of the same: others are of something else."""
+    """Saved results, if they belong to this checkpoint, protocol and dtype; else None."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         same = isinstance(results["benchmarks"], dict) and all(results[key] == what[key] for key in what)
@@ -151,7 +162,76 @@ def write_json(path, content):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Scores
+# From a text to its log-probability
+
+
+def encode(tokenizer, texts, protocol="2024"):
+    """
+    [(context, text), ...] -> [(ids, first), ...]: what is read, and the first token of it that is scored.
+
+        a text without context    <s> text, all but <s> scored
+        a text after a context    context text, without <s>; in 2025 with it; the text's tokens scored
+
+    In 2024 the text begins with a space in both cases, in 2025 only after a context. What a context ends with
+    that is blank counts to the text, as in lm-evaluation-harness.
+    """
+    bos, always = data.start_of(tokenizer), " " if protocol == "2024" else ""
+    whole = [context + " " + text if context else always + text for context, text in texts]
+    contexts = sorted({context for context, _ in texts if context})
+    lengths = dict(zip(contexts, map(len, encode_all(tokenizer, [x.rstrip() for x in contexts]))))
+    encoded = []
+    for (context, _), ids in zip(texts, encode_all(tokenizer, whole)):
+        starts = [] if lengths.get(context) and protocol == "2024" else [bos]
+        encoded.append((starts + ids, len(starts) + lengths.get(context, 0)))
+    return encoded
+
+
+def encode_all(tokenizer, texts):
+    """Texts -> their tokens, without <s>; a lone surrogate, which JSON allows, is read as "?"."""
+    texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    return [x.ids for x in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def score_texts(model, texts, each_batch=lambda done: None):
+    """
+    [(ids, first), ...] -> the natural logarithm of p(ids[first:] | ids[:first]) of each, in their order;
+    `first` is at least 1. each_batch(how many texts were finished) is called after each batch.
+    """
+    if kernels.form == "loop":
+        return score_plainly(model, texts, each_batch)
+    from fast.scoring import score_tree  # the same, reading what texts share once
+
+    return score_tree(model, texts, each_batch)
+
+
+@torch.no_grad()
+def score_plainly(model, texts, each_batch=lambda done: None):
+    """
+    The sum of log p(token | tokens before) of each text: batches padded on the right, where nothing is read.
+    """
+    scores, order = [0.0] * len(texts), sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    for start in range(0, len(texts), BATCH):
+        some = order[start : start + BATCH]
+        longest = max(2, max(len(texts[i][0]) for i in some))
+        rows = [texts[i][0] + [0] * (longest - len(texts[i][0])) for i in some]
+        tokens = torch.tensor(rows, device=model.embed.weight.device)
+        logits, _ = model(tokens[:, :-1])
+        (logits,) = kernels.at_least_float32(logits)
+        log_p = logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None]).squeeze(2)  # of each next token
+        for i, row in zip(some, log_p):
+            ids, first = texts[i]
+            scores[i] = row[first - 1 : len(ids) - 1].sum().item()
+        each_batch(len(some))
+    return scores
+
+
+def sentence_scores(model, tokenizer, sentences, protocol="2024"):
+    """Sentences -> their log-probabilities (natural logarithm), each read after <s>."""
+    return score_texts(model, encode(tokenizer, [("", sentence) for sentence in sentences], protocol))
+
+
+# ----------------------------------------------------------------------------------------------------
+# From a benchmark to its scores
 
 
 def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda done: None):
@@ -169,11 +249,6 @@ def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda 
     return rows
 
 
-def sentence_scores(model, tokenizer, sentences, protocol="2024"):
-    """Sentences -> their log-probabilities (natural logarithm), each read after <s>."""
-    return score_texts(model, encode(tokenizer, [("", sentence) for sentence in sentences], protocol))
-
-
 def accuracy(model, tokenizer, task, each_batch=lambda: None):
     """
     {"score": per cent, "interval": half the width of its 95 % interval, "subtasks": {subtask: per cent}} of a
@@ -189,8 +264,8 @@ def accuracy(model, tokenizer, task, each_batch=lambda: None):
 
 def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
     """
-    {uid: Subtask} -> {uid: rows}, also written to `path`. Each finished subtask is appended to a file beside it,
-    from which a stopped evaluation of the same model and records goes on; main removes it in the end.
+    {uid: Subtask} -> {uid: rows}, also written to `path`. Each finished subtask is appended to a file beside
+    it, from which a stopped evaluation of the same model and records goes on; main removes it in the end.
     """
     part, header = part_of(path), what | {"records": digest(subtasks)}
     rows = read_part(part, header)
@@ -214,7 +289,7 @@ def part_of(path):
 
 
 def digest(subtasks):
-    """What a benchmark asks, wherever it lies: a SHA-256."""
+    """The SHA-256 of a benchmark's records."""
     hashing = hashlib.sha256()
     for uid, subtask in subtasks.items():
         for record in subtask.records:
@@ -223,7 +298,7 @@ def digest(subtasks):
 
 
 def read_part(part, header):
-    """The rows that an evaluation stopped in the middle has left, if it was of the same model and records."""
+    """The rows that an interrupted evaluation of the same model and records has left: {uid: rows}."""
     lines = part.read_text(encoding="utf-8", errors="replace").splitlines() if part.exists() else []
     scores = {}
     try:
@@ -237,9 +312,9 @@ def read_part(part, header):
 
 def on_validation_text(model, trained):
     """
-    {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block}, and of a corpus
-    of answers their {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}}; the perplexity
-    is None if the text is not here, or made anew with other tokens.
+    {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block}, and of a
+    corpus of answers their {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}};
+    the perplexity is None if the text is not here, or made anew with other tokens.
     """
     corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
     if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
@@ -286,11 +361,13 @@ PAPER = Path(__file__).parent / "results" / "papers.json"
 
 def compare(folders, flags):
     """Run folders -> a table of them, and of the paper's rows, and its picture; evaluates what is not yet."""
-    from figures import draw_leaderboard  # not above: matplotlib takes a second to load
+    from tools.figures import draw_leaderboard  # not above: matplotlib takes a second to load
 
     configure(Settings(), flags)  # refused before anything is said
     others = [x for x in folders if checkpoint_of(x).suffix != ".pt" or not checkpoint_of(x).is_file()]
-    folders = [Path(x) for x in folders if x not in others] or fail("no runs among these")
+    folders = [Path(x) for x in folders if x not in others]
+    if not folders:
+        raise UserError("no runs among these")
     if others:
         print(f"left out, for there is no checkpoint.pt in them: {', '.join(others)}")
     rows = []
@@ -305,7 +382,7 @@ def compare(folders, flags):
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     rows += [row | {"paper": True} for row in paper["rows"] if s.protocol == paper["protocol"]]
     scored = {name for row in rows[: len(folders)] for name in row["benchmarks"]}
-    columns = [name for name in data.BENCHMARKS if name in scored] + sorted(scored - set(data.BENCHMARKS))
+    columns = [name for name in BENCHMARKS if name in scored] + sorted(scored - set(BENCHMARKS))
     rows = [row for row in rows if set(columns) & set(row["benchmarks"])]
     if set(MACRO) <= set(columns):
         columns.append("macro")
@@ -313,7 +390,7 @@ def compare(folders, flags):
             if set(MACRO) <= set(row["benchmarks"]):
                 row["benchmarks"]["macro"] = sum(row["benchmarks"][name] for name in MACRO) / len(MACRO)
     if not columns:
-        fail("none of these runs has been scored on pairs or facts: name some with --tasks=")
+        raise UserError("none of these runs has been scored on pairs or facts: name some with --tasks=")
     print_leaderboard(rows, columns)
     print(f"drawn: {draw_leaderboard(rows, columns, folders[0].parent / 'leaderboard.svg')}")
     if s.results:
@@ -326,14 +403,14 @@ def print_leaderboard(rows, columns):
     widths = [max(len(column) + 2, 8) for column in columns]
     print("per cent".ljust(44) + "parameters" + "".join(map(str.rjust, columns, widths)))
     for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(columns[-1], 0))):
-        name = row["name"] + " (paper)" * row.get("paper", False)
+        name = f"{row['name']} (paper)" if row.get("paper") else row["name"]
         size = f"{row['parameters'] / 1e6:,.1f}M" if "parameters" in row else ""
         each = [f"{row['benchmarks'][x]:.1f}" if x in row["benchmarks"] else "" for x in columns]
         print(name.ljust(44) + size.rjust(10) + "".join(map(str.rjust, each, widths)))
 
 
-def start(args):
-    """One run is evaluated, several are compared."""
+def script(args):
+    """Evaluate one run, or compare several."""
     runs = [arg for arg in args if not arg.startswith("-")]
     if len(runs) > 1:
         return compare(runs, [arg for arg in args if arg.startswith("-")])
@@ -341,4 +418,4 @@ def start(args):
 
 
 if __name__ == "__main__":
-    run_script(start)
+    run_script(script)

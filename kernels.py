@@ -1,595 +1,851 @@
 """
-The recurrences, fast.
-
-Each goes from slow to fast: first what a student would write, which is the specification; then the same in a few
-large PyTorch operations, its gradient by hand; last the public function, which takes the Triton form of
-triton_kernels.py where there is a GPU. The tests hold the fast forms to the slow one, values and gradients, for
-every gate from 0 to 1.
+The recurrences: as loops, and as Triton kernels for NVIDIA GPUs.
 
     linear_scan               h_t = a_t h_{t-1} + b_t                            minGRU, minLSTM, Aaren
     gated_linear_attention    S_t = diag(f_t) S_{t-1} + k_t v_t^T                HGRN2, mLSTM
     selective_scan            h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t           Mamba
 
-All are computed in float32 at least, also under autocast: a product of many gates does not survive bfloat16.
-Forward and backward are one operator each to PyTorch (torch.library), whose insides torch.compile leaves alone.
+Each chapter goes from slow to fast: the loop, which is what one would write on a blackboard and is the
+specification; the idea that makes it parallel; the Triton kernels; last the public function, which models
+call. use_kernels chooses between the forms. The form for CPUs, in few large PyTorch operations, is in
+fast/recurrences.py. The tests hold all forms to the loop, values and gradients, for every gate from 0 to 1.
+
+All compute in float32 at least, also under autocast: a product of many gates does not survive bfloat16.
+
+What a GPU spends its time on is moving numbers, so a kernel reads its inputs once, keeps all that is between them
+and the result on the chip, and writes the result. A GPU runs many instances ("programs") of a function marked
+@jit at once; each finds out from its number which part of the data it owns: the first comment of each says which.
+On a machine without a GPU, TRITON_INTERPRET=1 runs them in Python, slowly; the tests do. Rules kept throughout:
+ * plain pointers; 64-bit offsets for all that grows with B x T; one-dimensional grids, which cannot be too long;
+ * rows past T and columns past K or V are read as what changes nothing, and are not written;
+ * the result of a product is transposed as a right factor only: as a left one, Triton 3.4 to 3.7.0 gets it
+   wrong on Hopper;
+ * no autotuning: the first step of a run is not its slowest, and equal inputs are rounded equally.
 
 Shapes:  B batch   T time   D, E width   H heads   K, V key and value width of a head   N states of a channel
          C chunk length   n chunks
 """
 
 import functools
+import os
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from layers import at_least_float32
 
 try:
-    import triton_kernels  # Linux with Triton
-except ImportError:
-    triton_kernels = None
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+except ImportError:  # a Mac, Windows: the kernels below are functions that nobody calls
+    triton, tl = None, SimpleNamespace(constexpr=lambda value: SimpleNamespace(value=value))
+
+    def jit(function=None, **options):
+        return function or jit
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FORMS = ("auto", "loop", "torch", "triton")
+form = "auto"  # the one that is chosen; use_kernels sets it
+
+
+def use_kernels(new_form, module=None):
+    """
+    Choose the form that the recurrences of this process run in, and put the fast forms of layers and losses
+    (fast/) in place inside `module`. Results stay the same to rounding, names of parameters to the letter.
+
+        auto      the best for each tensor's device: triton on NVIDIA GPUs since the A100, else torch
+        loop      what is written in model.py, baselines.py and in the loops below, and nothing else
+        torch     few large PyTorch operations
+        triton    Triton's kernels; torch where they do not run, as in float64
+    """
+    global form
+    if new_form not in FORMS:
+        raise ValueError(f"kernels = {new_form!r}: possible are {', '.join(FORMS)}")
+    form = new_form
+    if module is not None:
+        from fast.layers import put_in, take_out
+
+        change = take_out if form == "loop" else put_in
+        change(module)
 
 
 def runs_triton(x):
-    """Whether the Triton form is taken for x: on a recent NVIDIA GPU, or interpreted on a CPU; not in float64."""
-    return triton_kernels is not None and x.dtype != torch.float64 and triton_kernels.run_on(x.device)
+    """Whether x goes to the Triton form: on a recent NVIDIA GPU, or interpreted on a CPU; never in float64."""
+    if triton is None or form == "torch" or x.dtype == torch.float64:
+        return False
+    return generation(x.device) >= 8 or (INTERPRETED and x.device.type == "cpu")
 
 
-def check(**tensors):
-    """
-    check(a=(a, "BTD"), h0=(h0, "BD")): in all but None a letter is the same length, at least 1, or it is a
-    ValueError that names the argument. No text is made before: torch.compile would compile for every length.
-    """
-    lengths, places = {"1": 1}, {}
-    for name, (x, letters) in tensors.items():
-        if x is None:
-            continue
-        before = lengths.copy()
-        fits = x.ndim == len(letters) and 0 not in x.shape
-        if not fits or any(lengths.setdefault(letter, n) != n for letter, n in zip(letters, x.shape)):
-            known = ", ".join(f"{letter} = {before[letter]}" for letter in letters if letter in before)
-            wanted = f"({', '.join(letters)}){known and ' with '}{known}, no length 0"
-            raise ValueError(f"{name} has shape {tuple(x.shape)}: must be {wanted}")
-        if not x.is_floating_point():
-            raise ValueError(f"{name} is {x.dtype}: must be floating-point numbers")
-        places[x.device] = name
-    if len(places) > 1:
-        where = ", ".join(f"{name} on {device}" for device, name in places.items())
-        raise ValueError(f"{where}: must be on one device")
+def generation(device):
+    """Major version of an NVIDIA GPU, 8 since the A100, 9 since the H100; 0 for anything else."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return torch.cuda.get_device_properties(device).major if nvidia else 0
 
 
-def where_given(inputs, gradients):
-    """One gradient for each input that is not None, and None for the others."""
-    gradients = iter(gradients)
-    return [None if x is None else next(gradients) for x in inputs]
+def at_least_float32(*tensors):
+    """The tensors (None stays None) in the widest of their types, and in float32 at least."""
+    wide = functools.reduce(torch.promote_types, (x.dtype for x in tensors if x is not None), torch.float32)
+    return [None if x is None else x.to(wide) for x in tensors]
 
 
-def zeros_where_none(gradients, results):
-    """The gradients, and zeros for those of results that nothing was made of."""
-    return [torch.zeros_like(y) if dy is None else dy for dy, y in zip(gradients, results)]
+def contiguous(*tensors):
+    return (None if x is None else x.contiguous() for x in tensors)
 
 
 # ---------------------------------------------------------------------------------------------------
 # linear scan:  h_t = a_t h_{t-1} + b_t
 
 
-def linear_scan_loop(a, b, h0):
-    """a, b (B, T, D), h0 (B, D) -> every h_t (B, T, D)."""
-    h, hs = h0, []
+def linear_scan_loop(a, b, h0=None):
+    """a, b (B, T, D), h0 (B, D), zeros if None -> every h_t (B, T, D)."""
+    a, b, h = at_least_float32(a, b, h0)
+    h = torch.zeros_like(b[:, 0]) if h is None else h
+    hs = []
     for t in range(a.shape[1]):
         h = a[:, t] * h + b[:, t]
         hs.append(h)
     return torch.stack(hs, dim=1)
 
 
-# The same, all chunks of C steps at a time. Over a chunk, h_out = p h_in + s: p is the product of its gates
-# and s is what it would leave behind if it started from nothing.
-#
-#     1. p and s of all chunks at once: C steps, each over (B, n, D)
-#     2. from chunk to chunk, every chunk's h_in: n steps over (B, D)
-#     3. the recurrence itself, in all chunks at once, each from its own h_in: C steps over (B, n, D)
-#
-# So T = 512 takes about 16 + 32 + 16 large steps instead of 512 small ones. Nothing is divided and no
-# logarithm is taken: a product of gates that underflows is 0, which is the right answer.
-
-
-def chunked_scan(a, b, h0, reverse=False):
-    """linear_scan_loop's h; with `reverse`, from the last step to the first, h0 coming after the last."""
-    B, T, D = b.shape
-    C = max(1, round((T / 2) ** 0.5))
-    if T % C:
-        a, b = (F.pad(x, (0, 0, 0, -T % C), value=fill) for x, fill in ((a, 1.0), (b, 0.0)))
-    a, b = (x.unflatten(1, (-1, C)) for x in (a, b))  # (B, n, C, D)
-    steps, chunks = list(range(C)), list(range(a.shape[1]))
-    if reverse:
-        steps, chunks = steps[::-1], chunks[::-1]
-
-    p, s = a[:, :, steps[0]].clone(), b[:, :, steps[0]].clone()  # (B, n, D)
-    for i in steps[1:]:
-        torch.addcmul(b[:, :, i], a[:, :, i], s, out=s)
-        p *= a[:, :, i]
-    h_in = torch.empty_like(s)
-    for j in chunks:
-        h_in[:, j] = h0
-        h0 = torch.addcmul(s[:, j], p[:, j], h0)
-    h, hs = h_in, torch.empty_like(b)  # (B, n, D), (B, n, C, D)
-    for i in steps:
-        h = torch.addcmul(b[:, :, i], a[:, :, i], h, out=hs[:, :, i])
-    return hs.flatten(1, 2)[:, :T].contiguous()
-
-
-# The gradient of a linear scan is a linear scan run backwards: with db_t for all that the loss owes to h_t,
+# Steps can be joined: (a, b) followed by (a', b') is (a' a, a' b + b'). Joining is associative, so not all need
+# wait for each other: a tile of G groups of S steps is joined inside each group, then from group to group, and at
+# last takes in the h before it at once. The gradient is a linear scan run backwards: with db_t = dL/dh_t,
 #
 #     db_t = a_{t+1} db_{t+1} + dh_t,   da_t = db_t h_{t-1},   dh_0 = a_1 db_1
-
-
-def scan_gradients(a, h0, h, dh):
-    a_next = F.pad(a[:, 1:], (0, 0, 0, 1))
-    db = chunked_scan(a_next, dh, torch.zeros_like(h0), reverse=True)
-    da = torch.empty_like(db)
-    torch.mul(db[:, 0], h0, out=da[:, 0])
-    torch.mul(db[:, 1:], h[:, :-1], out=da[:, 1:])
-    return [da, db, a[:, 0] * db[:, 0]]
-
-
-# There are three kinds of it: "linear", of x = a and z = b, and "min_gru" and "min_lstm", which take the raw
-# projections, x = gate or x, y = forget, input and z = candidate, and keep nothing else for the gradient. With r
-# = -gate or log(f / i) both are h_t = sigmoid(r) h_{t-1} + sigmoid(-r) g, so that
 #
-#     dr = sigmoid(r) sigmoid(-r) (h_{t-1} - g) db,   dg = sigmoid(-r) db
+# minGRU and minLSTM are linear scans whose a and b come from linear layers. Their kernels compute them on the
+# way in and the gradients of the layers' outputs on the way out: 3 and 4 tensors are moved in place of 8 and
+# 11. So there are three kinds of scan, of up to three inputs (B, T, D):
+#
+#     kind        keep       new      value        a                          b
+#     linear      a          -        b            a                          b
+#     min_gru     -          gate     candidate    sigmoid(-gate)             sigmoid(gate) g(candidate)
+#     min_lstm    forget     input    candidate    f / (f + i)                i / (f + i) g(candidate)
+#
+# A thread is to have one channel and the S steps of a group, which it joins without asking any other. Triton lays
+# threads along the last axis first, that of channels, but would give each 8 of them to load at once, and then
+# have threads left for the steps. So it is not told that `one`, the distance from channel to channel, is 1.
 
 
-def min_rnn(kind, x, y, z):
-    """-> sigmoid(r), sigmoid(-r), g(z)"""
-    r = -x if kind == "min_gru" else F.logsigmoid(x) - F.logsigmoid(y)  # finite also where f and i underflow
-    return torch.sigmoid(r), torch.sigmoid(-r), positive(z)
+@jit
+def join(a, b, a_next, b_next):
+    return a_next * a, a_next * b + b_next
 
 
-def min_rnn_gradients(kind, x, y, z, h0, h, dh):
-    keep, add, g = min_rnn(kind, x, y, z)
-    dkeep, db, dh0 = scan_gradients(keep, h0, h, dh)
-    dr = dkeep.addcmul_(g, db, value=-1).mul_(keep).mul_(add)
-    s = z.clamp(max=0).sigmoid_()
-    slope = s.addcmul_(s, s, value=-1).add_(z.clone().ge_(0), alpha=0.75)  # of g: s - s^2, from 0 upwards 1
-    dz = db.mul_(add).mul_(slope)
-    if kind == "min_gru":
-        return [dr.neg_(), dz, dh0]
-    return [dr * torch.sigmoid(-x), torch.sigmoid(-y).mul_(dr).neg_(), dz, dh0]
+@jit
+def exp(x):
+    """In one instruction and a half: tl.exp takes five, for results below 2^-126."""
+    return tl.exp2(x * 1.4426950408889634)
 
 
-def positive(x):
-    """g of the paper: x + 0.5 from 0 upwards, sigmoid(x) below; continuous, and never negative."""
-    return x.clamp(max=0).sigmoid_().add_(x.clamp(min=0))
+@jit
+def load(p, at, mask):
+    return tl.load(p + at, mask=mask, other=0.0).to(tl.float32)
 
 
-@torch.library.custom_op("nanornn::scan", mutates_args=())
-def scan(kind: str, x: Tensor, y: Tensor | None, z: Tensor, h0: Tensor) -> Tensor:
-    if runs_triton(z):
-        return triton_kernels.scan(kind, x, y, z, h0)
-    if kind != "linear":
-        x, add, g = min_rnn(kind, x, y, z)
-        z = g.mul_(add)
-    return chunked_scan(x, z, h0)
+@jit
+def sigmoids(x):
+    """sigmoid(x) and sigmoid(-x), both to about 1e-6 of themselves, for the price of one."""
+    e = exp(-tl.abs(x))
+    large = 1 / (1 + e)
+    return tl.where(x >= 0, large, e * large), tl.where(x >= 0, e * large, large)
 
 
-@torch.library.custom_op("nanornn::scan_backward", mutates_args=())
+@jit
+def gates_of(keep, new, KIND: tl.constexpr):
+    """The gates as they are read -> what is kept of h, the share of the new."""
+    if KIND == "linear":
+        return keep, tl.full(keep.shape, 1.0, tl.float32)
+    elif KIND == "min_gru":
+        share, rest = sigmoids(new)
+        return rest, share
+    else:  # each gate divided by the sum of both; log(f / i) is finite also where f and i underflow
+        softplus_ratio = tl.log((1 + exp(-tl.abs(new))) / (1 + exp(-tl.abs(keep))))
+        return sigmoids(tl.minimum(keep, 0.0) - tl.minimum(new, 0.0) + softplus_ratio)
+
+
+@jit
+def value_of(z, KIND: tl.constexpr):
+    """The value as it is read -> itself, or of min_gru and min_lstm g(z); its slope."""
+    if KIND == "linear":
+        return z, tl.full(z.shape, 1.0, tl.float32)
+    else:
+        s, rest = sigmoids(z)
+        return tl.where(z >= 0, z + 0.5, s), tl.where(z >= 0, 1.0, s * rest)
+
+
+@jit
+def load_gates(keep, new, at, mask, KIND: tl.constexpr):
+    """
+    -> what is kept of h, the share of the new, and the gates as they are read; a kind without one has it twice.
+    """
+    k = load(new if KIND == "min_gru" else keep, at, mask)
+    n = load(new, at, mask) if KIND == "min_lstm" else k
+    kept, share = gates_of(k, n, KIND)
+    return kept, share, k, n
+
+
+@jit
+def join_groups(kept, h, carry):
+    """What each group does, kept and h (S, G, BD), and the h before all -> the h before each, and after all."""
+    s, g = tl.arange(0, kept.shape[0])[:, None, None], tl.arange(0, kept.shape[1])
+    last = s == kept.shape[0] - 1
+    kept, h = tl.sum(tl.where(last, kept, 0.0), 0), tl.sum(tl.where(last, h, 0.0), 0)  # (G, BD)
+    kept, h = tl.associative_scan((kept, h), 0, join)
+    after = h + kept * carry[None, :]
+    before = tl.sum(tl.where((g[:, None] + 1 == g[None, :])[:, :, None], after[:, None, :], 0.0), 0)
+    before = tl.where(g[:, None] == 0, carry[None, :], before)
+    return before, tl.sum(tl.where(g[:, None] == kept.shape[0] - 1, after, 0.0), 0)
+
+
+@jit(do_not_specialize=["one"])
+def scan_forward(
+    keep, new, value, h0, h, T, one, D: tl.constexpr, KIND: tl.constexpr,
+    S: tl.constexpr, G: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    # One program: BD channels of one sequence, from its first step to its last, G groups of S steps at a
+    # time.
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    steps = tl.arange(0, G)[None, :, None] * S + tl.arange(0, S)[:, None, None]  # (S, G, 1)
+    at = steps * D + d * one
+    carry = load(h0, sequence * D + d, d < D)
+    for start in range(0, T, S * G):
+        first, mask = (sequence * T + start) * D, (steps < T - start) & (d < D)
+        a, share, _, _ = load_gates(keep, new, first + at, mask, KIND)
+        x, slope = value_of(load(value, first + at, mask), KIND)
+        kept, H = tl.associative_scan((a, share * x), 0, join)
+        before, carry = join_groups(kept, H, carry)
+        H += kept * before[None, :, :]
+        tl.store(h + first + at, H.to(h.dtype.element_ty), mask=mask)
+
+
+@jit(do_not_specialize=["one"])
 def scan_backward(
-    kind: str, x: Tensor, y: Tensor | None, z: Tensor, h0: Tensor, h: Tensor, dh: Tensor
-) -> list[Tensor]:
-    """-> the gradients of x, y (if there is one), z, h0"""
-    if runs_triton(z):
-        return triton_kernels.scan_gradients(kind, x, y, z, h0, h, dh)
-    if kind != "linear":
-        return min_rnn_gradients(kind, x, y, z, h0, h, dh)
-    return scan_gradients(x, h0, h, dh)
+    keep, new, value, h0, h, dh, dkeep, dnew, dvalue, dh0, T, one, D: tl.constexpr, KIND: tl.constexpr,
+    S: tl.constexpr, G: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    # One program: the same channels, from the last step to the first.
+    blocks: tl.constexpr = (D + BD - 1) // BD
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    steps = tl.arange(0, G)[None, :, None] * S + tl.arange(0, S)[:, None, None]
+    at = d * one - steps * D
+    h_before, carry = load(h0, sequence * D + d, d < D)[None, None, :], tl.zeros([BD], tl.float32)
+    for start in range(0, T, S * G):
+        t = T - 1 - start - steps
+        last, mask = (sequence * T + T - 1 - start) * D, (t >= 0) & (d < D)
+        a_after, _, _, _ = load_gates(keep, new, last + D + at, mask & (t < T - 1), KIND)
+        kept, db = tl.associative_scan((a_after, load(dh, last + at, mask)), 0, join)
+        before, carry = join_groups(kept, db, carry)
+        db += kept * before[None, :, :]
+        h_last = tl.where(t > 0, load(h, last - D + at, mask & (t > 0)), h_before)
+        a, share, k, n = load_gates(keep, new, last + at, mask, KIND)
+        if KIND == "linear":
+            tl.store(dkeep + last + at, (db * h_last).to(dkeep.dtype.element_ty), mask=mask)
+            tl.store(dvalue + last + at, db.to(dvalue.dtype.element_ty), mask=mask)
+        else:
+            x, slope = value_of(load(value, last + at, mask), KIND)
+            tl.store(dvalue + last + at, (db * share * slope).to(dvalue.dtype.element_ty), mask=mask)
+            dshare = db * a * share * (x - h_last)  # what a larger share of the new would bring
+            if KIND == "min_gru":
+                tl.store(dnew + last + at, dshare.to(dnew.dtype.element_ty), mask=mask)
+            else:
+                _, closed_k = sigmoids(k)
+                _, closed_n = sigmoids(n)
+                tl.store(dkeep + last + at, (-dshare * closed_k).to(dkeep.dtype.element_ty), mask=mask)
+                tl.store(dnew + last + at, (dshare * closed_n).to(dnew.dtype.element_ty), mask=mask)
+        if start + S * G >= T:  # the first step has been reached
+            dh_first = tl.sum(tl.sum(tl.where(t == 0, db * a, 0.0), 0), 0)
+            tl.store(dh0 + sequence * D + d, dh_first.to(dh0.dtype.element_ty), mask=d < D)
 
 
-@scan.register_fake
-def _(kind, x, y, z, h0):
-    return z.new_empty(z.shape)
+def scan_tile(kind, backward=False):
+    """
+    -> steps of a group, groups and channels of a tile, warps. A warp has a group, a thread a channel of it:
+    its steps follow each other in one thread's registers. Chosen with no GPU at hand: 16 steps are as many as
+    fit there with Triton 3.7 (3.6 spills 8 to 24 bytes backward on an H100; there 8 steps would fit), for
+    about 20 instructions a step forward and 45 backward.
+    """
+    return 8 if backward and kind == "min_lstm" else 16, 8, 32, 8
 
 
-@scan_backward.register_fake
-def _(kind, x, y, z, h0, h, dh):
-    return [like.new_empty(like.shape) for like in (x, y, z, h0) if like is not None]
+def scan_triton(kind, keep, new, value, h0):
+    """keep, new, value (B, T, D), h0 (B, D) -> h (B, T, D) in value's type; for kind see above."""
+    B, T, D = value.shape
+    keep, new, value, h0 = contiguous(keep, new, value, h0)
+    S, G, BD, warps = scan_tile(kind)
+    h = torch.empty_like(value)
+    grid = (B * triton.cdiv(D, BD),)
+    with torch.cuda.device_of(value):
+        scan_forward[grid](keep, new, value, h0, h, T, 1, D, kind, S, G, BD, num_warps=warps)
+    return h
 
 
-def keep_for_scan_backward(ctx, inputs, output):
-    ctx.kind, x, y, z, h0 = inputs
-    ctx.save_for_backward(x, y, output if ctx.kind == "linear" else z, h0, output)  # b itself is not needed
-
-
-def run_scan_backward(ctx, dh):
-    inputs = ctx.saved_tensors
-    return None, *where_given(inputs[:4], scan_backward(ctx.kind, *inputs, dh))
-
-
-scan.register_autograd(run_scan_backward, setup_context=keep_for_scan_backward)
+def scan_backward_triton(kind, inputs, h, dh):
+    """inputs = keep, new, value, h0 -> the gradients of those that there are."""
+    keep, new, value, h0 = contiguous(*inputs)
+    B, T, D = value.shape
+    S, G, BD, warps = scan_tile(kind, backward=True)
+    gradients = [None if x is None else torch.empty_like(x) for x in (keep, new, value, h0)]
+    grid = (B * triton.cdiv(D, BD),)
+    with torch.cuda.device_of(value):
+        tensors = (keep, new, value, h0, h, dh.contiguous(), *gradients)
+        scan_backward[grid](*tensors, T, 1, D, kind, S, G, BD, num_warps=warps)
+    return [x for x in gradients if x is not None]
 
 
 def linear_scan(a, b, h0=None):
     """
     a, b (B, T, D), h0 (B, D), zeros if None -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type. Here and
-    below, what does not fit together is a ValueError.
+    below, shapes or devices that do not fit together are a ValueError (but in the loops, which broadcast).
     """
-    check(b=(b, "BTD"), a=(a, "BTD"), h0=(h0, "BD"))
-    return raw_scan("linear", a, None, b, h0)
+    if form == "loop":
+        return linear_scan_loop(a, b, h0).to(b.dtype)
+    from fast.operators import scan_linear
+
+    return scan_linear(a, b, h0)
 
 
 def min_gru(gate, candidate, h0=None):
     """
-    z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D), h0 (B, D) -> every h_t, in
-    candidate's type. Minimal GRU, arXiv:2410.01201, with its g(x) = x + 0.5 for x >= 0, else sigmoid(x).
+    z = sigmoid(gate), h_t = (1 - z) h_{t-1} + z g(candidate): projections (B, T, D), h0 (B, D) -> every h_t,
+    in candidate's type. Minimal GRU, arXiv:2410.01201, with its g(x) = x + 0.5 for x >= 0, else sigmoid(x).
     """
-    check(candidate=(candidate, "BTD"), gate=(gate, "BTD"), h0=(h0, "BD"))
-    return raw_scan("min_gru", gate, None, candidate, h0)
+    if form == "loop":
+        gate, x = at_least_float32(gate, candidate)
+        return linear_scan_loop(torch.sigmoid(-gate), torch.sigmoid(gate) * g(x), h0).to(candidate.dtype)
+    from fast.operators import scan_min_gru
+
+    return scan_min_gru(gate, candidate, h0)
 
 
 def min_lstm(forget, input, candidate, h0=None):
     """f, i = sigmoid(forget, input), h_t = (f h_{t-1} + i g(candidate)) / (f + i): likewise."""
-    check(candidate=(candidate, "BTD"), forget=(forget, "BTD"), input=(input, "BTD"), h0=(h0, "BD"))
-    return raw_scan("min_lstm", forget, input, candidate, h0)
+    if form == "loop":
+        f, i, x = at_least_float32(forget, input, candidate)
+        log_ratio = F.logsigmoid(f) - F.logsigmoid(i)  # log(f / i), finite also where both underflow
+        keep, new = torch.sigmoid(log_ratio), torch.sigmoid(-log_ratio)
+        return linear_scan_loop(keep, new * g(x), h0).to(candidate.dtype)
+    from fast.operators import scan_min_lstm
+
+    return scan_min_lstm(forget, input, candidate, h0)
 
 
-def raw_scan(kind, x, y, z, h0):
-    """A scan of this kind, in z's type."""
-    h0 = z.new_zeros(z[:, 0].shape) if h0 is None else h0
-    if runs_triton(z):
-        return scan(kind, x, y, z, h0)
-    return scan(kind, *at_least_float32(x, y, z, h0)).to(z.dtype)
+def g(x):
+    """minRNN's activation: x + 0.5 from 0 upwards, sigmoid(x) below; continuous, and never negative."""
+    return torch.where(x >= 0, x + 0.5, torch.sigmoid(x))
 
 
 # ---------------------------------------------------------------------------------------------------
 # gated linear attention:  S_t = diag(f_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
 
 
-def gated_linear_attention_loop(q, k, v, log_f, S0):
-    """q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V) -> every o_t (B, T, H, V), the last S."""
-    f, S, o = log_f.exp(), S0, []
+def gated_linear_attention_loop(q, k, v, log_f, S0=None):
+    """
+    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> every o_t (B, T, H, V), the
+    last S.
+    """
+    q, k, v, log_f, S = at_least_float32(q, k, v, log_f, S0)
+    f, o = log_f.exp(), []
+    S = v.new_zeros(len(q), *q.shape[2:], v.shape[-1]) if S is None else S
     for t in range(q.shape[1]):
         S = f[:, t, :, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None, :]
-        o.append((q[:, t, :, None, :] @ S).squeeze(-2))
+        o.append((S * q[:, t, :, :, None]).sum(-2))
     return torch.stack(o, dim=1), S
 
 
-# The same, a chunk of C = 32 steps at a time, as matrix products. Let D_ij = f_{j+1} ... f_i (over K) be
-# what is left in row i of something written in row j, S the state before the chunk and S' the one after it.
-# Then
-#
-#     o_i = S^T (q_i D_i,start)   +  sum over j <= i of A_ij v_j,   A_ij = sum over K of q_i D_ij k_j
-#     S'  = diag(D_end,start) S   +  sum over j of (k_j D_end,j) v_j^T
-#
-# A is a product of rows with columns once D_ij is cut in two. Where a boundary b lies between j and i, it
-# is D_ib D_bj: products of gates, at most 1 both. So A is made of squares: the lower left quarter crosses
-# the middle of the chunk; inside each half, again the lower left quarter crosses the middle; and so on,
-# down to leaves of 8 rows:
+def gated_linear_attention_chunks(q, k, v, log_f, S, C=16):
+    """
+    The idea: C steps at a time, as matrix products. Let D_i = f_1 ... f_i be what is left in row i of a chunk
+    of what was there before it. Then row i reads v_j, j <= i, with the weight A_ij = (q_i D_i) . (k_j / D_j),
+    and the state with q_i D_i. Not for gates so near 0 that D_C underflows: there D_i / D_j must be made
+    otherwise, see below.
+    """
+    causal, outputs = torch.ones(C, C, dtype=q.dtype, device=q.device).tril(), []
+    q, k, v, log_f = (x.transpose(1, 2).split(C, dim=2) for x in (q, k, v, log_f))  # of (B, H, C, ...)
+    for q, k, v, log_f in zip(q, k, v, log_f):
+        D = log_f.cumsum(dim=2).exp()  # (B, H, C, K)
+        A = (q * D) @ (k / D).mT * causal[: q.shape[2], : q.shape[2]]  # (B, H, C, C)
+        outputs.append(A @ v + (q * D) @ S)
+        S = D[:, :, -1:].mT * (S + (k / D).mT @ v)
+    return torch.cat(outputs, dim=2).transpose(1, 2), S
+
+
+# Where gates may be 0, D_i / D_j is taken apart: where a boundary b lies between j and i, it is D_ib D_bj,
+# products of gates, at most 1 both. So A is made of squares: the lower left quarter of a chunk crosses its
+# middle; inside each half, again the lower left quarter crosses the middle; and so on, down to leaves of 8 rows:
 #
 #     leaf
 #     8  leaf
 #     16 16 leaf
 #     16 16  8  leaf
 #
-# Inside a leaf no boundary is left, so D_ij = D_i0 / D_j0, both since its first row. With each f at least
-# 2^-24, less being nothing beside 1 in float32, seven of them come to 2^-168 at least; and started from 2^72
-# in place of 1, which rounds nothing and cancels, every factor stays between 2^-96 and 2^96. What overflows
-# lies above the diagonal, and is dropped.
+# Whatever can be a product of matrices is made one, for tensor cores are a hundred times faster than all else
+# on the card. So are decays: with log f the logarithms of a chunk's gates, a row per step,
 #
-# Everywhere else gates are what they are, also 0: a product that underflows is right. No row's factors know
-# a later gate, so that the future cannot leak into the past even by rounding.
+#     decays = exp(M log f),    M (C, C) of zeros and ones: its row r marks the steps t over which row r decays,
+#
+#     SINCE_START   t <= r        from the chunk's start to r
+#     TO_END        t > r         from r to the chunk's end
+#     LEAF_ROWS     t <= r        both in a leaf, t not its first row: from that to r
+#     HALVES        t <= r or > r   both in one half of a block of 16, 32, ... rows: from r in the lower half back,
+#                                   or from r in the upper half on, to the boundary between them
+#
+# At that boundary rows of the lower half, as queries, meet rows of the upper half, as keys. All exponents are at
+# most 0, so one tile X serves both: q below, k above, times their decays. X X^T holds the square of A where they
+# meet. Backwards, with Z = dA below the diagonal and dA^T above, Z X has dq's share in the lower rows and dk's in
+# the upper. No factor of a row knows a later gate: the future cannot leak into the past even by rounding.
+#
+# In a leaf, queries decay since its first row, and keys are divided by that. With gates of 2^-24 at least, less
+# being nothing beside 1 in float32, seven of them and a shift by 2^84 stay between 2^-84 and 2^84; a row's own
+# gate, the last of its decays, is taken as it is. Above the diagonal that may overflow, and is dropped.
+#
+# The gradient of a gate is made of the same rounded factors as the products. What a pair of rows adds in one
+# of them and takes away in the other then cancels for gates that do not lie between; of other factors a
+# residue would be left, which the sum over rows piles up.
 
-LEAF, CHUNK = 8, 32  # rows
-SEGMENT = 2**17  # numbers of q (or v) that are worked on at once, so that they stay in a core's own cache
-AWAY = 32  # times as many elsewhere than on a CPU, where starting an operation takes longer than it does
-ROWS_FOR_LOOP = 4  # up to here the loop is faster
+LEAF = tl.constexpr(8)
+NOTHING = tl.constexpr(-104.0)  # below the log of the least float32: a gate that is 0
+LEAST = tl.constexpr(-16.625)  # log 2^-24, the bfloat16 nearest to it
+SHIFT = tl.constexpr(58.2)  # half of seven times that
+SINCE_START, TO_END, LEAF_ROWS, FROM_HERE, BEFORE, LEAF_BELOW, LEAF_ABOVE, HALVES, ACROSS = (
+    tl.constexpr(number) for number in range(9)
+)
 
 
-def chunk_length(T):
-    """The longest chunk that pads T rows by an eighth at most, or by no more than a leaf does."""
-    return next(C for C in (CHUNK, CHUNK // 2, LEAF) if -T % C <= max(T // 8, -T % LEAF))
+@functools.cache
+def marks(C, dtype, device):
+    """All M: those of decays, those of sums over rows, and which rows and columns of A are of a square."""
+    r, t, half = torch.arange(C, device=device)[:, None], torch.arange(C, device=device), LEAF.value
+    leaf = r ^ t < LEAF.value
+    M = [t <= r, t > r, leaf & (t <= r) & (t % LEAF.value > 0), t >= r, t < r, leaf & (t < r), leaf & (t > r)]
+    while half < C:
+        M += [(r ^ t < half) & torch.where(r // half % 2 == 1, t <= r, t > r), (r ^ t) // half == 1]
+        half *= 2
+    return torch.stack(M).to(dtype)
 
 
-def to_chunks(x, C, dtype):
-    """(B, T, H, K) -> (n B H, C, K). Rows of zeros come in front: they forget nothing and add nothing."""
-    x = x.to(dtype)
-    x = F.pad(x, (0, 0, 0, 0, -x.shape[1] % C, 0)) if x.shape[1] % C else x
-    return x.unflatten(1, (-1, C)).permute(1, 0, 3, 2, 4).flatten(0, 2).contiguous()
+def levels(C):
+    """How often a leaf doubles to a chunk."""
+    return (C // LEAF.value).bit_length() - 1
 
 
-def from_chunks(x, out):
-    """Write (n B H, C, K) into out (B, T, H, K), without the rows that were added in front."""
-    (B, T, H, _), C = out.shape, x.shape[1]
-    x = x.unflatten(0, (-1, B, H)).permute(1, 0, 3, 2, 4)  # (B, n, C, H, K)
-    if T % C:
-        out.copy_(x.flatten(1, 2)[:, -T:])
+@jit
+def add_summed(M, x, total, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """M x + total. Every M is exact in DOT; an x that is not EXACT there goes in two parts."""
+    total = tl.dot(M, x.to(DOT), total, input_precision="ieee")
+    if not EXACT:
+        total = tl.dot(M, (x - x.to(DOT).to(tl.float32)).to(DOT), total, input_precision="ieee")
+    return total
+
+
+@jit
+def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
+    return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
+
+
+@jit
+def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """x M, in the same way."""
+    total = tl.dot(x.to(DOT), M, input_precision="ieee")
+    if not EXACT:
+        total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
+    return total
+
+
+@jit
+def product(a, b, DOT: tl.constexpr):
+    return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee")
+
+
+@jit
+def add_product(a, b, total, DOT: tl.constexpr):
+    return tl.dot(a.to(DOT), b.to(DOT), total, input_precision="ieee")
+
+
+@jit
+def on_diagonal(x):
+    i = tl.arange(0, x.shape[0])
+    return tl.sum(tl.where(i[:, None] == i[None, :], x, 0.0), 1)
+
+
+@jit
+def place(C: tl.constexpr, H: tl.constexpr, T, slices: tl.constexpr):
+    """Program number -> its slice, head of all, state of all, the chunk's first row of all (B T H), its rows."""
+    pid, n = tl.program_id(0), tl.cdiv(T, C)
+    chunk, bh = pid // slices % n, (pid // slices // n).to(tl.int64)
+    return pid % slices, bh * n + chunk, (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
+
+
+@jit
+def read_rows(p, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
+    """Rows r and columns c of a chunk of (B, T, H, W), of which `left` rows and W columns exist."""
+    return tl.load(p + first * W + (r * (H * W) + c), mask=(r < left) & (c < W), other=0.0)
+
+
+@jit
+def write_rows(p, x, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
+    tl.store(p + first * W + (r * (H * W) + c), x.to(p.dtype.element_ty), mask=(r < left) & (c < W))
+
+
+@jit
+def state(p, number, c, cv, K: tl.constexpr, V: tl.constexpr):
+    """Rows c and columns cv of one of many (K, V)."""
+    return tl.load(p + number * (K * V) + (c * V + cv), mask=(c < K) & (cv < V), other=0.0)
+
+
+@jit
+def write_state(p, S, number, c, cv, K: tl.constexpr, V: tl.constexpr):
+    tl.store(p + number * (K * V) + (c * V + cv), S.to(p.dtype.element_ty), mask=(c < K) & (cv < V))
+
+
+@jit
+def gates(g, first, r, c, left, H: tl.constexpr, G: tl.constexpr):
+    """log f, at least NOTHING; G = 1 is one gate for all columns."""
+    x = read_rows(g, first, r, c if G > 1 else c * 0, left, H, G)
+    return tl.maximum(x.to(tl.float32), NOTHING)
+
+
+@jit
+def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.constexpr, DOT: tl.constexpr):
+    """k; where it is TIED to the gates exp(x), 1 - exp(x), by its series where the difference would round."""
+    if not TIED:
+        return read_rows(k, first, r, c, left, H, K).to(tl.float32)
+    elif DOT == tl.float32:
+        series = x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720))))))
+        return tl.where(x > -0.25, -series, 1 - exp(x))
     else:
-        out.unflatten(1, (-1, C)).copy_(x)
+        return tl.where(x > -0.015, -x - 0.5 * x * x, 1 - exp(x))
 
 
-def prepare(q, k, v, log_f, dtype):
-    """(B, T, H, ...) -> q, k, v, f (n B H, C, ...), k = 1 - f where it is None, and leaf_decays(f)."""
-    C = chunk_length(q.shape[1])
-    q, v, log_f = (to_chunks(x, C, dtype) for x in (q, v, log_f))
-    k = torch.expm1(log_f).neg_().expand_as(q) if k is None else to_chunks(k, C, dtype)
-    f = log_f.exp()
-    return q, k, v, f, *leaf_decays(f)
+@jit
+def leaf_decays(M, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """Of queries and of keys, since the first row of their leaf."""
+    most = tl.maximum(log_f, LEAST)
+    within = summed(M, most, DOT, EXACT) + SHIFT
+    return exp(within + (log_f - most)), exp(-within)  # a query's own gate is not clamped
 
 
-def leaves(x):
-    """(n B H, C, K) -> (leaves, 8, K)"""
-    return x.view(-1, LEAF, x.shape[-1])
+@jit
+def chunk_states(
+    x, y, g, S_in, states, S_out, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, STARTED: tl.constexpr,
+    DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BK x BV of one head's state, from chunk to chunk. Forward, x and y are k and v, `states`
+    # those before each chunk; BACK, from the last to the first, they are q and do, and the gradients of those
+    # after it.
+    across: tl.constexpr = (V + BV - 1) // BV
+    down: tl.constexpr = (K + BK - 1) // BK
+    n, bh = tl.cdiv(T, C), (tl.program_id(0) // (down * across)).to(tl.int64)
+    c = (tl.program_id(0) // across % down * BK + tl.arange(0, BK))[:, None]
+    cv = (tl.program_id(0) % across * BV + tl.arange(0, BV))[None, :]
+    i = tl.arange(0, C)
+    t, r = i[:, None], i[None, :]  # x and the gates lie on their side, (BK, C): a product is never transposed
+    M = tl.load(marks + (SINCE_START if BACK else TO_END) * C * C + r * C + t)
+    S = tl.zeros([BK, BV], tl.float32)
+    if STARTED:
+        S += state(S_in, bh, c, cv, K, V).to(tl.float32)
+    for j in range(n):
+        chunk = n - 1 - j if BACK else j
+        write_state(states, S, bh * n + chunk, c, cv, K, V)
+        first, left = (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
+        log_f = gates(g, first, r, c, left, H, G)
+        if BACK:
+            X = read_rows(x, first, r, c, left, H, K).to(tl.float32)
+        else:
+            X = keys(x, log_f, first, r, c, left, H, K, TIED, DOT)
+        X *= exp(summed_right(log_f, M, DOT, EXACT))
+        Y = read_rows(y, first, t, cv, left, H, V)
+        S = S * exp(tl.sum(log_f, 1))[:, None] + product(X, Y, DOT)
+    write_state(S_out, S, bh, c, cv, K, V)
 
 
-def halves(x, size):
-    """(n B H, C, K) -> the upper and the lower halves of all blocks of 2 size rows, each (blocks, size, K)"""
-    return x.view(-1, 2, size, x.shape[-1]).unbind(1)
-
-
-def leaf_decays(f):
-    """f (n B H, C, K) -> D_i0 2^72, then D_i,start and D_end,j of each leaf, all (n B H, C, K)."""
-    least = torch.finfo(f.dtype).eps / 2
-    since_first, since_start, to_end = f.clamp(min=least), f.clone(), torch.ones_like(f)
-    f_rows, first, start, end = (leaves(x).unbind(1) for x in (f, since_first, since_start, to_end))
-    first[0].fill_(least**-3)
-    for i in range(1, LEAF):
-        first[i].mul_(first[i - 1])
-        start[i].mul_(start[i - 1])
-        torch.mul(end[-i], f_rows[-i], out=end[-i - 1])
-    return since_first, since_start, to_end
-
-
-def doublings(since_start, to_end):
-    """Yield 8, 16, ... below C; after each, make the decays of blocks of so many rows those of two joined."""
-    size = LEAF
-    while size < since_start.shape[1]:
-        yield size
-        (upper, lower), (end, _) = halves(since_start, size), halves(to_end, size)
-        end *= lower[:, -1:]
-        lower *= upper[:, -1:]
-        size *= 2
-
-
-def carry(S, across, added, reverse=False):
-    """S (B H, K, V), across (n, B H, K, 1) -> S before each chunk and after the last, (n + 1, B H, K, V)."""
-    n = len(across)
-    Ss = S.new_empty(n + 1, *S.shape)
-    before, after = (Ss[1:], Ss[:-1]) if reverse else (Ss[:-1], Ss[1:])
-    torch.bmm(*added, out=after.flatten(0, 1))
-    Ss[-1 if reverse else 0] = S
-    for i in reversed(range(n)) if reverse else range(n):
-        after[i].addcmul_(across[i], before[i])
-    return Ss
-
-
-def attend(q, k, v, log_f, S, o_out, S_out):
-    """One segment, shapes as in the loop, S None at the start: writes o (B, T, H, V) and the S after it."""
-    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f, S_out.dtype)
-    A = torch.bmm(leaves(q * since_first), leaves(k / since_first).mT).tril_()  # (leaves, 8, 8)
-    o = torch.bmm(A, leaves(v)).view_as(v)
-    for size in doublings(since_start, to_end):
-        lower = halves(q, size)[1] * halves(since_start, size)[1]
-        upper = halves(k, size)[0] * halves(to_end, size)[0]
-        halves(o, size)[1].add_(torch.bmm(torch.bmm(lower, upper.mT), halves(v, size)[0]))
-    S_out, added = S_out.flatten(0, 1), ((k * to_end).mT, v)  # (B H, K, V)
-    if S is None and len(q) == len(S_out):  # one chunk, and nothing before it
-        torch.bmm(*added, out=S_out)
-    else:
-        S = torch.zeros_like(S_out) if S is None else S.flatten(0, 1).to(S_out)
-        Ss = carry(S, since_start[:, -1].view(-1, len(S), f.shape[-1], 1), added)
-        o += torch.bmm(q * since_start, Ss[:-1].flatten(0, 1))
-        S_out.copy_(Ss[-1])
-    from_chunks(o, o_out)
-
-
-# Backwards, each sum is transposed. The gradient of the gates needs no sum of its own: log f_t is in every
-# D_ij with i >= t > j, and a pair's share of the loss grows by q_i dq_i = k_j dk_j as log D_ij does. So
-# dlog_f_t is the sum of q_i dq_i over rows i >= t less that of k_j dk_j over rows j >= t, which takes away
-# the pairs that lie wholly behind t. Pairs with i = j know no gate: they are left out, or their rounding
-# would drown the gradient of gates near 0.
-
-
-def attend_backward(q, k, v, log_f, S, do, dS, outs):
-    """One segment's inputs, do and dS -> the dS before it; dq, dk, dv, dlog_f are written to outs."""
-    tied = k is None
-    q, k, v, f, since_first, since_start, to_end = prepare(q, k, v, log_f, S.dtype)
-    do = to_chunks(do, q.shape[1], S.dtype)
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for size in doublings(since_start, to_end):
-        between_halves(*(halves(x, size) for x in (q, k, v, do, since_start, to_end, dq, dk, dv)))
-    dS_before, dlog_f = between_chunks(
-        q, k, v, since_start, to_end, S.flatten(0, 1), do, dS.flatten(0, 1), dq, dk, dv
+@jit
+def chunk_outputs(
+    q, k, v, g, states, o, A, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, KEEP: tl.constexpr,
+    DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BV columns of the outputs of one chunk, for one head.
+    piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
+    i = tl.arange(0, C)
+    r, t = i[:, None], i[None, :]
+    M = marks + (r * C + t)
+    cv = (piece * BV + tl.arange(0, BV))[None, :]
+    attention, diagonal, out = (
+        tl.zeros([C, C], tl.float32),
+        tl.zeros([C], tl.float32),
+        tl.zeros([C, BV], tl.float32),
     )
-    inside_leaves(*(leaves(x) for x in (q, k, v, f, since_first, do, dq, dk, dv, dlog_f)))
-    if tied:
-        dlog_f.addcmul_(f, dk.sum_to_size(f.shape), value=-1)
-    for x, out in zip((dq, dk, dv, dlog_f), outs):
-        if out is not None:
-            from_chunks(x, out)
-    return dS_before.view_as(dS)
+    for start in range(0, K, BK):
+        c = (start + tl.arange(0, BK))[None, :]
+        log_f = gates(g, first, r, c, left, H, G)
+        Q = read_rows(q, first, r, c, left, H, K).to(tl.float32)
+        X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT)
+        diagonal += tl.sum(Q * X, 1)
+        decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
+        leaf = product(Q * decays, tl.trans(X * growths), DOT)  # above the diagonal it may overflow
+        attention += tl.where(tl.load(M + LEAF_BELOW * C * C) > 0, leaf, 0.0)
+        for level in tl.range(LEVELS, num_stages=1):
+            decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
+            meet = tl.where(r & (LEAF << level) > 0, Q, X) * decays
+            attention += product(meet, tl.trans(meet), DOT) * tl.load(M + (ACROSS + 2 * level) * C * C)
+        S = state(states, number, tl.trans(c), cv, K, V)
+        decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
+        out = add_product(Q * decays, S, out, DOT)
+    attention = tl.where(t < r, attention, tl.where(t == r, diagonal[:, None], 0.0))
+    out = add_product(attention, read_rows(v, first, r, cv, left, H, V), out, DOT)
+    write_rows(o, out, first, r, cv, left, H, V)
+    if KEEP:
+        if piece == 0:
+            write_rows(A, attention, first, r, t, left, H, C)
 
 
-def between_halves(q, k, v, do, since_start, to_end, dq, dk, dv):
-    """Add what lower halves (1) owe to upper ones (0), and these to them."""
-    to_row, to_column = since_start[1], to_end[0]
-    q, k, v, do = q[1] * to_row, k[0] * to_column, v[0], do[1]
-    A, dA = torch.bmm(q, k.mT), torch.bmm(do, v.mT)
-    dv[0].add_(torch.bmm(A.mT, do))
-    dq[1].addcmul_(torch.bmm(dA, k), to_row)
-    dk[0].addcmul_(torch.bmm(dA.mT, q), to_column)
+@jit
+def value_gradients(
+    k, v, g, A, do, dstates, dv, dA, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BV columns of dv in one chunk, for one head; the first also dA, with dA^T above the
+    # diagonal.
+    piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
+    i = tl.arange(0, C)
+    r, t = i[:, None], i[None, :]
+    cv = (piece * BV + tl.arange(0, BV))[None, :]
+    out = product(
+        read_rows(A, first, t, r, left, H, C), read_rows(do, first, r, cv, left, H, V), DOT
+    )  # A^T do
+    M = tl.load(marks + TO_END * C * C + (r * C + t))
+    for start in range(0, K, BK):
+        c = (start + tl.arange(0, BK))[None, :]
+        log_f = gates(g, first, r, c, left, H, G)
+        X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT) * exp(summed(M, log_f, DOT, EXACT))
+        out = add_product(X, state(dstates, number, tl.trans(c), cv, K, V), out, DOT)
+    write_rows(dv, out, first, r, cv, left, H, V)
+    if piece == 0:
+        below, above = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+        for start in range(0, V, BV):
+            cv = (start + tl.arange(0, BV))[None, :]
+            Y, dO = read_rows(v, first, r, cv, left, H, V), read_rows(do, first, r, cv, left, H, V)
+            below = add_product(dO, tl.trans(Y), below, DOT)
+            above = add_product(Y, tl.trans(dO), above, DOT)
+        write_rows(dA, tl.where(t < r, below, above), first, r, t, left, H, C)
 
 
-def between_chunks(q, k, v, since_start, to_end, S, do, dS, dq, dk, dv):
-    """Add what goes through the states -> the first dS, and dlog_f but for the pairs inside leaves."""
-    q_start, k_end, across = q * since_start, k * to_end, since_start[:, -1]  # (n B H, C, K), (n B H, K)
-    steps = across.view(-1, len(S), across.shape[-1], 1)
-    S_before = carry(S, steps, (k_end.mT, v))[:-1].flatten(0, 1)  # (n B H, K, V)
-    dSs = carry(dS, steps, (q_start.mT, do), reverse=True)
-    dS_after = dSs[1:].flatten(0, 1)
-    dv.baddbmm_(k_end, dS_after)
-    dq.addcmul_(torch.bmm(do, S_before.mT), since_start)
-    dk_end = torch.bmm(v, dS_after.mT).mul_(to_end)
-
-    passed_on = k * dk_end  # from row j to the chunk's end: in the sum from t on if j < t
-    passed_on[:, -1] = 0  # no gate lies between the last row and the end
-    dlog_f = (q * dq).addcmul_(k, dk, value=-1).sub_(passed_on)
-    dlog_f[:, -1] += passed_on.sum(1).addcmul_(across, (S_before * dS_after).sum(-1))
-    dk += dk_end
-    return dSs[0], suffix_sums(dlog_f.sum_to_size(since_start.shape))
+@jit
+def leaf_gradients(M, Z, Q, X, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """What rows of a leaf owe each other, but for each to itself: dq, dk and what log f owes."""
+    C: tl.constexpr = Z.shape[0]
+    decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
+    query, key = (Q * decays).to(DOT), (X * growths).to(DOT)
+    dQ = product(Z * tl.load(M + LEAF_BELOW * C * C), key, DOT)
+    dK = product(Z * tl.load(M + LEAF_ABOVE * C * C), query, DOT)
+    return dQ * decays, dK * growths, query * dQ - key * dK
 
 
-def inside_leaves(q, k, v, f, since_first, do, dq, dk, dv, dlog_f):
-    """Add what the rows of each leaf owe each other; all (leaves, 8, ...)."""
-    q_row, k_column = q * since_first, k / since_first
-    A, dA = torch.bmm(q_row, k_column.mT).tril_(), torch.bmm(do, v.mT)
-    dv.add_(torch.bmm(A.mT, do))
-    diagonal = dA.diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()  # (leaves, 8, 1)
-    dA.tril_(-1)
-    dq_row, dk_column = torch.bmm(dA, k_column), torch.bmm(dA.mT, q_row)
-    dq.addcmul_(dq_row, since_first).addcmul_(diagonal, k)
-    dk.addcdiv_(dk_column, since_first).addcmul_(diagonal, q)
-    dlog_leaf = (dq_row * q_row).addcmul_(dk_column, k_column, value=-1).sum_to_size(f.shape)
-    clamped = f.clamp(min=torch.finfo(f.dtype).eps / 2)  # what since_first is made of
-    dlog_f.addcmul_(suffix_sums(dlog_leaf), f / clamped).mul_(f.sign())  # f df, so 0 where f is 0
+@jit
+def halves_gradients(M, Z, Q, X, log_f, level, r, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """What halves of blocks owe each other, likewise."""
+    C: tl.constexpr = Z.shape[0]
+    lower = r & (LEAF << level) > 0
+    decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
+    meet = (tl.where(lower, Q, X) * decays).to(DOT)
+    gradient = product(Z * tl.load(M + (ACROSS + 2 * level) * C * C), meet, DOT)
+    owed = tl.where(lower, meet, -meet) * gradient
+    gradient *= decays
+    return tl.where(lower, gradient, 0.0), tl.where(lower, 0.0, gradient), owed
 
 
-def suffix_sums(x):
-    """x (blocks, rows, K) -> in each row, the sum from it to the last row of its block."""
-    ones = x.new_ones(x.shape[1], x.shape[1]).triu()
-    return torch.bmm(ones.expand(len(x), -1, -1), x)
+@jit
+def state_gradients(
+    v, states, do, dstates, number, first, r, c, left, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """What rows read of the state before the chunk and leave for after it, and all that goes across, (BK,)."""
+    read, left_behind = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+    across = tl.zeros([BK, BK], tl.float32)
+    for start in range(0, V, BV):
+        cv = (start + tl.arange(0, BV))[None, :]
+        S = state(states, number, c, tl.trans(cv), K, V)  # on their side, (BV, BK)
+        dS = state(dstates, number, c, tl.trans(cv), K, V)
+        read = add_product(read_rows(do, first, r, cv, left, H, V), S, read, DOT)
+        left_behind = add_product(read_rows(v, first, r, cv, left, H, V), dS, left_behind, DOT)
+        across = add_product(tl.trans(S), dS, across, DOT)
+    return read, left_behind, on_diagonal(across)
 
 
-def attend_in_segments(q, k, v, log_f, S0, o, S, between, _):
-    """Write o, the last S, and the states between segments unless there is no room for them."""
-    pieces = segments(q, v)
-    S_outs = [*between, S] if len(between) else [torch.empty_like(S) for _ in pieces[1:]] + [S]
-    with torch.autocast(q.device.type, enabled=False):
-        for t, S_in, S_out in zip(pieces, [S0, *S_outs], S_outs):
-            attend(*at(t, q, k, v, log_f), S_in, o[:, t], S_out)
+@jit
+def key_gradients(
+    q, k, v, g, states, dA, do, dstates, dq, dk, dg, marks, T,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, LEVELS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    # One program: BK columns of dq, dk and dlog_f in one chunk, for one head.
+    piece, number, first, left = place(C, H, T, (K + BK - 1) // BK)
+    ALL_EXACT: tl.constexpr = DOT == tl.float32
+    r, t = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    M, c = marks + (r * C + t), (piece * BK + tl.arange(0, BK))[None, :]
+    Z = read_rows(dA, first, r, t, left, H, C).to(DOT)
+    log_f = gates(g, first, r, c, left, H, G)
+    X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT).to(DOT)
+    Q = read_rows(q, first, r, c, left, H, K).to(DOT)
+    dQ, dK, owed = leaf_gradients(M, Z, Q, X, log_f, DOT, EXACT)
+    diagonal = on_diagonal(Z.to(tl.float32))[:, None]
+    dQ += diagonal * X
+    dK += diagonal * Q
+    for level in tl.range(LEVELS, num_stages=1):
+        more_dQ, more_dK, more_owed = halves_gradients(M, Z, Q, X, log_f, level, r, DOT, EXACT)
+        dQ, dK, owed = dQ + more_dQ, dK + more_dK, owed + more_owed
+
+    read, left_behind, across = state_gradients(
+        v, states, do, dstates, number, first, r, c, left, H, K, V, C, BK, BV, DOT
+    )
+    decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
+    read *= decays
+    left_behind *= exp(summed(tl.load(M + TO_END * C * C), log_f, DOT, EXACT))
+    write_rows(dq, dQ + read, first, r, c, left, H, K)
+    dK += left_behind
+    if not TIED:
+        write_rows(dk, dK, first, r, c, left, H, K)
+    # A gate owes for what rows from it on owe, for what rows before it leave behind, and for all that goes
+    # across.
+    owed += Q * read + tl.where(r == C - 1, decays * across[None, :], 0.0)
+    dlog_f = -exp(log_f) * dK if TIED else tl.zeros([C, BK], tl.float32)
+    dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, ALL_EXACT)
+    dlog_f = add_summed(tl.load(M + FROM_HERE * C * C), owed, dlog_f, DOT, ALL_EXACT)
+    write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
 
 
-def attend_in_segments_backward(q, k, v, log_f, S0, between, do, dS, grads):
-    """Write the gradients of q, k, v, log_f, S0 to grads, but for those that are None there."""
-    with torch.autocast(q.device.type, enabled=False):
-        for t, S in reversed(list(zip(segments(q, v), [S0, *between]))):
-            S = torch.zeros_like(dS) if S is None else S.to(dS)
-            dS = attend_backward(*at(t, q, k, v, log_f), S, do[:, t], dS, at(t, *grads[:4]))
-    if S0 is not None:
-        grads[4].copy_(dS)
+# Widths of slices of K and V, warps, stages. Chosen with no GPU at hand, from what the compiler makes of them
+# (python -m tools.bench compile): the fewest instructions per number among those that keep everything in
+# registers.
+TILES = {
+    "bfloat16, Hopper": dict(
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 64, 4, 1),
+        value_gradients=(32, 128, 4, 2), key_gradients=(16, 64, 4, 2),
+    ),
+    "bfloat16": dict(
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
+        value_gradients=(64, 64, 4, 2), key_gradients=(16, 64, 4, 1),
+    ),
+    "float32": dict(
+        chunk_states=(32, 32, 8, 1), chunk_outputs=(16, 32, 8, 1),
+        value_gradients=(16, 32, 8, 1), key_gradients=(16, 16, 8, 1),
+    ),
+}  # fmt: skip
 
 
-def segments(q, v):
-    """Slices of time in which q and v (B, T, H, ...) have about SEGMENT numbers; a shorter one is first."""
-    B, T, H, _ = q.shape
-    most = SEGMENT if q.device.type == "cpu" else AWAY * SEGMENT
-    length = max(1, most // (B * H * max(q.shape[-1], v.shape[-1]) * CHUNK)) * CHUNK
-    return [slice(max(0, end - length), end) for end in reversed(range(T, 0, -length))]
+def is_hopper(device):
+    return generation(device) == 9
 
 
-def at(t, *tensors):
-    """The tensors' segment t, None staying None."""
-    return [None if x is None else x[:, t] for x in tensors]
+def in_bfloat16(q, v):
+    """Whether products are: in float16 the factors of a leaf would overflow, so they are in float32 there."""
+    return q.dtype == v.dtype == torch.bfloat16
 
 
-@torch.library.custom_op("nanornn::gated_linear_attention", mutates_args=())
-def attention(
-    q: Tensor, k: Tensor | None, v: Tensor, log_f: Tensor, S0: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> o, the last S, and if asked what the gradient needs: states on the way, and in Triton all A"""
-    results = attention_results(q, k, v, log_f, S0, keep)
-    (triton_kernels.attend if runs_triton(q) else attend_in_segments)(q, k, v, log_f, S0, *results)
-    return results
+def attention_chunk(q, v):
+    """-> C"""
+    return 64 if in_bfloat16(q, v) and is_hopper(q.device) else 32
 
 
-@attention.register_fake
-def attention_results(q, k, v, log_f, S0, keep):
-    """The results, empty."""
-    (B, T, H, K), V = q.shape, v.shape[-1]
-    dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
-    if runs_triton(q):
-        C, low = triton_kernels.attention_chunk(q, v), triton_kernels.in_bfloat16(q, v)
-        kept = torch.bfloat16 if low else torch.float32
-        states = q.new_empty(keep * B, H, -(-T // C), K, V, dtype=kept)
-        A = q.new_empty(B, T, H, keep * C, dtype=kept)
-    else:
-        states, A = q.new_empty(keep * (len(segments(q, v)) - 1), B, H, K, V, dtype=dtype), q.new_empty(0)
-    return v.new_empty(v.shape), q.new_empty(B, H, K, V, dtype=dtype), states, A
+def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
+    """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
+    T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
+    bfloat16 = in_bfloat16(q, v)
+    on_hopper = bfloat16 and is_hopper(q.device)
+    tiles = TILES["bfloat16, Hopper" if on_hopper else "bfloat16" if bfloat16 else "float32"]
+    BK, BV, warps, stages = tiles[kernel.__name__]
+    BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
+    kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
+        *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,
+        H=H, K=K, V=V, G=G, TIED=k is None, C=C, BK=BK, BV=BV, DOT=tl.bfloat16 if bfloat16 else tl.float32,
+        EXACT=log_f.dtype == torch.bfloat16 or not bfloat16, **settings, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
 
 
-@torch.library.custom_op("nanornn::gated_linear_attention_backward", mutates_args=())
-def attention_backward(
-    q: Tensor, k: Tensor | None, v: Tensor, log_f: Tensor, S0: Tensor | None,
-    states: Tensor, A: Tensor, do: Tensor, dS: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    """-> the gradients of those of q, k, v, log_f, S0 that there are"""
-    inputs = q, k, v, log_f, S0
-    grads = [None if x is None else x.new_empty(x.shape) for x in inputs]
-    if runs_triton(q):
-        triton_kernels.attend_backward(*inputs, states, A, do, dS, grads)
-    else:
-        attend_in_segments_backward(*inputs, states, do, dS, grads)
-    return [x for x in grads if x is not None]
+def saved_by_attend_triton(q, v, keep, dtype):
+    """States before chunks (B, H, n, K, V) and all A (B, T, H, C), empty; without any room unless `keep`."""
+    (B, T, H, K), V, C = q.shape, v.shape[-1], attention_chunk(q, v)
+    dtype = torch.bfloat16 if in_bfloat16(q, v) else torch.float32
+    states = q.new_empty(B if keep else 0, H, -(-T // C), K, V, dtype=dtype)
+    return states, q.new_empty(B, T, H, C if keep else 0, dtype=dtype)
 
 
-@attention_backward.register_fake
-def _(q, k, v, log_f, S0, states, A, do, dS):
-    return [x.new_empty(x.shape) for x in (q, k, v, log_f, S0) if x is not None]
+def attend_triton(q, k, v, log_f, S0, results):
+    """
+    Fill results: o (B, T, H, V), the last S (B, H, K, V) and, if there is room, the states before chunks and A.
+    """
+    o, S, states, A = results
+    q, k, v, log_f, S0 = contiguous(q, k, v, log_f, S0)
+    inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q, v), q.shape[0] * q.shape[2]
+    n = triton.cdiv(q.shape[1], C)
+    if not keep:
+        states = A.new_empty(heads, n, q.shape[3], v.shape[3])
+    with torch.cuda.device_of(q):
+        tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None)
+        launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
+        tensors, settings = (q, k, v, log_f, states, o, A), dict(LEVELS=levels(C), KEEP=keep)
+        launch(chunk_outputs, lambda down, across: heads * n * across, tensors, *inputs, **settings)
 
 
-def keep_for_attention_backward(ctx, inputs, output):
-    _, _, states, A = output
-    ctx.mark_non_differentiable(states, A)
-    ctx.set_materialize_grads(False)  # zeros as large as states and A
-    ctx.save_for_backward(*inputs[:5], states, A)
-
-
-def run_attention_backward(ctx, do, dS, *_):
-    *inputs, states, A = ctx.saved_tensors
-    do, dS = zeros_where_none((do, dS), attention_results(*inputs, False))
-    return *where_given(inputs, attention_backward(*inputs, states, A, do, dS)), None
-
-
-attention.register_autograd(run_attention_backward, setup_context=keep_for_attention_backward)
+def attend_backward_triton(inputs, saved, do, dS, gradients):
+    """
+    inputs = q, k, v, log_f, S0; saved = states, A. Fill the gradients of the inputs, but for those that are None.
+    """
+    q, k, v, log_f, do, dS = contiguous(*inputs[:4], do, dS)
+    states, A = saved
+    dq, dk, dv, dlog_f, dS0 = gradients
+    inputs, C, heads = (q, k, v, log_f), attention_chunk(q, v), q.shape[0] * q.shape[2]
+    n = triton.cdiv(q.shape[1], C)
+    dstates, dS_first, dA = torch.empty_like(states), torch.empty_like(dS), torch.empty_like(A)
+    dg = dlog_f if dlog_f.shape == q.shape else log_f.new_empty(q.shape, dtype=torch.float32)
+    with torch.cuda.device_of(q):
+        tensors, settings = (q, do, log_f, dS, dstates, dS_first), dict(BACK=True, STARTED=True)
+        launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
+        tensors = k, v, log_f, A, do, dstates, dv, dA
+        launch(value_gradients, lambda down, across: heads * n * across, tensors, *inputs)
+        tensors = q, k, v, log_f, states, dA, do, dstates, dq, dk, dg
+        launch(key_gradients, lambda down, across: heads * n * down, tensors, *inputs, LEVELS=levels(C))
+    if dg is not dlog_f:
+        dlog_f.copy_(dg.sum(-1, keepdim=True))
+    if dS0 is not None:
+        dS0.copy_(dS_first)
 
 
 def gated_linear_attention(q, k, v, log_f, S0=None):
     """
-    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> o (B, T, H, V) in v's type, and the
-    last S, in float32 at least. log_f are natural logarithms, at most 0; -inf closes a gate. It may also be
-    (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f. q is not scaled.
+    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> o (B, T, H, V) in v's type,
+    and the last S, in float32 at least. log_f are natural logarithms, at most 0; -inf closes a gate. It may
+    also be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f. q is not scaled.
     """
-    gates = "BTHK" if log_f.shape[-1:] == q.shape[-1:] else "BTH1"
-    check(q=(q, "BTHK"), k=(k, "BTHK"), v=(v, "BTHV"), log_f=(log_f, gates), S0=(S0, "BHKV"))
-    if v.shape[3] > 256 and v.shape[3] % 8 and runs_triton(v):  # mLSTM's 513: unaligned rows take registers
-        V, extra = v.shape[3], -v.shape[3] % 8
-        S0 = None if S0 is None else F.pad(S0, (0, extra))
-        o, S = gated_linear_attention(q, k, F.pad(v, (0, extra)), log_f, S0)
-        return o[..., :V], S[..., :V].clone()
-    with_gradient = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (q, k, v, log_f, S0)
-    )
-    if q.shape[1] <= ROWS_FOR_LOOP and not with_gradient:
-        return few_rows(q, k, v, log_f, S0)
-    o, S, *_ = attention(q, k, v, log_f, S0, with_gradient)
-    return o, S
-
-
-def few_rows(q, k, v, log_f, S0):
-    dtype = v.dtype
-    q, k, v, log_f, S0 = at_least_float32(q, k, v, log_f, S0)
-    S0 = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[3]) if S0 is None else S0
-    k = -torch.expm1(log_f).expand_as(q) if k is None else k
-    with torch.autocast(q.device.type, enabled=False):
+    if form == "loop":
+        k = -torch.expm1(log_f).expand_as(q) if k is None else k
         o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
-    return o.to(dtype), S
+        return o.to(v.dtype), S
+    from fast.operators import attend
+
+    return attend(q, k, v, log_f, S0)
 
 
 # ---------------------------------------------------------------------------------------------------
 # selective scan:  h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,   y_t = C_t^T h_t
 
 
-def selective_scan_loop(x, dt, A, B, C, h0):
-    """x, dt (B, T, E), A (E, N), B, C (B, T, N), h0 (B, E, N) -> every y_t (B, T, E), the last h."""
-    h, y = h0, []
+def selective_scan_loop(x, dt, A, B, C, h0=None):
+    """
+    x, dt (B, T, E), A (E, N), B, C (B, T, N), h0 (B, E, N), zeros if None -> every y_t (B, T, E), the last h.
+    """
+    x, dt, A, B, C, h = at_least_float32(x, dt, A, B, C, h0)
+    h, y = A.new_zeros(len(x), *A.shape) if h is None else h, []
     for t in range(x.shape[1]):
         decay = torch.exp(dt[:, t, :, None] * A)  # (B, E, N)
         h = decay * h + (dt[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
@@ -597,174 +853,184 @@ def selective_scan_loop(x, dt, A, B, C, h0):
     return torch.stack(y, dim=1), h
 
 
-# The same, a chunk of 16 steps at a time. A few large operations give all its decays and all that is added:
-# only h = decay h + added is left for each step. The states of all steps would be N times as large as x: for
-# the gradient those before each chunk are kept, and the others computed again. In a chunk, time comes first
-# and E last, so that a step is one piece of memory, and sums over N or E are matrix products.
-
-STEPS = 16  # of a chunk; in triton_kernels.py too
-MOST_STATES = 128  # of a channel in Triton; more do not fit there
-STATES = 2**19  # numbers of h that are worked on at once, so that they stay in the cache
-LOG2_E = 1.4426950408889634  # exp(z) = 2^(z log2(e)), which takes a CPU half the time
-
-
-def sequences(A, T, *tensors):
-    """The tensors, so many sequences at a time that their states in a chunk are about STATES numbers."""
-    most = STATES if A.device.type == "cpu" else AWAY * STATES
-    return zip(*(x.split(max(1, most // (A.numel() * min(T, STEPS)))) for x in tensors))
-
-
-def chunks(T):
-    """The slices of time."""
-    return [slice(t, min(t + STEPS, T)) for t in range(0, T, STEPS)]
-
-
-def time_first(t, dtype, *tensors):
-    """Steps t of (B, T, E) as (steps, B, 1, E)."""
-    return [x[:, t].transpose(0, 1).to(dtype).contiguous().unsqueeze(2) for x in tensors]
-
-
-def put(x, out, t):
-    """Write (steps, B, 1, E) into steps t of (B, T, E)."""
-    out[:, t] = x.squeeze(2).transpose(0, 1)
-
-
-def space(x, A, more=0):
-    """For the states of a chunk and `more`: (steps, B, N, E), A being (N, E)."""
-    return A.new_empty(min(x.shape[1], STEPS) + more, len(x), *A.shape)
-
-
-def take_steps(added, dt, A, B, decay, h):
-    """From h[0], write a chunk's decays and the states after its steps -> both, cut to its length."""
-    decay, h = decay[: len(dt)], h[: len(dt) + 1]
-    torch.mul(dt, A * LOG2_E, out=decay).exp2_()
-    torch.mul(B.mT, added, out=h[1:])
-    before = h[0]
-    for decay_t, h_t in zip(decay, h[1:]):
-        before = h_t.addcmul_(decay_t, before)
-    return decay, h
-
-
-def step_through(A, x, dt, B, C, h0, y, h_last, states):
-    """Some sequences: write y, the last h, and if there is room the states before each chunk (B, n, N, E)."""
-    A = A.to(h_last.dtype).mT.contiguous()
-    decay, h = space(x, A), space(x, A, more=1)
-    h[0] = h0.mT
-    for i, t in enumerate(chunks(x.shape[1])):
-        x_t, dt_t, B_t, C_t = time_first(t, A.dtype, x, dt, B, C)
-        _, h_t = take_steps(dt_t * x_t, dt_t, A, B_t, decay, h)
-        put(C_t @ h_t[1:], y, t)
-        if states.shape[1]:
-            states[:, i] = h[0]
-        h[0] = h_t[-1]
-    h_last.copy_(h[0].mT)
-
-
-# Backwards, with dh_t for all that the loss owes to h_t, and w_t for what it owes to dt_t A:
+# The linear scan again, over tiles of [BT, BN, BE] numbers, which are never written. Triton lays threads
+# along the last axis first and has none left for the first: each holds all steps of its states, and joins
+# them one by one in its registers.
 #
-#     dh_t = C_t dy_t + exp(dt_{t+1} A) dh_{t+1}       w_t = dh_t exp(dt_t A) h_{t-1}
-#
-#     dC_t = sum over E of h_t dy_t             d(dt_t x_t) = sum over N of B_t dh_t
-#     dB_t = sum over E of dh_t dt_t x_t              ddt_t = x_t d(dt_t x_t) + sum over N of A w_t
-#                                                        dA = sum over B and T of dt_t w_t
+# Backwards, h_t = kept_t + dt_t B_t x_t is computed again from the state saved before the tile, and its
+# gradient dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to the first. The
+# gradient of dt_t A is dh_t kept_t. To get kept_t and dh_t by subtraction would leave nothing of them where
+# decays are small: the scans carry them along. To flip a tile and scan it in order costs nothing, as
+# registers are only renamed; Triton's own reverse=True sends all numbers from thread to thread.
 
 
-def step_back(A, x, dt, B, C, states, dy, dh_last, dx, ddt, dB, dC, dh0):
-    """Some sequences: write the gradients, all but that of A -> dA (E, N)."""
-    A = A.to(dh_last.dtype).mT.contiguous()
-    decay, h, dh = space(x, A), space(x, A, more=1), space(x, A)
-    dA, carry = torch.zeros_like(A), dh_last.mT.contiguous()
-    for i, t in reversed(list(enumerate(chunks(x.shape[1])))):
-        x_t, dt_t, B_t, C_t, dy_t = time_first(t, A.dtype, x, dt, B, C, dy)
-        added, h[0] = dt_t * x_t, states[:, i]
-        decay_t, h_t = take_steps(added, dt_t, A, B_t, decay, h)
-        dh_t = torch.mul(C_t.mT, dy_t, out=dh[: len(dt_t)])
-        for decay_now, dh_now in zip(decay_t.unbind()[::-1], dh_t.unbind()[::-1]):
-            dh_now += carry
-            carry = decay_now.mul_(dh_now)  # what is owed to the state before, in the decay's place
-        carry = carry.clone()
-
-        put(dy_t @ h_t[1:].mT, dC, t)
-        put(added @ dh_t.mT, dB, t)
-        dadded = B_t @ dh_t
-        put(dadded * dt_t, dx, t)
-        w = decay_t.mul_(h_t[:-1])
-        put(torch.mul(w, A, out=dh_t).sum(2, keepdim=True).addcmul_(dadded, x_t), ddt, t)
-        dA += w.mul_(dt_t).sum((0, 1))
-    dh0.copy_(carry.mT)
-    return dA.mT
+@jit
+def join_kept(a, h, kept, a_next, h_next, kept_next):
+    """A step is (a, b, 0); of many, `kept` is all of h but the last b."""
+    return a_next * a, a_next * h + h_next, a_next * h + kept_next
 
 
-@torch.library.custom_op("nanornn::selective_scan", mutates_args=())
-def selective(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y, the last h, and if asked the states that the gradient needs"""
-    results = selective_results(x, dt, A, B, C, h0, keep)
-    if runs_triton(x) and A.shape[1] <= MOST_STATES:
-        triton_kernels.selective(x, dt, A, B, C, h0, *results)
-    else:
-        with torch.autocast(x.device.type, enabled=False):
-            for part in sequences(A, x.shape[1], x, dt, B, C, h0, *results):
-                step_through(A, *part)
-    return results
+@jit
+def join_owed(a, owed, reach, dh, a_next, owed_next, reach_next, dh_next):
+    """Backwards, a step is (a, a g, 1, g); of many, what is owed at first reaches the last one's dh."""
+    return a_next * a, a_next * owed + owed_next, reach_next * a, reach_next * owed + dh_next
 
 
-@selective.register_fake
-def selective_results(x, dt, A, B, C, h0, keep):
-    """The results, empty."""
-    dtype = functools.reduce(torch.promote_types, (z.dtype for z in (x, dt, A, B, C, h0)), torch.float32)
-    states = x.new_empty(len(x), keep * -(-x.shape[1] // STEPS), *A.mT.shape, dtype=dtype)
-    return x.new_empty(x.shape), x.new_empty(h0.shape, dtype=dtype), states
+@jit
+def flip(x):
+    """x (16, ...), last step first: on each axis of 2 x 2 x 2 x 2, both become their sum less themselves."""
+    bits = x.to(tl.int32, bitcast=True).reshape([2, 2, 2, 2, x.shape[1], x.shape[2]])
+    for axis in tl.static_range(4):
+        bits = tl.sum(bits, axis, keep_dims=True) - bits
+    return bits.reshape(x.shape).to(tl.float32, bitcast=True)
 
 
-@torch.library.custom_op("nanornn::selective_scan_backward", mutates_args=())
+@jit
+def rows(sequence, t, T, j, J):
+    """Where [sequence, t, j] of a (B, T, J) are, and which of them there are."""
+    return (sequence * T + t[:, None]) * J + j[None, :], (t < T)[:, None] & (j < J)[None, :]
+
+
+@jit
+def selective_forward(
+    x, dt, A, B, C, h0, y, h, states, T, E,
+    N: tl.constexpr, KEEP: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    # One program: BE channels of one sequence with all their states, BT steps at a time.
+    #     x, dt, y (B, T, E)   A (E, N)   B, C (B, T, N)   h0, h (B, E, N)   states (B, tiles, N, E)
+    blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    e, n, i = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
+    of_state, here = e[None, :] * N + n[:, None], (n < N)[:, None] & (e < E)[None, :]
+    log_decay = load(A, of_state, here) * 1.4426950408889634  # log2(e), as exp(z) is 2^(z log2(e))
+    carry = load(h0, sequence * E * N + of_state, here)
+    for j in tl.range(0, tiles, num_stages=3):
+        te, in_te = rows(sequence, j * BT + i, T, e, E)
+        tn, in_tn = rows(sequence, j * BT + i, T, n, N)
+        if KEEP:
+            tl.store(states + (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], carry, mask=here)
+        dt_t = load(dt, te, in_te)
+        b = (dt_t * load(x, te, in_te))[:, None, :] * load(B, tn, in_tn)[:, :, None]
+        kept, H = tl.associative_scan((tl.exp2(dt_t[:, None, :] * log_decay[None]), b), 0, join)
+        H += kept * carry[None]
+        y_t = tl.sum(H * load(C, tn, in_tn)[:, :, None], 1)
+        tl.store(y + te, y_t.to(y.dtype.element_ty), mask=in_te)
+        carry = tl.sum(tl.where((i == BT - 1)[:, None, None], H, 0.0), 0)
+    tl.store(h + sequence * E * N + of_state, carry, mask=here)
+
+
+@jit
 def selective_backward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, states: Tensor, dy: Tensor, dh: Tensor
-) -> list[Tensor]:
-    """-> the gradients of x, dt, A, B, C, h0"""
-    if runs_triton(x) and A.shape[1] <= MOST_STATES:
-        return triton_kernels.selective_gradients(x, dt, A, B, C, h0, states, dy, dh)
-    dx, ddt, dB, dC, dh0 = (z.new_empty(z.shape) for z in (x, dt, B, C, h0))
-    with torch.autocast(x.device.type, enabled=False):
-        parts = sequences(A, x.shape[1], x, dt, B, C, states, dy, dh, dx, ddt, dB, dC, dh0)
-        dA = sum(step_back(A, *part) for part in parts).to(A.dtype)
-    return [dx, ddt, dA.contiguous(), dB, dC, dh0]
+    x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E,
+    N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    # One program: the same, from the last tile to the first. Its parts of what is summed over channels or
+    # sequences: dB, dC (B, T, blocks, N), dA (B, E, N).
+    blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
+    sequence, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    e, n, i = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
+    of_state, here = e[None, :] * N + n[:, None], (n < N)[:, None] & (e < E)[None, :]
+    A_e, owed = load(A, of_state, here), load(dh, sequence * E * N + of_state, here)
+    dA_e = tl.zeros_like(A_e)
+    for back in tl.range(0, tiles, num_stages=2):
+        j = tiles - 1 - back
+        te, in_te = rows(sequence, j * BT + i, T, e, E)
+        tn, in_tn = rows(sequence, j * BT + i, T, n, N)
+        parts, _ = rows(sequence, j * BT + i, T, block * N + n, blocks * N)
+        dt_t, x_t, dy_t = load(dt, te, in_te), load(x, te, in_te), load(dy, te, in_te)
+        B_t, C_t = load(B, tn, in_tn)[:, :, None], load(C, tn, in_tn)[:, :, None]
+        before = load(states, (sequence * tiles + j) * N * E + n[:, None] * E + e[None, :], here)
+
+        a, added = tl.exp2(dt_t[:, None, :] * (A_e * 1.4426950408889634)[None]), (dt_t * x_t)[:, None, :]
+        b = added * B_t
+        reach, _, kept = tl.associative_scan((a, b, tl.zeros_like(b)), 0, join_kept)
+        kept += reach * before[None]
+        tl.store(dC + parts, tl.sum((kept + b) * dy_t[:, None, :], 2), mask=in_tn)
+
+        a, g = flip(a), flip(C_t * dy_t[:, None, :])
+        steps = a, a * g, tl.full(a.shape, 1.0, tl.float32), g
+        a, owed_t, reach, dh_t = tl.associative_scan(steps, 0, join_owed)
+        dh_t = flip(dh_t + reach * owed[None])
+        owed = tl.sum(tl.where((i == BT - 1)[:, None, None], owed_t + a * owed[None], 0.0), 0)
+        tl.store(dB + parts, tl.sum(dh_t * added, 2), mask=in_tn)
+
+        due, d_added = dh_t * kept, tl.sum(dh_t * B_t, 1)  # the gradients of dt_t A and of dt_t x_t
+        dA_e += tl.sum(due * dt_t[:, None, :], 0)
+        tl.store(dx + te, (d_added * dt_t).to(dx.dtype.element_ty), mask=in_te)
+        tl.store(ddt + te, (tl.sum(due * A_e[None], 1) + d_added * x_t).to(ddt.dtype.element_ty), mask=in_te)
+    tl.store(dA + sequence * E * N + of_state, dA_e, mask=here)
+    tl.store(dh0 + sequence * E * N + of_state, owed.to(dh0.dtype.element_ty), mask=here)
 
 
-@selective_backward.register_fake
-def _(x, dt, A, B, C, h0, states, dy, dh):
-    return [z.new_empty(z.shape) for z in (x, dt, A, B, C, h0)]
+# Chosen by what the compiler makes of them for a Hopper card, bfloat16 and N = 16, not by the clock. The
+# exponential unit takes as long for a number as 8 instructions do; issued for each number of a tile are
+#
+#     forward    64 numbers a thread    15.8      of 32     21.2
+#     backward   32 numbers a thread    59.5      of 16     70.4      of 64, more than the 255 registers
+#
+# and a narrower backward tile has fewer (8 channels: 55), but makes the parts of dB and dC twice as large.
 
 
-def keep_for_selective_backward(ctx, inputs, output):
-    states = output[2]
-    ctx.mark_non_differentiable(states)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6], states)
+STEPS = 16  # of a tile, in PyTorch's form too
+MOST_STATES = 128  # of a channel; more do not fit here
 
 
-def run_selective_backward(ctx, dy, dh, _):
-    *inputs, states = ctx.saved_tensors
-    dy, dh = zeros_where_none((dy, dh), selective_results(*inputs, False))
-    return *selective_backward(*inputs, states, dy, dh), None
+def selective_tile(E, N, backward):
+    """-> steps, states and channels of a tile, and its warps."""
+    BN = triton.next_power_of_2(N)
+    most = max(1, (512 if backward else 2048) // BN)
+    BE = min(16 if backward else 32, triton.next_power_of_2(E), most)
+    return STEPS, BN, BE, max(1, BN * BE // (64 if backward else 128))
 
 
-selective.register_autograd(run_selective_backward, setup_context=keep_for_selective_backward)
+def selective_triton(inputs, results):
+    """
+    inputs = x, dt, A, B, C, h0; fill results = y, the last h and, if there is room, the states before all tiles.
+    """
+    x, dt, A, B, C, h0 = contiguous(*inputs)
+    y, h, states = results
+    (batch, T, E), N = x.shape, A.shape[1]
+    *tile, warps = selective_tile(E, N, backward=False)
+    keep, grid = states.numel() > 0, (batch * triton.cdiv(E, tile[2]),)
+    with torch.cuda.device_of(x):
+        selective_forward[grid](x, dt, A, B, C, h0, y, h, states, T, E, N, keep, *tile, num_warps=warps)
+
+
+def selective_backward_triton(inputs, states, dy, dh):
+    """-> the gradients of inputs = x, dt, A, B, C, h0."""
+    x, dt, A, B, C, h0 = contiguous(*inputs)
+    dy, dh = contiguous(dy, dh)
+    (batch, T, E), N = x.shape, A.shape[1]
+    *tile, warps = selective_tile(E, N, backward=True)
+    blocks = triton.cdiv(E, tile[2])
+    dx, ddt, dA, dh0 = (torch.empty_like(z) for z in (x, dt, dh, h0))
+    dB, dC = (dh.new_empty(batch, T, blocks, N) for _ in range(2))
+    with torch.cuda.device_of(x):
+        tensors = (x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0)
+        selective_backward[(batch * blocks,)](*tensors, T, E, N, *tile, num_warps=warps)
+    return [dx, ddt, dA.sum(0).to(A.dtype), dB.sum(2).to(B.dtype), dC.sum(2).to(C.dtype), dh0]
 
 
 def selective_scan(x, dt, A, B, C, h0=None):
     """
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t (Mamba, arXiv:2312.00752): x, dt (B, T, E), dt
-    positive, A (E, N) negative, B, C (B, T, N), h0 (B, E, N), zeros if None -> y (B, T, E) in x's type, and the
-    last h, in float32 at least.
+    positive, A (E, N) negative, B, C (B, T, N), h0 (B, E, N), zeros if None -> y (B, T, E) in x's type, and
+    the last h, in float32 at least.
     """
-    check(x=(x, "BTE"), dt=(dt, "BTE"), A=(A, "EN"), B=(B, "BTN"), C=(C, "BTN"), h0=(h0, "BEN"))
-    h0 = A.new_zeros(len(x), *A.shape) if h0 is None else h0
-    inputs = x, dt, A, B, C, h0
-    with_gradient = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
-    if x.shape[1] <= ROWS_FOR_LOOP and not with_gradient:
-        y, h = selective_scan_loop(*at_least_float32(*inputs))
+    if form == "loop":
+        y, h = selective_scan_loop(x, dt, A, B, C, h0)
         return y.to(x.dtype), h
-    y, h, _ = selective(*inputs, with_gradient)
-    return y, h
+    from fast.operators import scan_selective
+
+    return scan_selective(x, dt, A, B, C, h0)
+
+
+TRITON = {
+    "scan": scan_triton,
+    "scan_backward": scan_backward_triton,
+    "attend": attend_triton,
+    "saved_by_attend": saved_by_attend_triton,
+    "attend_backward": attend_backward_triton,
+    "selective": selective_triton,
+    "selective_backward": selective_backward_triton,
+}

@@ -4,7 +4,8 @@ A language model with a socket for its sequence mixer.
     tokens -> embed -> n_layer x [ x + mixer(norm(x)), then x + mlp(norm(x)) ] -> norm -> logits
 
 Read downwards. Config, LanguageModel and Block are what all models share; the mixers below them are what makes
-each model different. To add one: write a class with the same forward, then name it in MIXERS at the end.
+each model different. All of it is plain PyTorch and runs as it stands; kernels.use_kernels puts faster forms in
+its place and changes no result. To add a mixer, write a class with the same forward and name it in MIXERS.
 
 Shapes:  B batch   T time   D model width   H heads   K, V key and value width of a head   E expanded width
 """
@@ -16,30 +17,18 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+from baselines import BASELINES, GEGLU, CausalConv1d, initialise_baseline
+from kernels import FORMS, at_least_float32, g, gated_linear_attention, linear_scan, runs_triton, use_kernels
+from support.settings import UserError, at_least, one_of
+
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import nn
-
-import checkpoint
-from baselines import BASELINES, GEGLU, initialise_baseline
-from config import at_least, fail, one_of
-from kernels import gated_linear_attention, min_gru, min_lstm
-from layers import (
-    CausalConv1d,
-    Linear,
-    RMSNorm,
-    UndecayedLinear,
-    gated_unit,
-    log_forget_gate,
-    precise,
-    split_heads,
-)
 
 
 @dataclass
 class Config:
-    """What a model is. `mixer` may name a pattern that repeats over the layers: "hgrn2 hgrn2 attention"."""
+    """The shape of a model. `mixer` may name a pattern that repeats over the layers: "hgrn2 hgrn2 attention"."""
 
     mixer: str = "hgrn2"  # what mixes along time, such as mingru (MIXERS has all), or a pattern of them
     n_layer: int = 6  # blocks
@@ -56,10 +45,10 @@ class Config:
     mlp: str = "swiglu"  # swiglu, gelu, geglu or none
     position: str = "none"  # how attention knows the order: none, rope (Llama) or learned (GPT-2)
     conv: int = 0  # width of a causal convolution before each mixer (minRNN's language models: 4); 0: none
-    tie_embeddings: bool = False  # one matrix for reading and writing tokens
+    tie_embeddings: bool = False  # one matrix for the embedding and the output layer
 
     def check(self):
-        """End with one line if no such model can be built."""
+        """Raise UserError if no such model can be built."""
         at_least(
             1, self, "n_layer", "d_model", "n_head", "d_mlp", "expand", "d_state", "context", "vocab_size"
         )
@@ -68,16 +57,19 @@ class Config:
             for word in getattr(self, name).split() or [""]:
                 one_of(name, word, choices)
         for word in self.mixer.split():
-            getattr(MIXERS[word], "check", lambda config: None)(self)  # what else it asks for
+            if hasattr(MIXERS[word], "check"):  # what this mixer asks for besides
+                MIXERS[word].check(self)
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
-            fail(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
+            raise UserError(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
         if self.position == "rope" and self.d_model // self.n_head % 2:
-            fail(f"position = 'rope' needs an even d_model / n_head, not {self.d_model // self.n_head}")
+            width = self.d_model // self.n_head
+            raise UserError(f"position = 'rope' needs an even d_model / n_head, not {width}")
         if self.vocab_size > 65_536:
-            fail(f"vocab_size = {self.vocab_size}: token files hold 16-bit numbers, so at most 65536")
+            limit = "token files hold 16-bit numbers, so at most 65536"
+            raise UserError(f"vocab_size = {self.vocab_size}: {limit}")
         if self.dropout >= 1:
-            fail(f"dropout = {self.dropout}: must be below 1")
+            raise UserError(f"dropout = {self.dropout}: must be below 1")
 
 
 class LanguageModel(nn.Module):
@@ -86,13 +78,14 @@ class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.dropout = nn.Dropout(config.dropout * (config.position != "learned"))  # which have their own
+        learned = config.position == "learned"  # positions that have a dropout of their own
+        self.dropout = nn.Dropout(0.0 if learned else config.dropout)
         self.layers = nn.ModuleList(layers(config))
+        self.floors = ForgetFloors(config) if "hgrn2" in config.mixer.split() else None
         self.norm = make_norm(config, layer=0)
-        self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
-        share_forget_floors(self)
         initialise(self, config)
 
     def forward(self, tokens, states=None):
@@ -101,16 +94,18 @@ class LanguageModel(nn.Module):
         return self.head(x), states
 
     def features(self, tokens, states=None):
-        """The same without the last matrix: what the logits are made from, (B, T, D)."""
+        """tokens (B, T) -> what the logits are made from, (B, T, D), and the new states."""
         x, new_states = self.dropout(self.embed(tokens)), []  # (B, T, D)
+        floors = self.floors() if self.floors else {}
         for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
-            x, state = layer(x, state)
+            floor = floors.get(getattr(layer, "depth", None))
+            x, state = layer(x, state) if floor is None else layer(x, state, floor)
             new_states.append(state)
         return self.norm(x), new_states
 
 
 def layers(config):
-    """All between the embedding and the last norm, in order. One signature: forward(x, state=None) -> x, state."""
+    """Yield all between the embedding and the last norm, in order: forward(x, state=None) -> x, state."""
     if config.position == "learned":
         yield LearnedPositions(config)
     for layer in range(config.n_layer):
@@ -124,14 +119,16 @@ class Block(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
+        self.depth = layer
         self.mixer_norm = make_norm(config, layer)
         self.mixer = MIXERS[nth(config.mixer, layer)](config, layer)
         self.mlp = MLPS[nth(config.mlp, layer)](config)
         self.mlp_norm = make_norm(config, layer) if self.mlp else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, state=None):
-        y, state = self.mixer(self.mixer_norm(x), state)
+    def forward(self, x, state=None, *floor):
+        """`floor`, of HGRN2's forget gates, is passed on to the mixer."""
+        y, state = self.mixer(self.mixer_norm(x), state, *floor)
         x = x + self.dropout(y)
         if self.mlp:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -145,8 +142,16 @@ def nth(pattern, layer):
 
 
 def make_norm(config, layer):
-    """The layer's norm; the one after the last layer is of the first one's kind."""
+    """The norm of a layer; the one after the last layer is of the first one's kind."""
     return NORMS[nth(config.norm, layer)](config.d_model, config.norm_eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 at least (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def forward(self, x):
+        (x,) = at_least_float32(x)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
 class SwiGLU(nn.Module):
@@ -154,12 +159,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate = Linear(config.d_model, config.d_mlp, bias=False)
-        self.up = Linear(config.d_model, config.d_mlp, bias=False)
-        self.down = Linear(config.d_mlp, config.d_model, bias=False)
+        self.gate = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_mlp, bias=False)
+        self.down = nn.Linear(config.d_mlp, config.d_model, bias=False)
 
     def forward(self, x):
-        return self.down(gated_unit(self.gate(x), self.up(x)))
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class GELU(nn.Module):
@@ -167,15 +172,15 @@ class GELU(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.up = Linear(config.d_model, config.d_mlp)
-        self.down = Linear(config.d_mlp, config.d_model)
+        self.up = nn.Linear(config.d_model, config.d_mlp)
+        self.down = nn.Linear(config.d_mlp, config.d_model)
 
     def forward(self, x):
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector per position, as GPT-2; ends the script past the last. State: tokens read so far."""
+    """Adds a learned vector per position, as GPT-2 does. State: how many tokens have been read."""
 
     def __init__(self, config):
         super().__init__()
@@ -183,16 +188,16 @@ class LearnedPositions(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None):
+        """x (B, T, D) -> x plus positions, tokens read. UserError after the last position that was learned."""
         start = state or 0
-        end = start + x.shape[1]
-        if end > self.table.num_embeddings:
-            known = self.table.num_embeddings
-            fail(f"{end} tokens: this model has learned {known} positions; shorten the text or write less")
+        end, known = start + x.shape[1], self.table.num_embeddings
+        if end > known:
+            raise UserError(f"{end} tokens: this model has learned {known} positions; shorten the text")
         return self.dropout(x + self.table.weight[start:end]), end
 
 
 class CausalConv(nn.Module):
-    """Adds a causal convolution of the stream to it: minRNN's, before a mixer. State: the last inputs."""
+    """Adds a causal convolution of the stream to it, before a mixer: minRNN's. State: the last inputs."""
 
     def __init__(self, config):
         super().__init__()
@@ -206,7 +211,7 @@ class CausalConv(nn.Module):
 # ----------------------------------------------------------------------------------------------------
 # The mixers. All have one signature: forward(x, state=None) -> y, state
 #     x, y    (B, T, D)
-#     state   everything the mixer remembers of the past; None before the first token
+#     state   everything the mixer remembers of the past, in float32; None before the first token
 
 
 class HGRN2(nn.Module):
@@ -224,45 +229,52 @@ class HGRN2(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         D = config.d_model
-        self.query = Linear(D, D, bias=False)
-        self.forget = Linear(D, D, bias=False)
-        self.input = Linear(D, D, bias=False)
+        self.query = nn.Linear(D, D, bias=False)
+        self.forget = nn.Linear(D, D, bias=False)
+        self.input = nn.Linear(D, D, bias=False)
         self.norm = make_norm(config, layer)
-        self.output = Linear(D, D, bias=False)
-        self.floors = ForgetFloors(config)
-        self.n_head, self.layer = config.n_head, layer
+        self.output = nn.Linear(D, D, bias=False)
+        self.n_head = config.n_head
 
-    def forward(self, x, state=None):
-        floor = self.floors(self.layer)  # (D,)
+    def forward(self, x, state=None, floor=0.0):
+        """`floor` (D,) comes from the model's ForgetFloors."""
         q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
         log_f = log_forget_gate(self.forget(x), floor)
+        k = -torch.expm1(log_f)  # 1 - f, exact also where f is near 1
         i = self.input(x)
-        q, log_f, i = (split_heads(z, self.n_head) for z in (q, log_f, i))  # (B, T, H, K or V)
-        o, S = gated_linear_attention(q, None, i, log_f, state)  # (B, T, H, V), (B, H, K, V)
+        q, k, i, log_f = (z.unflatten(-1, (self.n_head, -1)) for z in (q, k, i, log_f))  # (B, T, H, K or V)
+        o, S = gated_linear_attention(q, k, i, log_f, state)  # (B, T, H, V), (B, H, K, V)
         return self.output(self.norm(o.flatten(2))), S
+
+
+def log_forget_gate(z, floor):
+    """
+    z (..., D), floor (D,), at least 0 and below 1 -> log f of f = floor + (1 - floor) sigmoid(z), in float32
+    at least. That f is the sigmoid of log(floor + e^z) - log(1 - floor), which is exact also where f is near 1.
+    """
+    z, floor = at_least_float32(z, torch.as_tensor(floor, device=z.device))
+    return F.logsigmoid(torch.logaddexp(z, floor.log()) - torch.log1p(-floor))
 
 
 class ForgetFloors(nn.Module):
     """
-    Learned lower bounds for HGRN2's forget gates: 0 in the first layer, then rising, always below 1.
+    Learned lower bounds for HGRN2's forget gates, one table for the whole stack: 0 in the first layer, then
+    rising, always below 1.
 
         P = softmax(table) over the layers,   floor_l = P_1 + ... + P_l     (l = 0 is the first layer)
     """
 
+    no_decay = ("table",)
+
     def __init__(self, config):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(config.n_layer, config.d_model))
+        self.layers = [layer for layer in range(config.n_layer) if nth(config.mixer, layer) == "hgrn2"]
 
-    def forward(self, layer):
+    def forward(self):
+        """-> {number of an HGRN2 layer: its floor (D,)}"""
         P = self.table.softmax(dim=0)
-        return P[1 : layer + 1].sum(dim=0)  # (D,)
-
-
-def share_forget_floors(model):
-    """One table of floors for the whole stack, the way weights are tied."""
-    mixers = [module for module in model.modules() if isinstance(module, HGRN2)]
-    for mixer in mixers:
-        mixer.floors = mixers[0].floors
+        return {layer: P[1 : layer + 1].sum(dim=0) for layer in self.layers}
 
 
 class MinGRU(nn.Module):
@@ -272,19 +284,23 @@ class MinGRU(nn.Module):
         z_t = sigmoid(W_z x_t)                      how much is new     (E,)
         h_t = (1 - z_t) h_{t-1} + z_t g(W_h x_t)    the memory          (E,)
 
-    with g(x) = x + 0.5 for x >= 0, else sigmoid(x), which keeps h positive, as the paper's log space needs it. The
-    output is W_o h_t. Unlike the paper's code, the scan is in real space, which is more exact.
+    with g(x) = x + 0.5 for x >= 0, else sigmoid(x), which keeps h positive, as the paper's log space needs
+    it. The output is W_o h_t. Unlike the paper's code, the scan is in real space, which is more exact.
     """
+
+    no_decay = ("update", "candidate")  # as in the official code
 
     def __init__(self, config, layer):
         super().__init__()
         D, E = config.d_model, config.expand * config.d_model
-        self.update = UndecayedLinear(D, E)
-        self.candidate = UndecayedLinear(D, E)
-        self.output = Linear(E, D)
+        self.update = nn.Linear(D, E)
+        self.candidate = nn.Linear(D, E)
+        self.output = nn.Linear(E, D)
 
     def forward(self, x, state=None):
-        h = min_gru(*precise(self.update(x), self.candidate(x)), state)  # (B, T, E)
+        gate, candidate = at_least_float32(self.update(x), self.candidate(x))
+        z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)  # keep = 1 - z, exact also where z is near 1
+        h = linear_scan(keep, z * g(candidate), state)  # (B, T, E)
         return self.output(h), h[:, -1].clone()
 
 
@@ -298,16 +314,21 @@ class MinLSTM(nn.Module):
     with g, output and scan as in minGRU.
     """
 
+    no_decay = ("forget", "input", "candidate")
+
     def __init__(self, config, layer):
         super().__init__()
         D, E = config.d_model, config.expand * config.d_model
-        self.forget = UndecayedLinear(D, E)
-        self.input = UndecayedLinear(D, E)
-        self.candidate = UndecayedLinear(D, E)
-        self.output = Linear(E, D)
+        self.forget = nn.Linear(D, E)
+        self.input = nn.Linear(D, E)
+        self.candidate = nn.Linear(D, E)
+        self.output = nn.Linear(E, D)
 
     def forward(self, x, state=None):
-        h = min_lstm(*precise(self.forget(x), self.input(x), self.candidate(x)), state)  # (B, T, E)
+        f, i, candidate = at_least_float32(self.forget(x), self.input(x), self.candidate(x))
+        log_ratio = F.logsigmoid(f) - F.logsigmoid(i)  # log(f_t / i_t), finite also where both underflow
+        keep, new = torch.sigmoid(log_ratio), torch.sigmoid(-log_ratio)  # f / (f + i), i / (f + i)
+        h = linear_scan(keep, new * g(candidate), state)  # (B, T, E)
         return self.output(h), h[:, -1].clone()
 
 
@@ -324,32 +345,33 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         D, bias = config.d_model, config.position == "learned"
-        self.query = Linear(D, D, bias)
-        self.key = Linear(D, D, bias)
-        self.value = Linear(D, D, bias)
-        self.output = Linear(D, D, bias)
+        self.query = nn.Linear(D, D, bias)
+        self.key = nn.Linear(D, D, bias)
+        self.value = nn.Linear(D, D, bias)
+        self.output = nn.Linear(D, D, bias)
         self.n_head, self.rope = config.n_head, config.position == "rope"
         self.dropout = config.dropout if config.position == "learned" else 0.0  # of weights: GPT-2's
 
     def forward(self, x, state=None):
-        q, k, v = (split_heads(w(x), self.n_head).transpose(1, 2) for w in (self.query, self.key, self.value))
+        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, D)
+        q, k, v = (z.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for z in (q, k, v))  # (B, H, T, K)
         start = 0 if state is None else state[0].shape[2]
         if self.rope:
             q, k = rotate(q, start), rotate(k, start)
         if state is not None:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
-        T, causal = q.shape[2], None
-        if 0 < start and 1 < T:  # several tokens that go on: none may see those after it
-            causal = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        options = dict(is_causal=start == 0, dropout_p=self.dropout if self.training else 0.0)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, **options)  # (B, H, T, K)
+        T, mask = q.shape[2], None
+        if start > 0 and T > 1:  # several tokens after others: none may see those after it
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        dropout = self.dropout if self.training else 0.0
+        o = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=start == 0)  # (B, H, T, K)
         return self.output(o.transpose(1, 2).flatten(2)), (k, v)
 
 
 def rotate(x, start, base=10_000):
     """
-    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t turn by t base^(-2j/K).
-    x (B, H, T, K), its first token at position `start`.
+    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t turn by t
+    base^(-2j/K). x (B, H, T, K), its first token at position `start`.
     """
     T, K = x.shape[-2:]
     speed = base ** (-torch.arange(0, K, 2, device=x.device, dtype=torch.float32) / K)  # (K/2,)
@@ -359,8 +381,13 @@ def rotate(x, start, base=10_000):
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
+NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm, "layernorm_nobias": partial(nn.LayerNorm, bias=False)}
+MLPS = {"swiglu": SwiGLU, "gelu": GELU, "geglu": GEGLU, "none": lambda config: None}
+MIXERS = {"hgrn2": HGRN2, "mingru": MinGRU, "minlstm": MinLSTM, "attention": Attention} | BASELINES
+
+
 # ----------------------------------------------------------------------------------------------------
-# Building and loading
+# Initialisation
 
 
 def initialise(model, config):
@@ -393,28 +420,45 @@ def initialise(model, config):
                 nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
 
 
+# ----------------------------------------------------------------------------------------------------
+# Loading a run
+
+
 def find_device(name, dtype="float32"):
     """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        fail(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")
+        raise UserError(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")
     kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
     if not found[kind]:
-        fail(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
+        raise UserError(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
     if ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count():
-        fail(f"device = {name!r}: there are {torch.cuda.device_count()} GPUs here")
+        raise UserError(f"device = {name!r}: there are {torch.cuda.device_count()} GPUs here")
     if kind == "mps" and dtype == "float64":
-        fail("dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'")
+        raise UserError("dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'")
     return torch.device(kind if name == "auto" else name)
 
 
-def load(path, device="cpu"):
+def check_kernels(form, device="auto"):
+    """Raise UserError if the recurrences cannot run in this form on the device."""
+    one_of("kernels", form, FORMS)
+    if form == "triton" and not runs_triton(torch.empty(0, device=find_device(device))):
+        raise UserError(
+            "kernels = 'triton': needs Triton and an NVIDIA GPU (A100 or newer); set kernels = 'auto'"
+        )
+
+
+def load(path, device="cpu", kernels="auto"):
     """
-    A run folder (its checkpoint.pt) or a checkpoint file in one -> (model ready to use, tokenizer, settings);
-    settings.checkpoint is the file that was read. Ends with one line if there is none, or if it is damaged or of
-    another version. What was no setting yet has its default.
+    A run folder (its checkpoint.pt) or a checkpoint file in one -> (model ready to use, tokenizer, settings).
+
+    settings.checkpoint is the file that was read. `kernels` is the form that the model runs in, see
+    use_kernels. What was no setting yet when it was trained has its default. UserError if there is no
+    checkpoint, or if it is damaged or of another version.
     """
-    saved, path = checkpoint.read(path)
+    from support.files import read
+
+    saved, path = read(path)
     try:
         names = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in saved["settings"].items() if name in names})
@@ -423,25 +467,25 @@ def load(path, device="cpu"):
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[-1].strip()
-        fail(f"{path}: not a model of this version of nanoRNN ({why}); use the version that trained it")
+        remedy = "use the version that trained it"
+        raise UserError(f"{path}: not a model of this version of nanoRNN ({why}); {remedy}") from error
     tokenizer = read_tokenizer(path.parent)
     if tokenizer.get_vocab_size() > config.vocab_size:
         words = f"{tokenizer.get_vocab_size():,} entries, the model {config.vocab_size:,}"
-        fail(f"{path.with_name('tokenizer.json')}: not this model's, it has {words}")
+        raise UserError(f"{path.with_name('tokenizer.json')}: not this model's, it has {words}")
+    use_kernels(kernels, model)
     return model.to(device).eval(), tokenizer, settings
 
 
 def read_tokenizer(folder):
     """The tokenizer of a run or corpus; a "</s>" in a text is text to it."""
+    from tokenizers import Tokenizer
+
     path = Path(folder) / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower one
-        fail(f"{path}: cannot be read ({error}); the corpus has the same file, data/NAME/tokenizer.json")
+        remedy = "the corpus has the same file, data/NAME/tokenizer.json"
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-NORMS = {"rmsnorm": RMSNorm, "layernorm": nn.LayerNorm, "layernorm_nobias": partial(nn.LayerNorm, bias=False)}
-MLPS = {"swiglu": SwiGLU, "gelu": GELU, "geglu": GEGLU, "none": lambda config: None}
-MIXERS = {"hgrn2": HGRN2, "mingru": MinGRU, "minlstm": MinLSTM, "attention": Attention} | BASELINES

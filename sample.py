@@ -4,19 +4,16 @@ Text from a run, one token at a time, in memory that does not grow with its leng
     python sample.py out/toy --prompt="Mia saw" --temperature=0.8 --seed=1
 """
 
-from start import begin
-
-begin(__name__)  # before torch is loaded
-
 from dataclasses import dataclass
 from itertools import chain
 
+import data
+from model import check_kernels, find_device, load
+from support.console import run_script
+from support.settings import UserError, at_least, configure
+
 import torch
 from tokenizers.decoders import DecodeStream
-
-import data
-from config import at_least, configure, fail, run_script
-from model import find_device, load
 
 
 @dataclass
@@ -29,19 +26,21 @@ class Settings:
     top_p: float = 1.0  # choose among the fewest tokens that together have this probability
     seed: int = 0  # the same seed gives the same text
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
 
     def check(self):
         at_least(1, self, "tokens")
         at_least(0, self, "temperature", "top_k", "seed")
         find_device(self.device)
+        check_kernels(self.kernels, self.device)
         if self.seed >= 2**32:
-            fail(f"seed = {self.seed}: must be below 2^32")
+            raise UserError(f"seed = {self.seed}: must be below 2^32")
         if not 0 < self.top_p <= 1:
-            fail(f"top_p = {self.top_p}: must be above 0 and at most 1")
+            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1")
 
 
 def main(s):
-    model, tokenizer, _ = load(s.run, find_device(s.device))
+    model, tokenizer, _ = load(s.run, find_device(s.device), s.kernels)
     prompt = s.prompt.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     prompt = tokenizer.encode(prompt, add_special_tokens=False).ids
     stream, line_start = DecodeStream(skip_special_tokens=True), True

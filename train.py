@@ -5,32 +5,32 @@ Train a language model.
     torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py    the paper's run, on four GPUs
                                                                 (torchrun ... -- train.py ... to add --run=NAME)
 
-Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl, learning_curve.svg.
-The same command again continues, to the bit, a run that was stopped: Ctrl-C and SIGTERM save first.
+Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl,
+learning_curve.svg. Ctrl-C and SIGTERM save first; the same command again resumes, bit for bit.
 """
-
-from start import begin
-
-begin(__name__)  # before torch is loaded
 
 import importlib.util
 import math
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import data
+import kernels
+from kernels import at_least_float32, use_kernels
+from model import Config, LanguageModel, check_kernels, find_device, read_tokenizer
+from support import processes
+from support.console import progress, run_script, say
+from support.files import alone_in
+from support.processes import Stop, Stopped, launched, rank, sum_over_processes, wait_for_all
+from support.run import Run
+from support.settings import UserError, at_least, configure, one_of
+
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-import data
-from checkpoint import Run, Stop, Stopped, World, alone_in, join, leave_group, say, wait_for_all
-from config import at_least, configure, fail, one_of, progress, run_script
-from layers import BlockLinear, Linear, linear_cross_entropy
-from model import Config, LanguageModel, find_device, read_tokenizer
-from scores import validation
 
 
 @dataclass
@@ -55,7 +55,8 @@ class Settings(Config):
     seed: int = 0  # of the initial weights, the order of the data, dropout
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "auto"  # float32, bfloat16, float16, float64; auto: the fastest that is safe here
-    compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA
+    kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
+    compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA, but not loops
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
@@ -75,24 +76,32 @@ class Settings(Config):
         find_device(self.device, self.dtype)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
+        check_kernels(self.kernels, self.device)
         one_of("checkpoints", self.checkpoints or "babylm", ("babylm",))
         one_of("best_by", self.best_by, ("loss", "pairs"))
-        data.check_tasks("eval_pairs", self.eval_pairs)
+        if self.eval_pairs:
+            from corpora.benchmarks import check_tasks
+
+            check_tasks("eval_pairs", self.eval_pairs)
         if self.best_by == "pairs" and not self.eval_pairs:
-            fail("best_by = 'pairs', but eval_pairs names none: set eval_pairs = 'toyland', say")
+            raise UserError("best_by = 'pairs', but eval_pairs names none: set eval_pairs = 'toyland', say")
         if self.min_lr > self.learning_rate:
-            fail(f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}, the highest one")
+            raise UserError(
+                f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}, the highest one"
+            )
         if not self.max_steps and not self.epochs:
-            fail("max_steps = 0 and epochs = 0: nothing to do; set one of them")
-        parts = self.accumulate * World.size
+            raise UserError("max_steps = 0 and epochs = 0: nothing to do; set one of them")
+        parts = self.accumulate * launched()
         if self.batch_size % parts:
-            fail(f"batch_size = {self.batch_size} is not a multiple of accumulate x processes = {parts}")
+            raise UserError(
+                f"batch_size = {self.batch_size} is not a multiple of accumulate x processes = {parts}"
+            )
         if self.beta1 >= 1 or self.beta2 >= 1:
-            fail(f"beta1 = {self.beta1}, beta2 = {self.beta2}: must be below 1")
+            raise UserError(f"beta1 = {self.beta1}, beta2 = {self.beta2}: must be below 1")
         if self.seed >= 2**32:
-            fail(f"seed = {self.seed}: must be below 2^32")
+            raise UserError(f"seed = {self.seed}: must be below 2^32")
         if not self.run.strip(". ") or set(self.run) & set('/\\:*?"<>|') or not self.run.isprintable():
-            fail(f"run = {self.run!r} cannot name a folder")
+            raise UserError(f"run = {self.run!r} cannot name a folder")
 
 
 class NextToken(nn.Module):
@@ -103,86 +112,90 @@ class NextToken(nn.Module):
         self.model = model
 
     def forward(self, tokens, targets):
-        """tokens, targets (B, T) -> loss. The logits (B, T, vocab) are made a slice at a time."""
-        x, _ = self.model.features(tokens)
-        return linear_cross_entropy(x, self.model.head.weight, targets)
+        """tokens, targets (B, T), -100 where there is no target -> {"loss": mean over targets}."""
+        logits, _ = self.model(tokens)
+        (logits,) = at_least_float32(logits)  # (B, T, vocab)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
 
 
 def main(s, objective=NextToken, progress=progress):
-    """Train with s; `objective(model)` is a module (tokens, targets) -> loss or [loss, ce, kl]. Returns model."""
-    device, dtype = start(s)
+    """
+    Train with settings s -> the model. `objective(model)` is a module (tokens, targets) -> {"loss": tensor to
+    minimise, and others to log}; `progress` makes the bar.
+    """
+    device, dtype = prepare_device(s)
     corpus = find_corpus(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
     if not train.n:
-        fail(f"{corpus}: {len(train.tokens)} tokens are not enough for context = {s.context}; lower it")
+        raise UserError(
+            f"{corpus}: {len(train.tokens)} tokens are not enough for context = {s.context}; lower it"
+        )
     steps = s.max_steps or math.ceil(s.epochs * train.n / s.batch_size)
     torch.manual_seed(s.seed)
     model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    module = objective(model)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+    module = objective(model)
+    use_kernels(s.kernels, module)  # the fast forms take the place of what is written in model.py and above
     with alone_in(Path("out") / s.run):
         run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
-        million = sum(p.numel() for p in model.parameters()) / 1e6
-        say(
-            f"{s.mixer}, {million:.1f}M parameters, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}"
-        )
+        size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
+        say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
         if run.step < steps or run.evaluated < run.step:
-            loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
+            try:
+                loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
+            except Stopped:
+                run.save()
+                again = "the same command without --fresh" if s.fresh else "the same command"
+                say(f"stopped at step {run.step:,} of {steps:,} and saved; {again} continues")
+                raise
         finish(run)
     return model
 
 
 def loop(run, module, autocast, train, val, progress):
     """Evaluate, save and take steps until the last one is done, or until all processes are asked to stop."""
-    s, size = run.s, run.s.batch_size * run.s.context
-    with progress(total=run.steps * size, initial=run.step * size, unit="tok") as bar, Stop() as stop:
-        try:
-            while True:
-                run.keep()
-                stop.check()
-                if run.evaluated < run.step and (run.step == 0 or run.due(s.eval_every)):
-                    bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
-                    if not s.save_every:
-                        run.save()
-                if s.save_every and run.due(s.save_every) and run.saved != (run.step, run.evaluated):
-                    run.save()
-                if run.step >= run.steps:
-                    break
-                take_step(run, module, autocast, train)
-                bar.update(size)
-                if run.step % s.log_every == 0:
-                    bar.set_postfix_str(run.log_step(), refresh=False)
-        except Stopped:
-            run.save()
-            again = "without --fresh " if s.fresh else ""
-            say(f"stopped at step {run.step:,} of {run.steps:,} and saved; the same command {again}continues")
-            sys.exit(130)
+    s, tokens = run.s, run.s.batch_size * run.s.context  # in a step
+    with progress(total=run.steps * tokens, initial=run.step * tokens, unit="tok") as bar, Stop() as stop:
+        while True:
+            run.keep_weights()
+            stop.check()
+            if run.evaluation_is_due():
+                bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
+            if run.save_is_due():
+                run.save()
+            if run.step >= run.steps:
+                break
+            take_step(run, module, autocast, train)
+            bar.update(tokens)
+            if run.step % s.log_every == 0:
+                bar.set_postfix_str(run.log_step(), refresh=False)
 
 
 def take_step(run, module, autocast, train):
     """One update of the weights from the next batch: each process has its rows, in `accumulate` parts."""
-    s, parts, loss = run.s, run.s.accumulate * World.size, 0
-    torch.manual_seed((s.seed * 1_000_003 + run.step) * World.size + World.rank)  # for dropout
+    s, size = run.s, processes.size()
+    parts, sums = s.accumulate * size, {}
+    torch.manual_seed((s.seed * 1_000_003 + run.step) * size + rank())  # for dropout
     rate = learning_rate(run.step, s, run.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     rows = train.rows(run.step * s.batch_size, s.batch_size)
     tokens, targets = (x.to(run.device).chunk(parts) for x in rows)
-    for part in range(World.rank, parts, World.size):
-        more_to_come = part + World.size < parts
-        with module.no_sync() if more_to_come and World.size > 1 else nullcontext():
+    for part in range(rank(), parts, size):
+        last = part + size >= parts
+        with nullcontext() if last or size == 1 else module.no_sync():
             with autocast:
-                part_loss = module(tokens[part], targets[part]) / s.accumulate
-            run.scaler.scale(part_loss.flatten()[0]).backward()
-        loss += part_loss.detach()
+                losses = module(tokens[part], targets[part])
+            run.scaler.scale(losses["loss"] / s.accumulate).backward()
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0) + loss.detach() / s.accumulate
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad()
-    run.step += 1
-    run.unchecked.append((run.step, rate, loss, norm))
+    run.took_step(rate, sums, norm)
 
 
 def learning_rate(step, s, steps):
@@ -212,13 +225,43 @@ def validate(run, autocast, val, stop):
     return run.log_evaluation(loss, answers, pairs)
 
 
+@torch.no_grad()
+def validation(model, batches, each_batch=lambda: None):
+    """
+    Batches (tokens, targets), shared by all processes -> the mean loss of a target, in nats; and, if there
+    are targets at some places only, as in copying, {"tokens": % right, "sequences": % with all right}.
+    """
+    loss_of = NextToken(model)
+    use_kernels(kernels.form, loss_of)
+    sums, device = [0.0] * 5, model.embed.weight.device
+    for tokens, targets in batches:
+        each_batch()
+        tokens, targets = (x[rank() :: processes.size()].to(device) for x in (tokens, targets))
+        if len(tokens):
+            sums = [a + b for a, b in zip(sums, tally(loss_of, tokens, targets))]
+    loss, count, right, all_right, sequences = sum_over_processes(*sums)
+    shares = {"tokens": (right, count), "sequences": (all_right, sequences)} if sequences else {}
+    return loss / count, {name: 100 * part / whole for name, (part, whole) in shares.items()}
+
+
+def tally(loss_of, tokens, targets):
+    """-> summed loss, targets; of answers also how many are right, in how many sequences all, and sequences."""
+    there = targets != -100
+    count = there.sum().item()
+    loss = loss_of(tokens, targets)["loss"].item() * count
+    if there.all():
+        return loss, count, 0, 0, 0
+    right = loss_of.model(tokens)[0].argmax(dim=-1) == targets  # never where there is no target
+    return loss, count, right.sum().item(), (right == there).all(dim=1).sum().item(), len(tokens)
+
+
 def finish(run):
     """Draw the log and say what to do next."""
-    if World.rank == 0:
-        from figures import learning_curve  # not above: matplotlib takes a second to load
+    if rank() == 0:
+        from tools.figures import learning_curve  # not above: matplotlib takes a second to load
 
         say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {learning_curve(run.folder)}")
-        for line in run.harvest():
+        for line in run.results():
             say(line)
         say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
 
@@ -227,15 +270,15 @@ def finish(run):
 # Setting up
 
 
-def start(s):
-    """Join the other processes; choose device and number format."""
+def prepare_device(s):
+    """Join the other processes -> the device of this one, the number format."""
     device = find_device(s.device)
     if device.type == "cuda":
-        device = find_device(f"cuda:{World.local_rank if World.size > 1 else device.index or 0}")
+        number = processes.local_rank() if launched() > 1 else device.index or 0
+        device = find_device(f"cuda:{number}")
         torch.cuda.set_device(device)
-    if World.size > 1 and not dist.is_initialized():
-        nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
-        join("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
+    processes.join("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
@@ -248,52 +291,65 @@ def fastest_dtype(kind):
 
 
 def find_corpus(s):
-    """The folder of the corpus. The first process makes what can be made, the others wait. Its tokens must fit."""
-    if World.rank == 0:
+    """
+    The folder of the corpus. The first process makes what can be made, the others wait. Its tokens must fit.
+    """
+    if rank() == 0:
         data.find(s.corpus)
-        for task in s.eval_pairs.split(",") if s.eval_pairs else []:
-            data.find_benchmark(task)
+        if s.eval_pairs:
+            from corpora.benchmarks import find_benchmark
+
+            for task in s.eval_pairs.split(","):
+                find_benchmark(task)
     wait_for_all()
     corpus = data.find(s.corpus)
     meta = data.read_meta(corpus)
     entries, length = meta["vocab_size"], meta.get("context", s.context)
     if entries > s.vocab_size:
-        fail(
-            f"vocab_size = {s.vocab_size}: {corpus} has {entries} tokens; set vocab_size = {entries} or more"
-        )
+        remedy = f"{corpus} has {entries} tokens; set vocab_size = {entries} or more"
+        raise UserError(f"vocab_size = {s.vocab_size}: {remedy}")
     if length != s.context:
-        fail(
-            f"context = {s.context}: {corpus} is made of sequences of {length} tokens; set context = {length}"
-        )
+        remedy = f"{corpus} is made of sequences of {length} tokens; set context = {length}"
+        raise UserError(f"context = {s.context}: {remedy}")
     return corpus
 
 
 def make_optimizer(model, s):
-    """Adam or AdamW. Matrices decay; norms, biases, floors and UndecayedLinear do not."""
-    kinds = (Linear, BlockLinear, nn.Embedding, nn.LSTM, nn.GRU)
-    layers = [module for module in model.modules() if type(module) in kinds]
-    matrices = {id(p) for layer in layers for p in layer.parameters() if p.ndim > 1}
-    decayed, others = [], []
-    for parameter in model.parameters():
-        (decayed if id(parameter) in matrices else others).append(parameter)
+    """Adam or AdamW. Matrices decay; norms, biases and what its module names in `no_decay` do not."""
+    spared = {id(p) for p in undecayed(model)}
+    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in spared]
+    others = [p for p in model.parameters() if p.ndim <= 1 or id(p) in spared]
     groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
     return adam(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=True)
 
 
+def undecayed(model):
+    """Yield the parameters that their module names in `no_decay`: its own, or all of a module inside it."""
+    for module in model.modules():
+        for name in getattr(module, "no_decay", ()):
+            part = getattr(module, name)
+            yield from part.parameters() if isinstance(part, nn.Module) else [part]
+
+
 def compiled(module, s):
-    """torch.compile on CUDA, or where asked. The plain model is what gets saved, so no names change."""
-    can = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
-    if s.compile == "no" or (s.compile == "auto" and not can):
+    """torch.compile on CUDA, or where asked; never of loops. The plain model is what gets saved."""
+    possible = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
+    if s.compile == "no" or (s.compile == "auto" and not possible) or s.kernels == "loop":
         return module
-    torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # HGRN2's code differs by the layer's number
+    torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # a graph break compiles each block apart
     return torch.compile(module)
 
 
 def parallel(module):
     """DDP, which averages the gradients of all processes."""
-    return DistributedDataParallel(module) if World.size > 1 else module
+    return DistributedDataParallel(module) if processes.size() > 1 else module
+
+
+def script(args):
+    main(configure(Settings(), args, default="config/toy.py"))
+    processes.leave()
 
 
 if __name__ == "__main__":
-    run_script(lambda args: leave_group(main(configure(Settings(), args, default="config/toy.py"))))
+    run_script(script)

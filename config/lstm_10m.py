@@ -3,20 +3,10 @@
 # logits read all 4096 of the layer before them; here each layer is projected back to 512 and added to the stream,
 # and what it reads goes through an RMSNorm. The same recipe as hgrn2_10m.
 
-corpus = "babylm-10m"
-
+base = "hgrn2_10m.py"
 mixer = "lstm"
 mlp = "none"
 n_layer = 2
 d_model = 512
 expand = 8  # 8 x 512 = 4096
 dropout = 0.1
-context = 512
-
-batch_size = 64
-epochs = 5
-optimizer = "adam"
-learning_rate = 1e-3
-schedule = "linear"
-weight_decay = 0.0
-beta2 = 0.999

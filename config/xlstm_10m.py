@@ -1,8 +1,7 @@
 # BabyHGRN's xLSTM on BabyLM strict-small, 10M words (appendix B): 338,181,456 parameters, "340M" there.
 # 48 blocks, of which 3, 5, 7, 40, 42 and 44 are sLSTM, the first being 0. The same recipe as hgrn2_10m.
 
-corpus = "babylm-10m"
-
+base = "hgrn2_10m.py"
 mixer = (
     "mlstm mlstm mlstm slstm mlstm slstm mlstm slstm "
     "mlstm mlstm mlstm mlstm mlstm mlstm mlstm mlstm "
@@ -22,16 +21,6 @@ mlp = (
 norm = "layernorm_nobias"
 norm_eps = 1e-5
 n_layer = 48
-d_model = 1024
 n_head = 4
 expand = 2  # mLSTM's width inside
 d_mlp = 1344  # 1.3 x 1024, rounded up to a multiple of 64
-context = 512
-
-batch_size = 64
-epochs = 5
-optimizer = "adam"
-learning_rate = 1e-3
-schedule = "linear"
-weight_decay = 0.0
-beta2 = 0.999

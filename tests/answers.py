@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernels
-from layers import Linear, log_forget_gate, split_heads
+from fast.layers import Linear, log_forget_gate, split_heads
 from model import HGRN2, MIXERS
 
 # ----------------------------------------------------------------------------------------------------

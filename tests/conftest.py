@@ -31,15 +31,17 @@ else:
     os.environ["TRITON_INTERPRET"] = "1"  # as they are first imported, for test_triton.py; see there
     import kernels
 
-    if kernels.triton_kernels:
+    if kernels.triton:
         import triton.experimental.gluon.language  # noqa: F401  (later it would miss the variable)
 
-        kernels.triton_kernels.INTERPRETED = False
+        kernels.INTERPRETED = False
     os.environ.pop("TRITON_INTERPRET")  # other tests, and scripts they start, take the plain PyTorch forms
 
-import checkpoint
 import data
+import kernels
 import train
+from support.run import read_log
+from support.settings import UserError
 
 TINY = dict(
     corpus="tiny", run="tiny", vocab_size=300, n_layer=2, d_model=16, n_head=2, d_mlp=24, context=16,
@@ -59,6 +61,12 @@ def gpu_or_not(request, monkeypatch):
     """For device = "auto" there is no GPU, except in ON_GPU."""
     if request.path.name not in ON_GPU:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def best_form():
+    """Each test begins with the form of the recurrences that a new process has."""
+    kernels.use_kernels("auto")
 
 
 @pytest.fixture
@@ -86,7 +94,7 @@ def figure(request):
 
 
 def log(run="tiny"):
-    return checkpoint.read_log(Path("out") / run)
+    return read_log(Path("out") / run)
 
 
 def losses(run="tiny"):
@@ -177,14 +185,13 @@ def script(workplace):
 
 @pytest.fixture
 def refusal(capsys):
-    """refusal(function, argument, ...) -> what it says on stderr when it ends the script with status 2."""
+    """refusal(function, argument, ...) -> the line that a script ends with, after what it says on stderr before."""
 
     def call(function, *args):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(UserError) as end:
             function(*args)
-        assert end.value.code == 2
-        return capsys.readouterr().err
+        return f"{capsys.readouterr().err}{end.value}\n"
 
     return call
 

@@ -2,12 +2,13 @@
 
 from copy import deepcopy
 
-import pytest
-import torch
-
 from baselines import BASELINES, GEGLU
+from kernels import use_kernels
 from model import Config, LanguageModel
 from train import Settings, make_optimizer
+
+import pytest
+import torch
 
 SIZES = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=64, norm_eps=1e-5, context=64)
 
@@ -37,9 +38,11 @@ def shaken(module):
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 @pytest.mark.parametrize("started", [False, True])
 def test_the_cell_written_out_is_torchs(name, started):
-    """Weights load from one to the other; the same values, states and gradients to 1e-6."""
-    library, loop = build(name, expand=2), build(f"{name}_loop", expand=2)
-    loop.load_state_dict(library.state_dict())
+    """Its loop and PyTorch's own cell, with the same weights: values, states and gradients to 1e-6."""
+    loop = build(name, expand=2)
+    library = deepcopy(loop)
+    use_kernels("auto", library)
+    assert type(library) is not type(loop)
     x = torch.randn(2, 20, 32)
     with torch.no_grad():
         state = library(torch.randn(2, 5, 32))[1] if started else None
@@ -168,9 +171,7 @@ def test_slstm_is_the_xlstm_packages(gates):
 def test_geglu_is_the_xlstm_packages():
     xlstm = pytest.importorskip("xlstm")
     ours = shaken(GEGLU(Config(**SIZES)))
-    theirs = xlstm.GatedFeedForward(
-        xlstm.FeedForwardConfig(embedding_dim=32)  # 1.3 times 32 is rounded up to 64
-    )
+    theirs = xlstm.GatedFeedForward(xlstm.FeedForwardConfig(embedding_dim=32))  # 1.3 x 32, rounded up to 64
     assert_same(ours, theirs, feed_forward_pairs)
 
 
@@ -225,10 +226,8 @@ def test_xlstm_starts_as_the_package_has_it(both_xlstms):
     mixers = [layer.mixer for layer in both_xlstms[0].layers]
     theirs = [block.xlstm for block in both_xlstms[1].xlstm_block_stack.blocks]
     forget_bias = mlstm_pairs(mixers[0], theirs[0])[9]
-    for x, y in [
-        forget_bias,
-        *slstm_pairs(mixers[1], theirs[1])[6:8],
-    ]:  # of sLSTM what is recurrent and biases
+    recurrent_and_bias = slstm_pairs(mixers[1], theirs[1])[6:8]
+    for x, y in [forget_bias, *recurrent_and_bias]:
         torch.testing.assert_close(x.reshape(y.shape), y)
 
 
@@ -236,21 +235,25 @@ def test_xlstm_starts_as_the_package_has_it(both_xlstms):
 # What is asked of all gates, and of settings
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm_loop", "gru", "gru_loop", "aaren", "mlstm", "slstm"])
-def test_any_split_gives_the_same_whatever_the_parameters(name):
+@pytest.mark.parametrize("form", ["loop", "auto"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "aaren", "mlstm", "slstm"])
+def test_any_split_gives_the_same_whatever_the_parameters(name, form):
     """In float64, to 1e-10; at the start of training some recurrent weights are 0, and hide what they read."""
     mixer, x, state, parts = build(name).double(), torch.randn(2, 40, 32, dtype=torch.float64), None, []
+    use_kernels(form, mixer)
     for part in x.tensor_split([1, 2, 17, 30], dim=1):
         y, state = mixer(part, state)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, dim=1), mixer(x)[0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("form", ["loop", "auto"])
 @pytest.mark.parametrize("low, high", [(-1000, -1000), (1000, 1000), (-1000, 1000)])
 @pytest.mark.parametrize("name", ["mlstm", "slstm"])
-def test_saturated_gates_give_no_nan(name, low, high):
+def test_saturated_gates_give_no_nan(name, low, high, form):
     """Gates of e^1000, e^-1000 and any mixture: outputs and gradients are finite, in any split the same."""
     mixer = build(name)
+    use_kernels(form, mixer)
     layers = [mixer.gates] if name == "mlstm" else [mixer.input, mixer.forget]
     with torch.no_grad():
         for layer in layers:

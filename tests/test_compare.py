@@ -19,16 +19,17 @@ import torch
 from conftest import ROOT, contents, same
 from test_resume import TORCHRUN
 
-import checkpoint
 import compare
 import data
 import distill
 import evaluate
-import figures
-import toyland
+from tools import figures
+from corpora import toyland
 import train
-from config import given
+from support.settings import given
 from model import MIXERS, LanguageModel
+from support.processes import Stopped
+from support.run import read_log
 
 RECIPE = dict(
     corpus="small", vocab_size=300, n_layer=1, d_model=16, n_head=2, d_mlp=24, context=32, batch_size=16,
@@ -76,7 +77,7 @@ def timeless(results):
 
 
 def evaluations(folder):
-    return [record for record in checkpoint.read_log(folder) if "val_loss" in record]
+    return [record for record in read_log(folder) if "val_loss" in record]
 
 
 def test_the_best_of_each_model_is_that_of_its_runs_logs(made):
@@ -132,7 +133,7 @@ def test_best_epoch_then_mean_over_seeds_then_best_rate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [logged(1e-2, 0, record(10, 60), record(20, 55)), logged(1e-2, 1, record(10, 50), record(20, 62))]
     runs += [logged(1e-3, 0, record(10, 70), record(20, 65)), logged(1e-3, 1, record(10, 50))]
-    found = compare.summary(runs)
+    found = compare.summarize(runs)
     best = found["best"]
     assert (best["learning_rate"], best["macro"], best["step"], best["epoch"]) == (1e-2, 61, 15, 1.5)
     assert best["interval"] == pytest.approx(12.706) and best["tokens_per_second"] == 15
@@ -142,7 +143,7 @@ def test_best_epoch_then_mean_over_seeds_then_best_rate(tmp_path, monkeypatch):
 def test_of_one_seed_the_interval_is_that_of_its_pairs(tmp_path, monkeypatch):
     """Of a mean of three, each within 3: sqrt(3 x 3^2) / 3."""
     monkeypatch.chdir(tmp_path)
-    assert compare.summary([logged(1e-2, 0, record(10, 60))])["best"]["interval"] == pytest.approx(3**0.5)
+    assert compare.summarize([logged(1e-2, 0, record(10, 60))])["best"]["interval"] == pytest.approx(3**0.5)
 
 
 def test_without_pairs_the_lowest_loss_is_best(tmp_path, monkeypatch):
@@ -151,13 +152,13 @@ def test_without_pairs_the_lowest_loss_is_best(tmp_path, monkeypatch):
         logged(r, 0, *(record(i, 0, x, ()) for i, x in enumerate(xs)))
         for r, xs in {1: [3, 2, 4], 2: [5, 1]}.items()
     ]
-    best = compare.summary(runs)["best"]
+    best = compare.summarize(runs)["best"]
     assert (best["learning_rate"], best["val_loss"], best["step"]) == (2, 1, 1)
 
 
 def test_the_papers_rows_stand_beside_scores_of_the_same_tasks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    row = {"parameters": 1234567, "state": 89} | compare.summary([logged(1e-2, 0, record(10, 60))])
+    row = {"parameters": 1234567, "state": 89} | compare.summarize([logged(1e-2, 0, record(10, 60))])
     tasks = "blimp_filtered,supplement,ewok_filtered"
     compare.report(compare.Settings(run="hand", eval_pairs=tasks), {}, {"a": row})
     table = capsys.readouterr().out.splitlines()
@@ -178,9 +179,10 @@ def test_a_run_that_diverges_ends_and_the_others_go_on(place, capsys):
     models = {"wild": {"mixer": "mingru", "learning_rates": [1e30, 1e-2]}, "mild": {"mixer": "mingru"}}
     results = compare.main([write(models=models, learning_rates=[1e-3])])
     assert [run["diverged"] for run in results["rows"]["wild"]["runs"]] == [True, False]
-    said = capsys.readouterr()
-    assert "two/wild-1e+30-0 ended there" in said.out and said.err.count("step 2: the loss is nan") == 1
-    assert timeless(compare.main(["two.py"])) == timeless(results) and "ended" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "two/wild-1e+30-0 diverged, its best evaluation until then counts: step 2: the loss is nan" in said
+    assert timeless(compare.main(["two.py"])) == timeless(results)
+    assert "until then" not in capsys.readouterr().out
 
 
 def test_kill_9_at_random_moments_gives_the_same_table(made, place, times, figure):
@@ -215,10 +217,9 @@ def test_ctrl_c_says_in_a_line_how_to_go_on(made, place, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "take_step", take_step_then_stop)
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(Stopped):
             compare.main(["two.py"])
-    assert end.value.code == 130
-    assert capsys.readouterr().out == "stopped: 2 of 4 runs are done; the same command goes on\n"
+    assert capsys.readouterr().out == "stopped: 2 of 4 runs are done; the same command resumes\n"
     assert not Path("out/two/minGRU-0.01-0").exists()
     assert timeless(compare.main(["two.py"])) == timeless(made[1])
 
@@ -280,9 +281,8 @@ def test_students_go_on_where_they_were_stopped(place, monkeypatch):
     monkeypatch.setattr(train, "take_step", take_step_then_stop)
     shutil.rmtree("out/school")
     for _ in range(3):
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(Stopped):
             compare.main(["school.py"])
-        assert end.value.code == 130
     assert timeless(compare.main(["school.py"])) == results
 
 
@@ -326,8 +326,8 @@ def test_a_teacher_that_does_not_fit_is_one_line_before_the_first_step(place, re
 def test_a_teacher_that_always_diverges_is_said(tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     run = distill.Settings(run="hand/pupil-1-0", teacher="a")
-    assert compare.taught(run, 0, {"a": [logged(1, 0, record(10, 60))]}).teacher == "out/hand/a-1-0/best.pt"
-    said = refusal(compare.taught, run, 0, {"a": [logged(2, 0, diverged=True)]})
+    assert compare.with_teachers(run, 0, {"a": [logged(1, 0, record(10, 60))]}).teacher == "out/hand/a-1-0/best.pt"
+    said = refusal(compare.with_teachers, run, 0, {"a": [logged(2, 0, diverged=True)]})
     assert said == "hand/pupil-1-0: its teacher 'a' diverged; lower its rates\n"
 
 
@@ -360,7 +360,7 @@ def test_the_best_runs_are_evaluated_once_and_held_against_a_row(place, monkeypa
     losses = sum(losses) / 2 - rows["a"]["best"]["val_loss"]
     assert results["differences"]["b"]["loss"]["mean"] == pytest.approx(losses)
     said = capsys.readouterr().out
-    assert "per cent right" in said and "b less a: loss " in said and ", pairs " in said
+    assert "correct (%)" in said and "b less a: loss " in said and ", pairs " in said
     monkeypatch.setattr(evaluate, "main", None)
     assert timeless(compare.main(["exam.py"])) == timeless(results)
     pictures = [path.name for path in figures.draw_results(Path("out/exam/results.json"))]
@@ -376,7 +376,7 @@ def test_two_processes_make_the_same_comparison_as_one(script, place):
     shutil.rmtree("out")
     result = script("compare.py", "exam.py", launcher=TORCHRUN)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("b less a") == result.stdout.count("wild-1e+300-0 ended there") == 1
+    assert result.stdout.count("b less a") == result.stdout.count("wild-1e+300-0 diverged") == 1
     two = json.loads(Path("out/exam/results.json").read_text())
     for name in rows:
         losses = [[x["val_loss"] for x in y["rows"][name]["runs"][0]["evaluations"]] for y in (one, two)]
@@ -514,27 +514,27 @@ def test_the_paper_s_models_keep_their_own_sizes_under_one_recipe(monkeypatch):
 
 def test_the_best_is_the_lowest_loss_and_not_the_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = compare.summary([logged(1, 0, *(record(i, 0, x, ()) for i, x in enumerate([3, 2, 4])))])
+    found = compare.summarize([logged(1, 0, *(record(i, 0, x, ()) for i, x in enumerate([3, 2, 4])))])
     assert (found["best"]["val_loss"], found["best"]["step"]) == (2, 1)
 
 
 def test_a_rate_at_which_a_seed_is_lost_is_not_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [logged(1, 0, record(1, 60), diverged=True), logged(1, 1, record(1, 60))]
-    found = compare.summary(runs + [logged(2, 0, record(1, 99)), logged(2, 1, diverged=True)])
+    found = compare.summarize(runs + [logged(2, 0, record(1, 99)), logged(2, 1, diverged=True)])
     assert [x["learning_rate"] for x in found["rates"]] == [1] and found["best"]["diverged"]
 
 
 @pytest.mark.parametrize("n, t", {2: 12.706, 5: 2.776, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.262}.items())
 def test_intervals_are_students(n, t):
-    assert compare.half_width(range(n)) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
+    assert compare.half_width(list(range(n))) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
 
 
 def test_benchmarks_over_seeds_are_means_of_each_part():
     found = [dict(score=x, interval=3.0, subtasks={"a": dict(score=x, term="t")}) for x in (60, 80)]
-    assert compare.over_seeds(found)["subtasks"] == {"a": {"score": 70, "term": "t"}}
-    assert compare.over_seeds(found[:1])["interval"] == 3.0
+    assert compare.mean_benchmark(found)["subtasks"] == {"a": {"score": 70, "term": "t"}}
+    assert compare.mean_benchmark(found[:1])["interval"] == 3.0
 
 
 def test_a_negative_seed_is_refused(refusal):
-    assert "seeds = [-1]" in refusal(compare.numbers, "seeds", [-1], int)
+    assert "seeds = [-1]" in refusal(compare.check_numbers, "seeds", [-1], int)

@@ -1,17 +1,20 @@
 """torch.compile takes whole models as they are: in one graph, with the same loss and gradients."""
 
+from kernels import use_kernels
+from model import LanguageModel
+from train import NextToken, Settings
+
 import pytest
 import torch
 from conftest import TINY
 
-from model import LanguageModel
-from train import NextToken, Settings
-
 
 def language_model(**settings):
-    """The training loss of a small one, as train.py compiles it."""
+    """The training loss of a small one, as train.py compiles it, and tokens and targets."""
     settings = Settings(**TINY | settings)
-    return NextToken(LanguageModel(settings)), *torch.randint(settings.vocab_size, (2, 3, 40))
+    objective = NextToken(LanguageModel(settings))
+    use_kernels("auto", objective)
+    return objective, *torch.randint(settings.vocab_size, (2, 3, 40))
 
 
 MODELS = {
@@ -49,7 +52,7 @@ def test_a_model_is_one_graph(name, backend, request):
     torch._dynamo.reset()
     results = []
     for f in (module, torch.compile(module, backend=backend, fullgraph=True)):
-        loss = f(inputs, targets)
+        loss = f(inputs, targets)["loss"]
         results.append([loss, *torch.autograd.grad(loss, list(module.parameters()))])
     assert torch._dynamo.utils.counters["graph_break"] == {}
     for eager, compiled in zip(*results):

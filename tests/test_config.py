@@ -21,7 +21,7 @@ import distill
 import evaluate
 import sample
 import train
-from config import configure
+from support.settings import configure
 
 ROOT = Path(train.__file__).parent
 SCRIPTS = {

@@ -12,12 +12,12 @@ from torch import nn
 
 import data
 import evaluate
-import figures
 import sample
-import scores
 import train
-from config import configure
+from corpora import copying as corpus
 from model import read_tokenizer
+from support.settings import configure
+from tools import figures
 
 SMALL = dict(length=12, tokens=3, sequences=50)
 
@@ -25,7 +25,7 @@ SMALL = dict(length=12, tokens=3, sequences=50)
 @pytest.fixture
 def copying(workplace):
     """The corpus data/copying: 50 sequences of 3 letters among 12 tokens to train on, 1,000 to validate."""
-    return data.make_copying(s=data.Settings(**SMALL))
+    return corpus.make(s=corpus.Settings(**SMALL))
 
 
 def sequences(split="train"):
@@ -83,14 +83,15 @@ class Copier(nn.Module):
 
     def __init__(self, answers, wrong=()):
         super().__init__()
-        self.answers, self.embed, self.head = (
-            answers.clamp(min=0),
-            nn.Embedding(1, 1),
-            nn.Linear(16, 16, False),
-        )
+        self.answers = answers.clamp(min=0)
+        self.embed, self.head = nn.Embedding(1, 1), nn.Linear(16, 16, False)
         for place in wrong:
             self.answers[place] = 0  # the marker, which is never right
         nn.init.eye_(self.head.weight)
+
+    def forward(self, tokens, states=None):
+        x, states = self.features(tokens)
+        return self.head(x), states
 
     def features(self, tokens):
         return 100 * nn.functional.one_hot(self.answers, 16).float(), None
@@ -99,16 +100,16 @@ class Copier(nn.Module):
 def test_accuracy_is_the_share_of_answers_and_of_sequences_all_right(copying):
     """By hand: 150 answers in 50 sequences; three wrong, two of them in one sequence."""
     batch = data.Blocks("data/copying/train.bin", 15).read(range(50))
-    loss, accuracy = scores.validation(Copier(batch[1]), [batch])
+    loss, accuracy = train.validation(Copier(batch[1]), [batch])
     assert loss < 1e-6 and accuracy == {"tokens": 100, "sequences": 100}
-    loss, accuracy = scores.validation(Copier(batch[1], [(0, 12), (0, 13), (7, 14)]), [batch])
+    loss, accuracy = train.validation(Copier(batch[1], [(0, 12), (0, 13), (7, 14)]), [batch])
     assert accuracy == {"tokens": 98, "sequences": 96} and loss == pytest.approx(3 * 100 / 150)
-    assert scores.validation(Copier(batch[1], [(0, 3)]), [batch])[1] == {"tokens": 100, "sequences": 100}
+    assert train.validation(Copier(batch[1], [(0, 3)]), [batch])[1] == {"tokens": 100, "sequences": 100}
 
 
 def test_text_has_no_accuracy_and_every_token_counts(copying):
     tokens = torch.randint(16, (2, 15))
-    loss, accuracy = scores.validation(Copier(tokens, [(0, 0)]), [(tokens, tokens.clone().fill_(5))])
+    loss, accuracy = train.validation(Copier(tokens, [(0, 0)]), [(tokens, tokens.clone().fill_(5))])
     wrong = (tokens != 5).sum().item() + (tokens[0, 0] == 5).item()
     assert accuracy == {} and loss == pytest.approx(100 * wrong / 30)
 
@@ -142,7 +143,7 @@ def test_a_model_that_has_learned_nothing_is_at_chance(copying, capsys):
 
 def test_one_letter_is_learned(workplace):
     """With a place to look for it and one marker, a layer is enough."""
-    data.make_copying(s=data.Settings(length=4, tokens=1, sequences=2000))
+    corpus.make(s=corpus.Settings(length=4, tokens=1, sequences=2000))
     train.main(settings(context=5, max_steps=150, eval_every=150, learning_rate=3e-2))
     assert log("copying")[-1]["accuracy"]["tokens"] > 95
 
@@ -152,7 +153,7 @@ def test_the_learning_curve_shows_accuracy(copying, monkeypatch):
     monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
     titles = [axis.get_title() for axis in figures.learning_curve("out/copying").axes]
     figures.plt.close("all")
-    assert "per cent of answers right" in titles
+    assert "correct answers (%)" in titles
 
 
 def test_such_a_model_answers_and_does_not_write(copying, refusal):
@@ -176,7 +177,7 @@ def test_targets_cut_short_are_damage(copying, refusal):
 @pytest.mark.parametrize(
     "args, remedy",
     [("--tokens=80", "no more than length = 64"), ("--length=0", "at least 1"), ("--seed=-1", "at least 0"),
-     ("--vocab_size=300", "copying has no --vocab_size"), ("../mine", "cannot name a folder"),
+     ("--vocab_size=300", "there is no setting 'vocab_size'"), ("../mine", "cannot name a folder"),
      ("--lenght=64", "did you mean 'length'"), ("one two", "what to prepare?")],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(workplace, args, remedy, refusal):

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -19,12 +20,13 @@ import pytest
 import torch
 
 import data
-import download
 import evaluate
 import sample
 import train
-from config import configure
+from corpora import shakespeare
+from corpora import text as text_files
 from model import read_tokenizer
+from support.settings import configure
 
 ROOT = Path(data.__file__).parent
 
@@ -39,8 +41,8 @@ AWKWARD = {
 LONG = {
     "with spaces": " ".join(f"word{i % 1000}" for i in range(350_000)),  # 3 MB
     "without any space": "x" * 300_000,
-    "of the length where lines are cut": "x" * data.LONGEST,
-    "cut at its last space": "a " * (data.LONGEST // 2),
+    "of the length where lines are cut": "x" * text_files.MAX_LINE,
+    "cut at its last space": "a " * (text_files.MAX_LINE // 2),
 }
 
 
@@ -179,9 +181,18 @@ def test_a_share_of_the_documents_is_held_out(prepare):
 
 def test_a_document_may_end_after_so_many_lines(prepare):
     """At an empty line in any case; a line that is read in parts counts once."""
-    long = "word " * (data.LONGEST // 2)
+    long = "word " * (text_files.MAX_LINE // 2)
     _, tokenizer, train, _ = prepare(f"a\nb\n{long}\nc\nd\n\ne\nf\ng\n\nh", longest=3)
     assert documents(train, tokenizer) == [f" a\n b\n {long}", " c\n d", " e\n f\n g", " h"]
+
+
+def test_a_damaged_corpus_is_named_with_its_file(prepare, refusal):
+    prepare("one two three four\n\nfive\n")
+    Path("data/mine/val.bin").write_bytes(b"\1\0\2\0")
+    assert "damaged (val.bin is not the text" in refusal(data.read_meta, Path("data/mine"))
+    Path("data/mine/train.bin").unlink()
+    said = refusal(data.read_meta, Path("data/mine"))
+    assert said == "data/mine: this corpus is damaged (train.bin is missing); prepare it again\n"
 
 
 def test_of_a_single_document_the_end_is_held_out(prepare):
@@ -191,6 +202,15 @@ def test_of_a_single_document_the_end_is_held_out(prepare):
     assert start + end == spaced(text).strip("\n")
     assert meta["train"]["words"] + meta["val"]["words"] == len(text.split())
     assert 0.09 < len(val) / (len(train) + len(val)) < 0.11
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "日本語文字"])
+def test_one_long_line_without_spaces_is_a_text(prepare, letters):
+    """DNA, say, or Chinese: the end is held out, as of any single document."""
+    text = "".join(random.Random(0).choices(letters, k=200_000))
+    _, tokenizer, train, val = prepare(text + "\n", val="", val_share=0.1)
+    (start,), (end,) = documents(train, tokenizer), documents(val, tokenizer)
+    assert start + end == " " + text
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -208,9 +228,9 @@ TORTURE = {
     "empty lines by the ten thousand": b"one\n" + b"\n" * 50_000 + b" \t\n" * 50_000 + b"two\n",
     "a long line of spaces": b"one\n" + b" " * 200_000 + b"\ntwo\n",
     "a document of many lines": b"some words of it\n" * 30_000,
-    "a word as long as a piece": b"x" * data.LONGEST + b"\n\nnext\n",
-    "a word longer than a piece": b"one\n" + b"y" * (2 * data.LONGEST + 1) + b" z\n",
-    "a word that ends with its piece": b"a " + b"x" * (data.LONGEST - 2) + b" b\n",
+    "a word as long as a piece": b"x" * text_files.MAX_LINE + b"\n\nnext\n",
+    "a word longer than a piece": b"one\n" + b"y" * (2 * text_files.MAX_LINE + 1) + b" z\n",
+    "a word that ends with its piece": b"a " + b"x" * (text_files.MAX_LINE - 2) + b" b\n",
 }
 FRAGMENTS = [
     "one",
@@ -313,8 +333,27 @@ def test_gzip_is_known_by_its_first_bytes(prepare):
     assert prepare(["a.txt"])[0]["train"]["words"] == 3
 
 
+BINARY = {
+    "zip": b"PK\3\4 and so on\n",
+    "Parquet": b"PAR1\x15\4 and so on\n",
+    "Arrow": b"ARROW1\0\0 and so on\n",
+    "NumPy": b"\x93NUMPY\1\0v\0{'descr'\n",
+    "pickle": pickle.dumps(["some", "words"]),
+    "tar": b"a.txt".ljust(257, b"\0") + b"ustar\x0000 some words\n",
+    "UTF-16": "some words\n".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", BINARY)
+def test_a_file_of_another_format_is_refused_by_its_name(prepare, refusal, kind):
+    Path("a.txt").write_bytes(BINARY[kind])
+    said = refusal(prepare, ["a.txt"])
+    assert re.fullmatch(rf"a\.txt: cannot be read \(.*{kind}.*\)\n", said)
+    assert not Path("data/mine/meta.json").exists()
+
+
 @pytest.mark.parametrize(
-    "kind", ["folder", "unreadable", "utf-16", "utf-16-be", "utf-16 without a mark", "zip", "fifo of nothing"]
+    "kind", ["folder", "unreadable", "utf-16", "utf-16-be", "utf-16 without a mark", "fifo of nothing"]
 )
 def test_what_is_no_text_is_one_clear_line(prepare, refusal, kind):
     path = Path("a.txt")
@@ -327,8 +366,6 @@ def test_what_is_no_text_is_one_clear_line(prepare, refusal, kind):
             pytest.skip("this user may read everything")
     elif kind == "utf-16 without a mark":
         path.write_bytes("some words\n".encode("utf-16-le"))
-    elif kind == "zip":
-        path.write_bytes(b"PK\3\4 and so on\n")
     elif kind.startswith("utf-16"):
         path.write_bytes("\ufeffsome words\n".encode(kind if "-be" in kind else "utf-16-le"))
     else:
@@ -397,9 +434,9 @@ def play(tmp_path, monkeypatch):
     """A short play that counts as Shakespeare's here, as bytes; nothing but the current folder has data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NANORNN_DATA", raising=False)
-    monkeypatch.setattr(data, "BYTES", len(PLAY))
-    monkeypatch.setattr(data, "SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
-    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/input.txt")  # where nobody answers
+    monkeypatch.setattr(shakespeare, "BYTES", len(PLAY))
+    monkeypatch.setattr(shakespeare, "SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
+    monkeypatch.setattr(shakespeare, "URL", "http://127.0.0.1:9/input.txt")  # where nobody answers
     return PLAY.encode()
 
 
@@ -454,11 +491,10 @@ class Library(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def library(play, monkeypatch):
-    """library(status, bytes, promised) makes data.URL answer so."""
+    """library(status, bytes, promised) makes shakespeare.URL answer so."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Library)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(data, "URL", f"http://127.0.0.1:{server.server_port}/input.txt")
-    monkeypatch.setattr(download, "WAITS", (0,))
+    monkeypatch.setattr(shakespeare, "URL", f"http://127.0.0.1:{server.server_port}/input.txt")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     def answers(status, content, promised=None):
@@ -475,7 +511,7 @@ def test_shakespeare_is_fetched_once(library, play, capsys):
     assert Path("data/tinyshakespeare.txt").read_bytes() == play and "".join(read_play()[:2]) == PLAY
     library(404, b"gone")
     data.main(["shakespeare"])
-    assert f"fetching {data.URL}" in capsys.readouterr().out
+    assert f"fetching {shakespeare.URL}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -494,10 +530,9 @@ def test_shakespeare_is_fetched_once(library, play, capsys):
 def test_a_bad_download_is_one_line_and_leaves_nothing(library, refusal, status, content, promised):
     library(status, content, promised)
     said = refusal(data.find, "shakespeare")
-    assert said.count("\n") == 1 and said.startswith(data.URL + ": ")
-    assert said.endswith(f"fetch {data.URL} by hand and put it at data/tinyshakespeare.txt\n")
-    files = [path.name for path in Path().rglob("*") if path.is_file()]
-    assert files == ["tinyshakespeare.txt.part"] * (promised is not None)  # to be continued
+    assert said.count("\n") == 1 and said.startswith(shakespeare.URL + ": ")
+    assert said.endswith(f"fetch {shakespeare.URL} by hand and put it at data/tinyshakespeare.txt\n")
+    assert not [path for path in Path().rglob("*") if path.is_file()]
 
 
 def test_without_a_network_the_line_says_what_to_fetch_and_where_to_put_it(play, refusal):
@@ -535,7 +570,7 @@ def test_a_run_of_characters_trains_evaluates_and_keeps_its_line_breaks(play, mi
 
 def test_a_character_that_shakespeare_does_not_use_is_read_as_a_space(play):
     Path("play.txt").write_bytes(play)
-    tokenizer = read_tokenizer(data.make_shakespeare("play.txt"))
+    tokenizer = read_tokenizer(shakespeare.make(file="play.txt"))
     ids = tokenizer.encode("An é, a </s>:\n\n 🙂", add_special_tokens=False).ids
     assert tokenizer.decode(ids) == "An  , a   s :\n\n  "
     assert tokenizer.decode([data.start_of(tokenizer)]) == "\n"
@@ -549,7 +584,7 @@ def tokens(workplace):
 def test_an_epoch_is_every_block_once_and_every_token_a_target_once(tokens):
     blocks = data.Blocks("data/tiny/train.bin", context=16)
     for epoch in range(3):
-        order = [blocks.at(epoch * blocks.n + place) for place in range(blocks.n)]
+        order = [blocks.block_at(epoch * blocks.n + place) for place in range(blocks.n)]
         assert sorted(order) == list(range(blocks.n)) != order
     inputs, targets = blocks.read(range(blocks.n))
     whole = torch.from_numpy(tokens[: blocks.n * 16 + 1])

@@ -3,50 +3,57 @@
 import copy
 import re
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+
+import data
+import distill
+import train
+from fast import losses as fast
+from fast.losses import Teaching, linear_distillation
+from kernels import use_kernels
+from model import MIXERS, LanguageModel, load
+from support.processes import Stopped
+from support.settings import configure
+from tools import figures
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, TINY, contents, log, losses, same, saved
 from matplotlib.figure import Figure
+from processes import fork_two, needs_fork
 from test_kernels import values_and_gradients
-from test_resume import TORCHRUN, stop_at  # noqa: F401  (a fixture)
+from test_resume import stop_at  # noqa: F401  (a fixture)
 from torch.profiler import profile
-
-import data
-import distill
-import figures
-import layers
-import train
-from config import configure
-from model import MIXERS, LanguageModel, load
 
 TEACHER = dict(mixer="mingru", d_model=24, n_head=3, n_layer=1)
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed_and_no_pictures(monkeypatch):
+    """Pictures take longer than such a run; test_train.py has one."""
     torch.manual_seed(0)
+    monkeypatch.setattr("tools.figures.learning_curve", lambda folder: "")
 
 
 # ----------------------------------------------------------------------------------------------------
 # The loss
 
 
-def plain(x, weight, targets, teachers, hard, soft, temperature, mean_of):
+def plain(x, weight, targets, teachers, how):
     """With all logits at once, and PyTorch's own cross-entropy and divergence."""
     logits, there = x @ weight.T, targets != -100
     taught = torch.stack([features.to(x.dtype) @ head.to(x.dtype).T for features, head in teachers])
-    if mean_of == "logits":
-        q = (taught.mean(dim=0) / temperature).softmax(dim=-1)
+    if how.mean_of == "logits":
+        q = (taught.mean(dim=0) / how.temperature).softmax(dim=-1)
     else:
-        q = (taught / temperature).softmax(dim=-1).mean(dim=0)
-    log_p = (logits / temperature).log_softmax(dim=-1)
+        q = (taught / how.temperature).softmax(dim=-1).mean(dim=0)
+    log_p = (logits / how.temperature).log_softmax(dim=-1)
     cross_entropy = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
     kl = F.kl_div(log_p[there], q[there], reduction="batchmean")
-    return hard * cross_entropy + soft * kl, cross_entropy, kl
+    return how.hard * cross_entropy + how.soft * kl, cross_entropy, kl
 
 
 def problem(*shape, widths=(8, 24), D=16, V=50):
@@ -63,45 +70,54 @@ def problem(*shape, widths=(8, 24), D=16, V=50):
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_the_loss_and_its_gradients_are_the_formulas(alpha, temperature, widths, mean_of, monkeypatch):
     """In ragged slices; 1e-6 of all logits at once in float64, with float32's errors and without."""
-    monkeypatch.setattr(layers, "SLICE", 64)
+    monkeypatch.setattr(fast, "SLICE", 64)
     x, weight, targets, teachers = problem(2, 75, widths=widths)
-    how = targets, teachers, 1 - alpha, alpha * temperature**2, temperature, mean_of
-    ours, exact = (lambda x, w, f=f: f(x, w, *how)[0] for f in (layers.linear_distillation, plain))
+    rest = targets, teachers, Teaching(1 - alpha, alpha * temperature**2, temperature, mean_of)
+    exact = values_and_gradients(lambda x, w: plain(x, w, *rest)[0], [x, weight], torch.float64)
     for dtype in (torch.float64, torch.float32):
-        results = [
-            values_and_gradients(f, [x, weight], y) for f, y in ((ours, dtype), (exact, torch.float64))
-        ]
-        for one, other in zip(*results):
+        ours = values_and_gradients(lambda x, w: linear_distillation(x, w, *rest)[0], [x, weight], dtype)
+        for one, other in zip(ours, exact):
             assert one.dtype == dtype and (one - other).abs().max() < 1e-6 * max(1, other.abs().max())
-    parts = [f(x, weight, *how)[1:] for f in (layers.linear_distillation, plain)]
+    parts = [f(x, weight, *rest)[1:] for f in (linear_distillation, plain)]
     torch.testing.assert_close(*parts, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["loop", "auto"])
+@pytest.mark.parametrize("mean_of", ["logits", "probabilities"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_slow_loss_is_the_formula(temperature):
-    x, weight, targets, teachers = problem(2, 5)
-    how = targets, teachers, 0.3, 0.7 * temperature**2, temperature
-    slow = layers.linear_distillation_reference(x, weight, *how)
-    torch.testing.assert_close(slow, plain(x, weight, *how, "logits"))
+def test_the_module_gives_the_formula_of_its_models_logits(temperature, mean_of, form):
+    """As distill.py has it written out, and as fast/ has it."""
+    s = distill.Settings(**TINY, teacher="x", alpha=0.7, temperature=temperature, mean_of=mean_of)
+    student, *teachers = (LanguageModel(train.Settings(**TINY | x)) for x in ({}, TEACHER, {}))
+    module = distill.Distillation(student, teachers, s)
+    use_kernels(form, module)
+    tokens, targets = torch.randint(300, (2, 3, 16))
+    targets[0, :5] = -100
+    with torch.no_grad():
+        (x, weight), *taught = [(m.features(tokens)[0], m.head.weight) for m in (student, *teachers)]
+        how = Teaching(0.3, 0.7 * temperature**2, temperature, mean_of)
+        exact = plain(x, weight, targets, taught, how)
+        found = module(tokens, targets)
+    assert list(found) == ["loss", "ce", "kl"]
+    torch.testing.assert_close(tuple(found.values()), exact)
 
 
 def test_what_a_teacher_says_of_padding_does_not_count():
     x, weight, targets, teachers = problem(300, widths=(8,))
     ((features, head),) = teachers
     other = torch.where((targets == -100)[:, None], torch.randn(300, 8), features)
-    first, second = (
-        layers.linear_distillation(x, weight, targets, [(y, head)], 0.5, 0.5) for y in (features, other)
-    )
+    how = Teaching(0.5, 0.5)
+    first, second = (linear_distillation(x, weight, targets, [(y, head)], how) for y in (features, other))
     assert not torch.equal(features, other) and first == second
-    nothing = layers.linear_distillation(x, weight, torch.full((300,), -100), teachers, 0.5, 0.5)
-    assert nothing == (0, 0, 0)
+    assert linear_distillation(x, weight, torch.full((300,), -100), teachers, how) == (0, 0, 0)
 
 
 def test_a_teacher_of_ones_own_mind_changes_nothing():
     """A student that says what its teacher says has no divergence and no gradient from it."""
     x, weight, targets, _ = problem(300)
     x.requires_grad_()
-    loss, _, kl = layers.linear_distillation(x, weight, targets, [(x.detach(), weight)], 0.0, 1.0, 2.0)
+    how = Teaching(0.0, 1.0, temperature=2.0)
+    loss, _, kl = linear_distillation(x, weight, targets, [(x.detach(), weight)], how)
     assert abs(kl) < 1e-6 and torch.autograd.grad(loss, x)[0].abs().max() < 1e-8
 
 
@@ -110,25 +126,24 @@ def test_a_teacher_that_is_certain_costs_much_but_not_infinity():
     x, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
     for mean_of in ("logits", "probabilities"):
         teachers = [(torch.tensor([[-1e4]]), weight)]
-        loss, _, kl = layers.linear_distillation(
-            x, weight, torch.tensor([0]), teachers, 0.0, 1.0, 1.0, mean_of
-        )
+        how = Teaching(0.0, 1.0, mean_of=mean_of)
+        loss, _, kl = linear_distillation(x, weight, torch.tensor([0]), teachers, how)
         assert kl == 400 and torch.autograd.grad(loss, x)[0] == 2
 
 
 def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32():
     """As far from float64 as autocast's own, or nearer."""
     x, weight, targets, teachers = problem(2, 150)
-    how = targets, teachers, 0.5, 2.0, 2.0, "logits"
+    how = Teaching(0.5, 2.0, temperature=2.0)
 
     def run(f, dtype=torch.float32, autocast=True):
         inputs = [z.to(dtype).requires_grad_() for z in (x, weight)]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = f(*inputs, *how)[0]
+            loss = f(*inputs, targets, teachers, how)[0]
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 
     exact = run(plain, torch.float64, autocast=False)
-    for ours, torchs, y in zip(run(layers.linear_distillation), run(plain), exact):
+    for ours, torchs, y in zip(run(linear_distillation), run(plain), exact):
         assert ours.dtype == torch.float32
         assert (ours - y).norm() <= max(1.2 * (torchs - y).norm(), 2e-3 * y.norm())
 
@@ -149,13 +164,11 @@ def peak(f, *inputs):
 @pytest.mark.parametrize("widths", [(8,), (8, 24)], ids=str)
 def test_peak_memory_is_below_a_quarter(monkeypatch, widths):
     """As many slices as 16k tokens have, and a vocabulary as large as the tokens are many, an eighth of 16k."""
-    monkeypatch.setattr(layers, "SLICE", layers.SLICE // 8)
+    monkeypatch.setattr(fast, "SLICE", fast.SLICE // 8)
     x, weight, targets, teachers = problem(2048, widths=widths, V=2048)
-    how = targets, teachers, 0.5, 2.0, 2.0, "logits"
-    ours, reference = (
-        peak(lambda x, w, f=f: f(x, w, *how[: 6 if f is layers.linear_distillation else 5]), x, weight)
-        for f in (layers.linear_distillation, layers.linear_distillation_reference)
-    )
+    rest = targets, teachers, Teaching(0.5, 2.0, temperature=2.0)
+    ours = peak(lambda x, w: linear_distillation(x, w, *rest), x, weight)
+    reference = peak(lambda x, w: plain(x, w, *rest), x, weight)
     assert 2048 * 2048 * 4 < reference and ours < reference / 4
     assert ours < 2048 * 2048 * 4  # less than one whole matrix of logits
 
@@ -165,20 +178,23 @@ def test_a_student_and_its_teachers_are_one_graph():
     s = distill.Settings(**TINY, teacher="x", temperature=2.0)
     teachers = [LanguageModel(train.Settings(**TINY | more)) for more in (TEACHER, {})]
     module = distill.Distillation(LanguageModel(s), [x.eval().requires_grad_(False) for x in teachers], s)
+    use_kernels("auto", module)
     inputs, weights = torch.randint(300, (2, 3, 40)), list(module.model.parameters())
     torch._dynamo.reset()
     results = []
     for f in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
         found = f(*inputs)
-        results.append([found.detach(), *torch.autograd.grad(found[0], weights)])
+        results.append([*found.values(), *torch.autograd.grad(found["loss"], weights)])
     for eager, compiled in zip(*results):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["loop", "auto"])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_a_teacher_kept_in_bfloat16_says_the_same_to_the_bit(mixer):
+def test_a_teacher_kept_in_bfloat16_says_the_same_to_the_bit(mixer, form):
     sizes = dict(mixer=mixer, d_model=32, n_head=2, d_state=8, conv=4, expand=2 if mixer == "mamba" else 1)
     teacher = LanguageModel(train.Settings(**TINY | sizes)).eval()
+    use_kernels(form, teacher)
     kept = distill.frozen(copy.deepcopy(teacher), torch.device("cpu"), torch.bfloat16)
     tokens = torch.randint(300, (2, 16))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -240,7 +256,7 @@ def test_the_log_and_the_bar_say_what_the_formula_does(school, monkeypatch):
     tokens, targets = data.Blocks("data/tiny/train.bin", 16, 0).rows(0, 16)
     with torch.no_grad():
         (x, weight), *teachers = [(model.features(tokens)[0], model.head.weight) for model in models]
-        exact = plain(x, weight, targets, teachers, 0.7, 0.3 * 4, 2.0, "logits")
+        exact = plain(x, weight, targets, teachers, Teaching(0.7, 0.3 * 4, 2.0))
     (record,) = [x for x in log("student") if "loss" in x]
     assert [record[name] for name in ("loss", "ce", "kl")] == pytest.approx(
         [x.item() for x in exact], rel=1e-5
@@ -276,9 +292,8 @@ def test_babyllamas_factor_is_the_length_of_a_sequence(school):
 
 def test_accumulating_changes_nothing(school):
     for accumulate in (1, 4):
-        distill.main(
-            student(run=f"by{accumulate}", accumulate=accumulate, dtype="float64", max_steps=10, **BOTH)
-        )
+        run = dict(run=f"by{accumulate}", accumulate=accumulate)
+        distill.main(student(dtype="float64", max_steps=10, **run, **BOTH))
     for name in ("loss", "ce", "kl"):
         one, four = ([x[name] for x in log(run) if name in x] for run in ("by1", "by4"))
         assert four == pytest.approx(one, abs=1e-9) and len(one) == 10
@@ -304,22 +319,21 @@ def test_a_stopped_student_continues_to_the_bit(school, stop_at, stops):  # noqa
     shutil.rmtree("out/student")
     for step, validating in stops:
         stop_at(step, validating)
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(Stopped):
             distill.main(s)
-        assert end.value.code == 130 and saved(run="student")["step"] == step
+        assert saved(run="student")["step"] == step
     stop_at(None)
     distill.main(s)
     same(contents("student"), content)
 
 
-def test_two_processes_are_one(school, script):
-    """torchrun with two processes and two teachers: in float64 twenty losses within 1e-9 of one process."""
-    distill.main(student(run="one", dtype="float64", max_steps=20, **BOTH))
-    flags = [
-        f"--{name}={value}" for name, value in (BOTH | dict(run="two", dtype="float64", max_steps=20)).items()
-    ]
-    result = script("distill.py", str(school / "tiny.py"), *flags, launcher=TORCHRUN)
-    assert result.returncode == 0, result.stderr
+@needs_fork
+def test_two_processes_are_one(school):
+    """With two teachers: in float64 twenty losses within 1e-9 of one process."""
+    s = student(run="one", dtype="float64", max_steps=20, **BOTH)
+    distill.main(s)
+    codes, said = fork_two(partial(distill.main, replace(s, run="two")))
+    assert codes == [0, 0], said
     for name in ("loss", "ce", "kl", "val_loss"):
         one, two = ([x[name] for x in log(run) if name in x] for run in ("one", "two"))
         assert two == pytest.approx(one, abs=1e-9) and len(one) == (20 if name != "val_loss" else len(two))
@@ -485,9 +499,8 @@ def test_a_papers_distillation_goes_with_any_model(name, temperature):
 
 def test_a_student_named_as_its_teacher_has_a_folder_of_its_own(school, script):
     before = contents()
-    result = script(
-        "distill.py", str(school / "tiny.py"), f"--teacher={school}/out/tiny/best.pt", "--max_steps=2"
-    )
+    flags = f"--teacher={school}/out/tiny/best.pt", "--max_steps=2"
+    result = script("distill.py", str(school / "tiny.py"), *flags)
     assert result.returncode == 0, result.stderr
     assert saved(run="tiny_distilled")["step"] == 2 and f"teacher: {school}/out/tiny/best.pt" in result.stdout
     same(contents(), before)
@@ -495,7 +508,7 @@ def test_a_student_named_as_its_teacher_has_a_folder_of_its_own(school, script):
 
 @pytest.mark.parametrize("teacher", ["out/tiny", "out/tiny/best.pt", "./out/tiny"])
 def test_a_student_of_its_teachers_name_is_kept_apart_by_whatever_path(workplace, teacher):
-    assert distill.apart(student(run="tiny", teacher=teacher)).run == "tiny_distilled"
+    assert distill.with_own_run(student(run="tiny", teacher=teacher)).run == "tiny_distilled"
 
 
 def test_a_teacher_listens_without_dropout_and_its_head_is_whole(school):

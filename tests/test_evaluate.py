@@ -12,12 +12,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-import benchmarks
+from corpora import benchmarks
 import checkpoint
 import config
 import data
 import evaluate
-import scores
+from fast import scoring
 from model import MIXERS, Config, LanguageModel, load
 
 

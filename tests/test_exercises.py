@@ -22,7 +22,7 @@ from test_kernels import values_and_gradients
 from torch.overrides import TorchFunctionMode
 
 import kernels
-from layers import split_heads
+from fast.layers import split_heads
 from model import HGRN2, MIXERS, Config, MinGRU, MinLSTM
 
 ROOT = Path(__file__).parents[1]

@@ -29,9 +29,9 @@ import checkpoint
 import data
 import evaluate
 import sample
-import toyland
+from corpora import toyland
 import train
-from config import configure
+from support.settings import configure
 
 # a run whose checkpoint of 40 MB takes a while to write; dropout on; over the ends of epochs
 HEAVY = dict(
@@ -707,7 +707,8 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
 ASLEEP = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import time, train
-from config import configure, run_script
+from support.settings import configure
+from support.console import run_script
 train.take_step = lambda *rest: print("asleep", flush=True) or time.sleep(60)
 run_script(lambda args: train.main(configure(train.Settings(), args)))
 """
@@ -740,7 +741,8 @@ def test_a_run_started_by_nohup_goes_on_when_the_terminal_closes():
 STEPS = f"""
 import os, sys; sys.path.insert(0, {str(ROOT)!r})
 import checkpoint, train
-from config import configure, run_script
+from support.settings import configure
+from support.console import run_script
 save = checkpoint.Run.save
 def save_and_tell(run):
     save(run)

@@ -6,13 +6,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import train
+from corpora import toyland
+from model import MIXERS, Config, LanguageModel, load
+from tools import figures, figures_gates
+
 import pytest
 import torch
-
-import figures
-import toyland
-import train
-from model import MIXERS, Config, LanguageModel, load
 
 # as long as BLiMP's longest names; a task of fewer has names as long as EWoK's longest
 BLIMP = [f"coordinate_structure_constraint_complex_left_br_{i:02}" for i in range(67)]
@@ -30,11 +30,11 @@ def record(epoch, **scores):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """drawn(log, benchmarks) -> the figure, laid out."""
+    """drawn(log, terms) -> the figure, laid out."""
 
-    def call(log, benchmarks={}):
+    def call(log, terms={}, title="a run"):
         monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
-        figure = figures.draw(log, benchmarks, "curve.svg", "a run")
+        figure = figures.draw(log, terms, "curve.svg", title)
         figure.canvas.draw()
         return figure
 
@@ -50,28 +50,33 @@ def axis_of(figure, title):
 def test_the_best_macro_score_is_marked_and_chance_is_dotted(drawn):
     """By hand: macro scores 50, 65, 62.5 and 65; the first of equals is the best, as for best.pt."""
     log = [record(0, a=50, b=50), record(1, a=70, b=60), record(2, a=75, b=50), record(3, a=65, b=65)]
-    axis = axis_of(drawn(log), "judged rightly")
+    (axis,) = (axis for axis in drawn(log).axes if axis.get_title() == figures.CORRECT)
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert lines["best, 65.0 at epoch 1"] == [[1, 65]]
-    assert lines["macro score, 65.0 last"] == [[0, 50], [1, 65], [2, 62.5], [3, 65]]
-    assert lines["a, 65.0 last"] == [[0, 50], [1, 70], [2, 75], [3, 65]]
-    assert [y for _, y in lines["chance of a pair"]] == [50, 50]
+    assert lines["best, 65.0 at step 100"] == [[100, 65]]
+    assert lines["macro average, 65.0 last"] == [[0, 50], [100, 65], [200, 62.5], [300, 65]]
+    assert lines["a, 65.0 last"] == [[0, 50], [100, 70], [200, 75], [300, 65]]
+    assert [y for _, y in lines["chance"]] == [50, 50]
+
+
+def test_losses_have_a_logarithmic_axis_with_plain_numbers(drawn):
+    axis = axis_of(drawn([record(0, a=50), record(1, a=60)]), "a run: loss")
+    assert axis.get_yscale() == "log" and axis.get_xlabel() == "step; an epoch is 100"
+    low, high = axis.get_ylim()
+    labels = {text.get_text() for text in axis.get_yticklabels() if low <= text.get_position()[1] <= high}
+    assert labels == {"4.9", "4.92", "4.94", "4.96", "4.98", "5"}
 
 
 def test_a_row_is_a_paradigm_and_what_was_learned_first_is_on_top(drawn):
-    axis = axis_of(drawn([record(0, a=[50, 50, 50]), record(1, a=[60, 90, 75])]), "a: per cent right")
+    axis = axis_of(drawn([record(0, a=[50, 50, 50]), record(1, a=[60, 90, 75])]), "a: correct")
     assert axis.images[0].get_array().tolist() == [[50, 90], [50, 75], [50, 60]]
     assert [text.get_text()[-3:] for text in axis.get_yticklabels()] == ["es1", "es2", "es0"]
 
 
 def test_many_paradigms_whose_phenomena_are_known_are_a_row_a_phenomenon(drawn):
-    """Means by hand; known from the results of any benchmark with the same paradigms."""
+    """Means by hand."""
     log = [record(epoch, blimp_fast=[float(i + epoch) for i in range(67)]) for epoch in (0, 1)]
-    terms = {
-        uid: {"term": "early" if i < 10 else "late", "score": 1, "n": 1, "interval": 1}
-        for i, uid in enumerate(BLIMP)
-    }
-    axis = axis_of(drawn(log, {"blimp": {"score": 1, "subtasks": terms}}), "blimp_fast")
+    terms = {uid: "early" if i < 10 else "late" for i, uid in enumerate(BLIMP)}
+    axis = axis_of(drawn(log, terms), "blimp_fast")
     assert axis.images[0].get_array().tolist() == [[38.0, 39.0], [4.5, 5.5]]
 
 
@@ -94,6 +99,51 @@ def test_a_run_without_pairs_or_of_no_step_has_a_picture(drawn):
         assert len(drawn(log).axes) == 1
 
 
+def test_names_are_drawn_as_they_are(drawn):
+    """matplotlib would take what is between two $ for a formula, and this one for a broken formula."""
+    log = [record(0, **{"$x^{$": 50}), record(1, **{"$x^{$": 60})]
+    assert axis_of(drawn(log, title="a_$x^{$"), "a_$x^{$: loss")
+    rows = [{"name": name, "benchmarks": {"$y^{$": 50}} for name in ("$x^{$", "a")]
+    axis = figures.draw_leaderboard(rows, ["$y^{$"], None).axes[0]
+    axis.figure.canvas.draw()
+    assert axis.get_title() == "$y^{$"
+
+
+def test_a_leaderboard_leaves_out_what_one_row_alone_was_scored_on(monkeypatch):
+    monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
+    rows = [{"name": "ours", "benchmarks": {"blimp": 60, "supplement": 50, "bear": 5}}]
+    rows += [{"name": name, "paper": True, "benchmarks": {"supplement": 70}} for name in "ab"]
+    rows[2]["benchmarks"]["bear"] = 9
+    figure = figures.draw_leaderboard(rows, ["blimp", "supplement", "bear"], None)
+    assert [axis.get_title() for axis in figure.axes] == ["supplement", "bear"]
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["a (paper)", "b (paper)", "ours"]
+    figure = figures.draw_leaderboard(rows[:1], ["blimp", "supplement"], None)
+    assert [axis.get_title() for axis in figure.axes] == ["blimp", "supplement"]
+    figures.plt.close("all")
+
+
+def test_benchmarks_scored_after_training_are_bars_with_their_intervals(tmp_path, monkeypatch):
+    """By hand: two of 67 paradigms that share a phenomenon, 3 and 4 points wide, are (60 + 80) / 2 ± 5 / 2."""
+    subtasks = {
+        "a": {"score": 60, "interval": 3.0, "term": "t"},
+        "b": {"score": 80, "interval": 4.0, "term": "t"},
+    }
+    subtasks |= {f"p{i}": {"score": 50, "interval": 1.0, "term": "u"} for i in range(65)}
+    found = {"blimp": {"score": 50.6, "subtasks": subtasks}, "seen": {"score": 50, "subtasks": {}}}
+    results = {"training": [record(0, seen=50)], "benchmarks": found}
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps(results))
+    assert [x.name for x in figures.draw_results(path)] == ["out.svg", "out_benchmarks.svg"]
+    monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
+    terms = {name: subtask["term"] for name, subtask in subtasks.items()}
+    (axis,) = figures.draw_benchmarks({"blimp": found["blimp"]}, terms, None).axes
+    assert [bar.get_width() for bar in axis.patches] == [50, 70]
+    (spread,) = (x for x in axis.collections)
+    assert [segment[:, 0].tolist() for segment in spread.get_segments()][1] == [67.5, 72.5]
+    figures.plt.close("all")
+
+
 # ----------------------------------------------------------------------------------------------------
 # Inside a run
 
@@ -104,7 +154,7 @@ def model_of(mixer, n_layer=2):
     return LanguageModel(Config(mixer=mixer, **config)).eval()
 
 
-GATED = [name for name, mixer in MIXERS.items() if mixer in figures.GATES]
+GATED = [name for name, mixer in MIXERS.items() if issubclass(mixer, figures_gates.GATED)]
 TOKENS = torch.arange(20).unsqueeze(0)
 
 
@@ -114,12 +164,15 @@ def test_after_a_half_life_half_of_what_a_mixer_held_is_left(name):
     """A state is 1 apart from another before a text: after T tokens of it, 2^(-T / half-life)."""
     model = model_of(name)
     mixer, seen = model.layers[1].mixer, []
-    mixer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    log_f = figures.forget_gates(model, {2: mixer}, TOKENS)[2]
-    state = mixer(seen[0])[1]
-    one, zero = (held(mixer(seen[0], holding(value, state))[1]) for value in (1.0, 0.0))
+    hook = mixer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    log_f = figures_gates.forget_gates(model, {2: mixer}, TOKENS)[2]
+    hook.remove()
+    x, _, *floor = seen[0]
+    state = mixer(x, None, *floor)[1]
+    one, zero = (held(mixer(x, holding(value, state), *floor)[1]) for value in (1.0, 0.0))
     left = (one - zero).reshape(log_f.shape[1], -1)[:, 0]
-    torch.testing.assert_close(2 ** (-20 / figures.half_life(log_f)), left.double(), rtol=1e-4, atol=1e-6)
+    lives = figures_gates.half_life(log_f.mean(0))
+    torch.testing.assert_close(2 ** (-20 / lives), left.double(), rtol=1e-4, atol=1e-6)
 
 
 def holding(value, state):
@@ -145,8 +198,9 @@ def with_gates(name, **biases):
                 getattr(block.mixer, gate).weight.zero_()
                 if name != "hgrn2":
                     getattr(block.mixer, gate).bias.fill_(bias)
-    mixers = figures.gated_mixers(model)
-    return [figures.half_life(x) for x in figures.forget_gates(model, mixers, TOKENS).values()]
+    mixers = figures_gates.gated_mixers(model)
+    gates = figures_gates.forget_gates(model, mixers, TOKENS).values()
+    return [figures_gates.half_life(log_f.mean(0)) for log_f in gates]
 
 
 def test_half_lives_of_known_gates_by_hand():
@@ -173,12 +227,12 @@ def test_saturated_gates_have_finite_half_lives(name, gates, bias):
 def inside(workplace, monkeypatch):
     """inside("memory", text="...") -> what would be drawn of out/tiny, laid out; floors are each channel's own."""
     model, tokenizer, trained = load("out/tiny")
-    model.layers[0].mixer.floors.table.data.normal_()
-    monkeypatch.setattr(figures, "load", lambda run: (model, tokenizer, trained))
-    monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
+    model.floors.table.data.normal_()
+    monkeypatch.setattr(figures_gates, "load", lambda run: (model, tokenizer, trained))
+    monkeypatch.setattr(figures_gates, "keep", lambda figure, path: figure)
 
     def call(what, **settings):
-        figure = figures.INSIDE[what](figures.Settings(**settings))
+        figure = figures_gates.PICTURES[what](figures_gates.Settings(**settings))
         figure.canvas.draw()
         return figure, model
 
@@ -191,9 +245,10 @@ TEXT = "The cat $sees$ the dog."
 
 def gates_of_the_text(model):
     """Every layer's log f (T, N) as it reads TEXT, and the tokens of it."""
-    _, tokenizer, _ = figures.load("out/tiny")
+    _, tokenizer, _ = load("out/tiny")
     tokens = [tokenizer.token_to_id("<s>"), *tokenizer.encode(TEXT, add_special_tokens=False).ids]
-    return figures.forget_gates(model, figures.gated_mixers(model), torch.tensor([tokens])), tokens
+    mixers = figures_gates.gated_mixers(model)
+    return figures_gates.forget_gates(model, mixers, torch.tensor([tokens])), tokens
 
 
 def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors(inside):
@@ -202,16 +257,17 @@ def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors
     drawn = [(patch.get_label(), torch.tensor(patch.get_data().values)) for patch in figure.axes[0].patches]
     lives, floors = ([x for label, x in drawn if word in label] for word in ("channel", "floor"))
     assert len(lives) == 4 and len(floors) == 2
-    own = -math.log(2) / model.layers[0].mixer.floors.table.detach().double().softmax(0)[1].log()
+    own = -math.log(2) / model.floors.table.detach().double().softmax(0)[1].log()
     gates, _ = gates_of_the_text(model)
-    heads = (figures.half_life(gates[2]).chunk(2), own.chunk(2))
+    half_lives = figures_gates.half_life(gates[2].mean(0))
+    heads = (half_lives.chunk(2), own.chunk(2))
     for life, floor, of_channels, of_floors in zip(lives[2:], floors, *heads):
         order = of_channels.argsort()
         torch.testing.assert_close(life, of_channels[order])
         torch.testing.assert_close(floor, of_floors[order], rtol=1e-5, atol=0)
         assert (life > floor).all()
     medians = json.loads(Path("out/tiny/memory.json").read_text())["medians"]
-    assert medians["2"] == pytest.approx(figures.half_life(gates[2]).median().item(), abs=0.006)
+    assert medians["2"] == pytest.approx(half_lives.median().item(), abs=0.006)
 
 
 def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
@@ -225,6 +281,7 @@ def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["layer 2", "layer 1"]
     for axis, n in zip(figure.axes, (2, 1)):
         kept = 1 - torch.tensor(axis.images[0].get_array())  # (N, T)
+        assert axis.images[0].get_interpolation() == "nearest"
         torch.testing.assert_close(kept.sort(0).values, gates[n].exp().T.sort(0).values)
         for head in kept.log().mean(1).chunk(2):
             assert (head.diff() <= 1e-6).all()
@@ -237,11 +294,12 @@ def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what
         mixer="hgrn2 mingru attention", n_layer=18, d_model=512, n_head=8, d_mlp=1, vocab_size=300
     )
     model, (_, tokenizer, trained) = LanguageModel(config).eval(), load("out/tiny")
-    for mixer in figures.gated_mixers(model).values():
-        getattr(mixer, figures.GATES[type(mixer)][0][0]).weight.data.normal_(std=1)
-    monkeypatch.setattr(figures, "load", lambda run: (model, tokenizer, trained))
+    for n, mixer in figures_gates.gated_mixers(model).items():
+        gate = mixer.update if n % 3 == 2 else mixer.forget
+        gate.weight.data.normal_(std=1)
+    monkeypatch.setattr(figures_gates, "load", lambda run: (model, tokenizer, trained))
     text = "The cat sees the dog. " * 5
-    path = figures.INSIDE[what](figures.Settings(text=text, picture=f"{what}.svg"))
+    path = figures_gates.PICTURES[what](figures_gates.Settings(text=text, picture=f"{what}.svg"))
     assert str(path) == f"{what}.svg" and 10_000 < Path(path).stat().st_size < 200_000
 
 
@@ -254,11 +312,15 @@ memory out/tiny --picture=m.pdf              -> picture = 'm.pdf': name a file t
 memory out/gone                              -> its corpus 'gone' is not here: say what to read, --text=
 gates out/tiny --text                        -> --text has no value
 gates out/tiny --text="LONG"                 -> tokens, and a picture has room for 48: shorten it
-gates out/gpt                                -> mixer = 'attention' has no forget gates to draw; there are
+gates out/gpt                                -> Attention has no forget gates to draw; there are those
 phenomena                                    -> phenomena of what?
-phenomena out/none                           -> out/none: no run folder with a results.json
-phenomena text.txt                           -> text.txt: no run folder with a results.json
-phenomena list.json                          -> list.json: no run folder with a results.json
+phenomena out/none                           -> out/none: not a result file of evaluate.py, compare.py or
+phenomena text.txt                           -> text.txt: not a result file of evaluate.py, compare.py or
+phenomena list.json                          -> list.json: not a result file of evaluate.py, compare.py or
+list.json                                    -> list.json: not a result file of evaluate.py, compare.py or
+cut.json                                     -> cut.json: not a result file of evaluate.py, compare.py or
+half.json                                    -> half.json: not a result file of evaluate.py, compare.py or
+empty.json                                   -> it has nothing to draw
 phenomena one.json other.json                -> toyland: one, other have no paradigm in common
 """
 
@@ -271,6 +333,9 @@ def with_results(workplace, tiny):
     train.main(tiny(run="gone", corpus="gone", max_steps=1))
     shutil.rmtree("data/gone")
     Path("list.json").write_text("[]")
+    Path("cut.json").write_text('{"benchmarks": {"toyland": {"sub')
+    Path("half.json").write_text('{"comparison": "two", "tasks": []}')
+    Path("empty.json").write_text("{}")
     for name, scores in {"one": {"a": 80, "b": 55}, "other": {"c": 70}, "third": {"b": 45, "a": 50}}.items():
         Path(f"{name}.json").write_text(json.dumps(results_of(scores)))
 
@@ -294,7 +359,7 @@ def test_a_wrong_word_is_one_line(with_results, refusal):
 
 def test_phenomena_of_twelve_models_are_a_small_file(workplace):
     scores = dict.fromkeys(toyland.PARADIGMS, 100)
-    path = figures.draw_phenomena({f"model {i}": scores for i in range(12)}, "phenomena.svg", "toyland")
+    path = figures.draw_phenomena({f"model {i}": scores for i in range(12)}, "phenomena.svg", "toyland", {})
     assert 10_000 < Path(path).stat().st_size < 200_000
 
 

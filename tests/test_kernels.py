@@ -1,12 +1,14 @@
 """The fast forms are the loops: the same values, the same gradients, for every gate from 0 to 1."""
 
+import functools
 import itertools
+
+import kernels
+from fast import operators, recurrences
 
 import pytest
 import torch
 import torch.nn.functional as F
-
-import kernels
 
 INF = float("inf")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -55,14 +57,11 @@ def assert_same(fast, loop, inputs, dtype=torch.float32):
     """All that `fast` gives in `dtype` is what `loop` gives in float64, elementwise and as a whole."""
     ours, exact = values_and_gradients(fast, inputs, dtype), values_and_gradients(loop, inputs, torch.float64)
     for i, (x, y) in enumerate(zip(ours, exact, strict=True)):
-        assert x.dtype == dtype and x.shape == y.shape and x.isfinite().all(), (
-            f"number {i} of results and gradients"
-        )
+        name = f"number {i} of results and gradients"
+        assert x.dtype == dtype and x.shape == y.shape and x.isfinite().all(), name
         error, size = x.double() - y, max(y.abs().max().item(), 1e-30)
-        assert error.abs().max() <= TOLERANCE[dtype] * size, (
-            f"number {i} of results and gradients: {error.abs().max()}"
-        )
-        assert error.norm() <= TOLERANCE[dtype] * max(y.norm().item(), 1e-30), f"number {i}, as a whole"
+        assert error.abs().max() <= TOLERANCE[dtype] * size, f"{name}: {error.abs().max()}"
+        assert error.norm() <= TOLERANCE[dtype] * max(y.norm().item(), 1e-30), f"{name}, as a whole"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -204,11 +203,28 @@ def test_gated_linear_attention_is_the_loop_over_2048_steps(kind):
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
+@pytest.mark.parametrize("kind", ["at initialisation", "near 1", "saturated at 1"])
+@pytest.mark.parametrize("T, C", [(1, 16), (15, 16), (16, 16), (17, 16), (50, 16), (50, 7), (129, 64)])
+def test_the_idea_of_chunks_is_the_loop(T, C, kind):
+    """C steps at a time as two matrix products, where gates are not near 0; the last chunk may be shorter."""
+    inputs = attention_inputs(2, T, 3, 5, 4, kind)
+    chunks = functools.partial(kernels.gated_linear_attention_chunks, C=C)
+    assert_same(chunks, kernels.gated_linear_attention_loop, inputs, torch.float64)
+
+
+def test_chunks_alone_do_not_survive_gates_near_0():
+    """Why kernels.py goes on after them: D_j underflows, and k_j / D_j is infinite."""
+    inputs = attention_inputs(1, 64, 1, 4, 4, "all 1e-8")
+    o, _ = kernels.gated_linear_attention_chunks(*inputs)
+    assert not o.isfinite().all()
+    assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
 def test_segments_are_only_a_matter_of_speed(monkeypatch):
     """Worked on in pieces of 32 rows, the first of them ragged, or all at once."""
     inputs = attention_inputs(2, 150, 2, 16, 24, "of all kinds")
     for size in (1, 2**30):
-        monkeypatch.setattr(kernels, "SEGMENT", size)
+        monkeypatch.setattr(recurrences, "SEGMENT", size)
         assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
@@ -373,7 +389,7 @@ def test_selective_scan_is_the_loop(B, T, E, N, kind, dtype):
 def test_sequences_at_once_are_only_a_matter_of_speed(monkeypatch):
     inputs = selective_inputs(5, 40, 3, 4)
     for size in (1, 2 * 16 * 12, 2**30):
-        monkeypatch.setattr(kernels, "STATES", size)
+        monkeypatch.setattr(recurrences, "STATES", size)
         assert_same(kernels.selective_scan, kernels.selective_scan_loop, inputs)
 
 
@@ -505,15 +521,62 @@ def test_arguments_may_lie_in_memory_as_they_like(name):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
 
 
+def loop_and_default(name, arguments):
+    """All results of a public function as form "loop" and as form "auto" give them."""
+    f, results = getattr(kernels, name), []
+    for form in ("loop", "auto"):
+        kernels.use_kernels(form)
+        y = f(**arguments)
+        results.append(y if isinstance(y, tuple) else (y,))
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS + ["min_gru"])
+def test_the_form_changes_neither_values_nor_types(name, dtype):
+    """What is carried on stays in float32 where outputs are bfloat16, in either form."""
+    _, arguments = example("min_lstm" if name == "min_gru" else name)
+    if name == "min_gru":
+        arguments["gate"] = arguments.pop("forget") + arguments.pop("input")
+    plain, fast = loop_and_default(name, {x: y.to(dtype) for x, y in arguments.items()})
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    for x, y in zip(plain, fast, strict=True):
+        torch.testing.assert_close(x, y, rtol=bound, atol=bound)  # the same type, too
+
+
+@pytest.mark.parametrize("gates", [4, 1])
+def test_the_loop_too_makes_keys_of_gates(gates):
+    """k = None, with a gate for each key or for a whole head."""
+    q, _, v, log_f, S0 = attention_inputs(2, 9, 3, 4, 5, gates=gates)
+    plain, fast = loop_and_default("gated_linear_attention", dict(q=q, k=None, v=v, log_f=log_f, S0=S0))
+    for x, y in zip(plain, fast):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_form_is_refused_and_changes_nothing():
+    kernels.use_kernels("torch")
+    with pytest.raises(ValueError, match="kernels = 'cuda': possible are auto, loop, torch, triton"):
+        kernels.use_kernels("cuda")
+    assert kernels.form == "torch"
+
+
+def test_where_triton_cannot_run_its_form_is_torchs():
+    """On a CPU, without the interpreter."""
+    inputs = attention_inputs(2, 20, 2, 4, 5)
+    results = []
+    for form in ("triton", "torch"):
+        kernels.use_kernels(form)
+        results.append(kernels.gated_linear_attention(*inputs))
+    assert all(map(torch.equal, *results))
+
+
 @pytest.mark.parametrize("name", ["linear_scan", "gated_linear_attention", "selective_scan"])
 def test_operators_keep_what_they_promise_pytorch(name, monkeypatch):
     """torch.library's own check: schema, shapes without data, gradients, compilation."""
-    operator, calls = (
-        {"linear_scan": "scan", "gated_linear_attention": "attention"}.get(name, "selective"),
-        [],
-    )
-    original = getattr(kernels, operator)
-    monkeypatch.setattr(kernels, operator, lambda *inputs: calls.append(inputs) or original(*inputs))
+    operator = {"linear_scan": "scan", "gated_linear_attention": "attention", "selective_scan": "selective"}
+    operator, calls = operator[name], []
+    original = getattr(operators, operator)
+    monkeypatch.setattr(operators, operator, lambda *inputs: calls.append(inputs) or original(*inputs))
     f, arguments = example(name)
     f(**{x: y.requires_grad_() for x, y in arguments.items()})
     torch.library.opcheck(original, calls[0])

@@ -1,18 +1,15 @@
 """What every mixer promises, whatever is inside it, and that each is what its paper or best-known code says."""
 
-import inspect
 from pathlib import Path
+
+import train
+from kernels import use_kernels
+from model import MIXERS, Config, LanguageModel, find_device
+from support.settings import configure
 
 import pytest
 import torch
 import torch.nn.functional as F
-
-import kernels
-import layers
-import model as models
-import train
-from config import configure
-from model import MIXERS, Config, LanguageModel, find_device
 
 ROOT = Path(__file__).parents[1]
 SHAPE = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=48, context=64)
@@ -25,14 +22,25 @@ VARIANTS |= {
 }
 
 
-def build(**settings):
+FORMS = ("loop", "auto")  # as it is written, and with what fast/ puts in its place
+
+
+def build(form="auto", **settings):
     torch.manual_seed(0)
-    return LanguageModel(Config(**SHAPE | settings))
+    model = LanguageModel(Config(**SHAPE | settings))
+    use_kernels(form, model)
+    return model
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+@pytest.fixture(params=[(name, form) for name in VARIANTS for form in FORMS], ids="-".join)
 def model(request):
-    return build(**VARIANTS[request.param]).eval()
+    name, form = request.param
+    return build(form, **VARIANTS[name]).eval()
 
 
 def test_states_hold_on_to_nothing_else(model):
@@ -54,9 +62,9 @@ def test_states_of_another_depth_are_refused():
 
 
 @pytest.mark.parametrize("mixer", ["mingru", "minlstm", "hgrn2", "mamba", "aaren", "mlstm"])
-def test_in_bfloat16_a_token_at_a_time_is_as_exact_as_all_at_once(mixer):
+def test_in_bfloat16_a_token_at_a_time_is_as_exact_as_all_at_once(mixer, form):
     """Of a memory that moves slowly, whose small steps a state in bfloat16 would not take."""
-    model = build(mixer=mixer, n_layer=1).eval()
+    model = build(form, mixer=mixer, n_layer=1).eval()
     for name in ("update", "forget"):
         if hasattr(model.layers[0].mixer, name) and mixer.startswith("min"):
             getattr(model.layers[0].mixer, name).bias.data += 7 if name == "forget" else -7
@@ -108,6 +116,7 @@ def test_reading_in_parts_changes_nothing(model, cuts):
     torch.testing.assert_close(torch.cat(logits, dim=1), model(tokens)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", [(name, "auto") for name in VARIANTS], indirect=True, ids=VARIANTS)
 def test_every_mixer_learns_a_sentence_by_heart(model):
     tokens = torch.arange(12).repeat(1, 2)[:, :20] * 3 % 50
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -201,7 +210,7 @@ def test_hgrn2_is_flash_linear_attentions():
     naive = pytest.importorskip("fla.ops.gla.naive")
     ours = build(mixer="hgrn2").eval()
     with torch.no_grad():
-        table = ours.layers[0].mixer.floors.table.normal_()
+        table = ours.floors.table.normal_()
     floors = table.softmax(0).cumsum(0) - table.softmax(0)[0]
 
     def theirs(mixer, x, layer):
@@ -239,8 +248,9 @@ def min_lstm_step(mixer, x_t, h):
 
 
 @pytest.mark.parametrize("name, step", [("mingru", min_gru_step), ("minlstm", min_lstm_step)])
-def test_min_rnns_are_the_papers_sequential_listing(name, step):
+def test_min_rnns_are_the_papers_sequential_listing(name, step, form):
     mixer = MIXERS[name](Config(**SHAPE | dict(expand=2)), layer=0)
+    use_kernels(form, mixer)
     x, h, hs = torch.randn(2, 64, 32), torch.rand(2, 64), []
     y, last = mixer(x, h)
     for x_t in x.unbind(1):
@@ -300,15 +310,34 @@ def test_the_papers_models_have_the_papers_sizes(name, count):
 def test_floors_rise_with_depth_and_are_one_table():
     """At the start layer l's floor is l / n_layer: 0 in the first."""
     model = build(mixer="hgrn2")
-    tables = {id(block.mixer.floors) for block in model.layers}
-    floors = torch.stack([block.mixer.floors(block.mixer.layer) for block in model.layers])
-    assert len(tables) == 1
-    torch.testing.assert_close(floors, torch.tensor([[0.0], [1 / 3], [2 / 3]]).expand(3, 32))
+    floors = model.floors()
+    assert [name for name, _ in model.named_parameters() if "floors" in name] == ["floors.table"]
+    assert list(floors) == [0, 1, 2]
+    expected = torch.tensor([[0.0], [1 / 3], [2 / 3]]).expand(3, 32)
+    torch.testing.assert_close(torch.stack([*floors.values()]), expected)
 
 
-def test_saturated_gates_give_no_nan():
+def test_in_a_hybrid_floors_go_by_the_depth_of_a_layer_and_to_hgrn2_alone():
+    model = build(mixer="attention hgrn2 hgrn2", n_layer=3)
+    floors = {layer: floor.mean().item() for layer, floor in model.floors().items()}
+    assert floors == pytest.approx({1: 1 / 3, 2: 2 / 3})
+    assert build(mixer="mingru attention").floors is None
+
+
+def test_every_layer_of_hgrn2_forgets_above_its_own_floor(form):
+    """Also where a convolution stands before each block."""
+    model, seen = build(form, mixer="hgrn2", conv=4), []
+    model.floors.table.data.normal_()
+    for layer in model.layers:
+        if hasattr(layer, "mixer"):
+            layer.mixer.register_forward_pre_hook(lambda mixer, inputs: seen.append(inputs[2]))
+    model(torch.randint(50, (1, 5)))
+    assert len(seen) == 3 and all(map(torch.equal, seen, model.floors().values()))
+
+
+def test_saturated_gates_give_no_nan(form):
     """Forget logits of +-1000: f is 0 or 1 to the last bit, and every gradient is finite."""
-    model = build(mixer="hgrn2")
+    model = build(form, mixer="hgrn2")
     with torch.no_grad():
         for block in model.layers:
             block.mixer.forget.weight.normal_(std=1000)
@@ -320,11 +349,3 @@ def test_the_state_of_hgrn2_does_not_grow_with_the_text():
     model = build(mixer="hgrn2")
     sizes = [sum(S.numel() for S in model(torch.randint(50, (1, T)))[1]) for T in (1, 10, 60)]
     assert sizes == [3 * 32 * 8] * 3
-
-
-def test_the_way_of_a_token_is_short():
-    """From token ids to the loss with the reference recurrence: under 60 lines of functions."""
-    way = [train.NextToken.forward, LanguageModel.features, models.Block.forward, models.HGRN2.forward]
-    way += [models.ForgetFloors.forward, kernels.gated_linear_attention_loop, models.SwiGLU.forward]
-    way += [layers.linear_cross_entropy_reference]
-    assert sum(len(inspect.getsource(function).splitlines()) for function in way) < 60

@@ -8,21 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import data
+import evaluate
+import support.run
+import train
+from model import load
+from support import processes
+from support.processes import Stopped
 
 import pytest
 from conftest import ROOT, TINY, bits, contents, log, losses, same, saved
-
-import checkpoint
-import data
-import evaluate
-import train
-from model import load
+from processes import fork, fork_two, needs_fork, wait_until
 
 # 30 steps, three epochs, and best before the end; weights are kept at ten of the steps, twice at two of them
 LONGER = dict(run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant")
 LONGER |= dict(checkpoints="babylm")
 MILLION = 150  # words, so that there are marks to pass
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than such a run; test_train.py has one."""
+    monkeypatch.setattr("tools.figures.learning_curve", lambda folder: "")
 
 
 def kept(run):
@@ -60,7 +71,7 @@ def uninterrupted(prepared):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(prepared)
         patch.delenv("NANORNN_DATA", raising=False)
-        patch.setattr(checkpoint, "MILLION", MILLION)
+        patch.setattr("support.run.MILLION", MILLION)
         s = train.Settings(**TINY | LONGER)
         train.main(s)
         content = contents("longer"), kept("longer")
@@ -68,25 +79,25 @@ def uninterrupted(prepared):
     return s, *content
 
 
-@pytest.mark.parametrize(
-    "stops",
-    [[(step, False)] for step in random.Random(0).sample(range(1, 30), 10)]
-    + [[(8, True)], [(0, True)], [(5, False), (16, True), (23, False)]],
-    ids=str,
-)
-def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, monkeypatch, stops):
+STOPS = [[(8, True)], [(0, True)], [(5, False), (16, True), (23, False)]]  # [(step, while validating), ...]
+
+
+def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, monkeypatch, times):
     """Same log and checkpoints as never stopped: with dropout, over ends of epochs, after three resumes."""
     s, content, weights = uninterrupted
-    monkeypatch.setattr(checkpoint, "MILLION", MILLION)
-    for step, validating in stops:
-        stop_at(step, validating)
-        with pytest.raises(SystemExit) as end:
-            train.main(s)
-        assert end.value.code == 130 and saved(run="longer")["step"] == step
-    stop_at(None)
-    train.main(s)
-    same(contents("longer"), content)
-    assert kept("longer") == weights and len(weights) == 12
+    monkeypatch.setattr("support.run.MILLION", MILLION)
+    steps = random.Random(0).sample(range(1, 30), times(4, 29))
+    for stops in STOPS + [[(step, False)] for step in steps]:
+        for step, validating in stops:
+            stop_at(step, validating)
+            with pytest.raises(Stopped):
+                train.main(s)
+            assert saved(run="longer")["step"] == step
+        stop_at(None)
+        train.main(s)
+        same(contents("longer"), content)
+        assert kept("longer") == weights and len(weights) == 12, stops
+        shutil.rmtree("out/longer")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -113,46 +124,32 @@ def test_a_signal_while_pairs_are_scored_stops_after_the_batch(workplace, tiny, 
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "accuracy", stopped)
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(Stopped):
             train.main(s)
-    assert end.value.code == 130 and batches.count(3) == 1 and len(batches) > 2
+    assert batches.count(3) == 1 and len(batches) > 2
     assert saved(run="scored")["step"] == 2
     train.main(s)
     same(contents("scored"), content)
 
 
-KEEPING = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
-import checkpoint, train
-from config import configure
-checkpoint.MILLION = {MILLION}
-save = checkpoint.save
-def save_and_say(state, path, *previous):
-    save(state, path, *previous)
-    print("wrote " + path.name + "\\n", end="", flush=True)
-checkpoint.save = save_and_say
-train.main(configure(train.Settings(), sys.argv[1:]))
-"""
-
-
-def test_kill_9_loses_none_of_the_kept_weights(workplace, uninterrupted, times):
+@needs_fork
+def test_kill_9_loses_none_of_the_kept_weights(workplace, uninterrupted, monkeypatch, times):
     """Killed at random moments, within a save and between two: at the end all are as if never killed."""
     s, content, weights = uninterrupted
-    Path("keeping.py").write_text(KEEPING)
-    flags = [f"--{name}={value}" for name, value in LONGER.items() if name != "run"]
+    monkeypatch.setattr("support.run.MILLION", MILLION)
     r, kills, ended = random.Random(0), 0, 0
     while kills < times(3, 40) or not ended:
         folder = Path(f"out/killed{ended}")
-        command = [sys.executable, "keeping.py", "tiny.py", f"--run={folder.name}", "--save_every=3", *flags]
-        training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        training = fork(partial(train.main, replace(s, run=folder.name, save_every=3)))
         lines = len(log(folder.name)) + r.randrange(20 if kills < times(3, 40) else 999)
         inside = r.random() < 0.5  # a file being written
-        while training.poll() is None and not (
-            len(log(folder.name)) >= lines and (not inside or [*folder.glob("chck*.unfinished")])
-        ):
-            time.sleep(0.0005)
+        wait_until(
+            lambda: len(log(folder.name)) >= lines and (not inside or [*folder.glob("chck*.unfinished")]),
+            training,
+        )
         training.kill()
-        if training.wait() == 0:
+        training.join()
+        if training.exitcode == 0:
             same(contents(folder.name), content)
             assert kept(folder.name) == weights and not [*folder.glob("*.unfinished")]
             ended += 1
@@ -196,7 +193,7 @@ def test_a_finished_run_says_so_and_stays(workplace, tiny, capsys):
 def test_fewer_steps_than_are_done_take_none(workplace, tiny, capsys, stop_at):
     """Stopped at 23, asked for 21: done, and not training for ever after a step that will not come."""
     stop_at(23)
-    with pytest.raises(SystemExit):
+    with pytest.raises(Stopped):
         train.main(tiny(run="other"))
     train.main(tiny(run="other", max_steps=21))
     assert saved(run="other")["step"] == 23 and "done: 23 of 21 steps" in capsys.readouterr().out
@@ -238,52 +235,53 @@ def test_how_long_and_how_often_may_change(workplace, tiny):
 # Two processes
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--")
-STOPPED_BY_ONE = f"""
-import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})
-import train
-from config import configure
-take_step = train.take_step
-def take_step_then_stop(run, *rest):
-    take_step(run, *rest)
-    if run.step == 3 and os.environ["RANK"] == "1":
-        signal.raise_signal(signal.SIGTERM)
-train.take_step = take_step_then_stop
-train.main(configure(train.Settings(), sys.argv[1:]))
-"""
-
-
-def test_two_processes_are_one(script, workplace, tiny):
-    """torchrun with two processes: in float64 twenty losses within 1e-9 of one process."""
-    train.main(tiny(run="one", dtype="float64", max_steps=20))
-    result = script(
-        "train.py", "tiny.py", "--run=two", "--dtype=float64", "--max_steps=20", launcher=TORCHRUN
-    )
-    assert result.returncode == 0 and result.stdout.count("done: 20 of 20") == 1
+@needs_fork
+def test_two_processes_are_one(workplace, tiny):
+    """In float64 twenty losses are within 1e-9 of one process."""
+    s = tiny(run="one", dtype="float64", max_steps=20)
+    train.main(s)
+    codes, said = fork_two(partial(train.main, replace(s, run="two")))
+    assert codes == [0, 0] and said.count("done: 20 of 20") == 1, said
     assert losses("two") == pytest.approx(losses("one"), abs=1e-9) and len(losses("two")) == 20
     values = [[record["val_loss"] for record in log(run) if "val_loss" in record] for run in ("one", "two")]
     assert values[0] == pytest.approx(values[1], abs=1e-9)
 
 
-def test_two_processes_keep_each_of_the_weights_once(script, workplace):
+@needs_fork
+def test_two_processes_keep_each_of_the_weights_once(workplace, tiny, monkeypatch):
     """... at the step that one process would; and what they keep, load() takes."""
-    Path("keeping.py").write_text(KEEPING)
-    result = script(workplace / "keeping.py", "tiny.py", "--checkpoints=babylm", "--fresh", launcher=TORCHRUN)
-    assert result.returncode == 0, result.stderr
-    wrote = re.findall(r"wrote (chck_\w+\.pt)", result.stdout)
+    save = support.run.save
+
+    def save_and_say(state, path, *previous):
+        save(state, path, *previous)
+        print("wrote", path.name)
+
+    monkeypatch.setattr("support.run.MILLION", MILLION)
+    monkeypatch.setattr("support.run.save", save_and_say)
+    codes, said = fork_two(partial(train.main, tiny(checkpoints="babylm", fresh=True)))
+    assert codes == [0, 0], said
+    wrote = re.findall(r"wrote (chck_\w+\.pt)", said)
     marks = {saved(name)["step"] for name in wrote}
     assert sorted(wrote) == sorted(kept("tiny")) and len(wrote) == 12
     assert marks == {*range(1, 9), 17, 25}  # round(mark x 156 blocks / (1,728 words x 16 blocks a step))
     assert all(load(f"out/tiny/{name}") for name in wrote)
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step(script, workplace, tiny):
+@needs_fork
+def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeypatch):
     """... and in float32 the first loss and gradient are within 1e-6 of one process."""
-    Path("stopped_by_one.py").write_text(STOPPED_BY_ONE)
-    result = script(workplace / "stopped_by_one.py", "tiny.py", "--run=two", launcher=TORCHRUN)
-    assert result.returncode != 0 and "stopped at step 3 of 30 and saved" in result.stdout
-    assert saved(run="two")["step"] == 3
     train.main(tiny(run="one", max_steps=1))
+    take_step = train.take_step
+
+    def take_step_then_stop(run, *rest):
+        take_step(run, *rest)
+        if run.step == 3 and processes.rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train, "take_step", take_step_then_stop)
+    codes, said = fork_two(partial(train.main, tiny(run="two")))
+    assert 0 not in codes and said.count("stopped at step 3 of 30 and saved") == 1
+    assert saved(run="two")["step"] == 3
     first_of_one, first_of_two = ([r for r in log(run) if "loss" in r][0] for run in ("one", "two"))
     for name in ("loss", "grad_norm"):
         assert first_of_two[name] == pytest.approx(first_of_one[name], rel=1e-6)

@@ -5,14 +5,14 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from functools import cache
-from pathlib import Path
 
 import pytest
+from conftest import REAL_DATA, ROOT
 
-import toyland
+from corpora import toyland
 
-SCRIPT = Path(toyland.__file__)
 FIRST_20K_WORDS = "ec1eb85773385e6a6354434274d33302ea7830182389ad31087b5ba2b53ad51a"
 
 
@@ -41,14 +41,12 @@ def test_the_same_seed_gives_the_same_bytes_on_every_machine():
 
 
 def test_the_stories_do_not_depend_on_the_hash_seed_of_python():
-    code = "import toyland; print(next(toyland.stories()), toyland.minimal_pairs(10))"
-    env = {"PYTHONPATH": str(SCRIPT.parent)}
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**env, "PYTHONHASHSEED": seed}, capture_output=True
-        ).stdout
-        for seed in "12"
-    }
+    code = "from corpora import toyland; print(next(toyland.stories()), toyland.minimal_pairs(10))"
+    outputs = set()
+    for seed in "12":
+        environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
+        ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+        outputs.add(ended.stdout)
     assert len(outputs) == 1 and outputs != {b""}
 
 
@@ -121,11 +119,9 @@ def test_no_good_or_bad_sentence_of_a_test_is_in_the_stories():
 
 def test_there_are_at_least_sixteen_paradigms_with_names_and_terms_of_blimp():
     assert len(toyland.PARADIGMS) >= 16
-    folder = SCRIPT.parent.parent / "shared" / "data" / "blimp" / "blimp.zip"
-    if folder.exists():
-        import zipfile
-
-        with zipfile.ZipFile(folder) as blimp:
+    path = REAL_DATA / "blimp" / "blimp.zip"
+    if path.exists():
+        with zipfile.ZipFile(path) as blimp:
             for uid, (record, *_) in pairs().items():
                 theirs = json.loads(blimp.read(f"data/{uid}.jsonl").splitlines()[0])
                 for name in ("field", "linguistics_term", "UID"):
@@ -245,7 +241,8 @@ def test_a_folder_is_written_whole_and_again_the_same(tmp_path):
 
 
 def run(*args):
-    return subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True)
+    command = [sys.executable, "-m", "corpora.toyland", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("args", [["--chek"], ["--print=many"], [], ["a", "b"], ["--words=5", "x"]])

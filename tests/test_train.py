@@ -7,15 +7,23 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import data
+import evaluate
+import sample
+import train
+from model import LanguageModel, load
+from support.files import damage
+from support.run import find_marks
+
 import pytest
 import torch
 from conftest import contents, log, losses, same, saved
 
-import checkpoint
-import data
-import evaluate
-import train
-from model import LanguageModel, load
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than such a run; that of the prepared run is there."""
+    monkeypatch.setattr("tools.figures.learning_curve", lambda folder: "")
 
 
 @pytest.mark.parametrize("model", [dict(mixer="hgrn2"), dict(mixer="attention", position="rope")], ids=str)
@@ -91,7 +99,7 @@ def test_a_loss_that_is_no_number_stops_the_run(workplace, tiny, refusal, monkey
     s = tiny(fresh=True, log_every=log_every, save_every=5, schedule="constant")
     said = refusal(train.main, s)
     assert re.search(r"step 7: the loss is nan, .* learning rate of 0.01\b.*out/tiny/checkpoint.pt\n", said)
-    assert not checkpoint.damage("out/tiny/checkpoint.pt") and saved()["step"] == 5
+    assert not damage("out/tiny/checkpoint.pt") and saved()["step"] == 5
 
 
 RATES = {  # schedule -> step -> learning rate: up to 1 in four steps, then down to 0.2 at step 12
@@ -181,29 +189,29 @@ def test_words_are_counted_by_hand(tiny, tmp_path):
     """The paper's batches and corpus: 421.875 steps an epoch, and ten epochs of 9,999,894 words are the 100M."""
     s = tiny(checkpoints="babylm", batch_size=64)
     (tmp_path / "meta.json").write_text(json.dumps({"train": {"words": 9_999_894}}))
-    marks = checkpoint.find_marks(s, tmp_path, blocks=27_000)
+    marks = find_marks(s, tmp_path, blocks=27_000)
     names = [f"chck_{n}M.pt" for n in [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]]
     assert [name for step in sorted(marks) for name in marks[step]] == names and len(names) == 28
     steps = {name: step for step in marks for name in marks[step]}
     assert [steps[f"chck_{n}M.pt"] for n in (1, 2, 10, 20, 100)] == [42, 84, 422, 844, 4219]
     assert max(step for step in marks if step <= math.ceil(10 * 27_000 / 64)) == 4219
-    assert not checkpoint.find_marks(tiny(), tmp_path, blocks=27_000)
+    assert not find_marks(tiny(), tmp_path, blocks=27_000)
 
 
 KEEPING = dict(checkpoints="babylm", schedule="constant", max_steps=14)  # 1.4 epochs
 
 
-def find_marks(s):
+def marks_of(s):
     """{step: [name, ...]} for a run on the tiny corpus."""
-    return checkpoint.find_marks(s, Path("data/tiny"), data.Blocks("data/tiny/train.bin", s.context).n)
+    return find_marks(s, Path("data/tiny"), data.Blocks("data/tiny/train.bin", s.context).n)
 
 
 @pytest.fixture
 def kept(workplace, tiny, monkeypatch):
     """A run that has kept chck_1M.pt and so on, where a million is 300 -> {step: [name, ...]} to find there."""
-    monkeypatch.setattr(checkpoint, "MILLION", 300)
+    monkeypatch.setattr("support.run.MILLION", 300)
     train.main(tiny(run="kept", **KEEPING))
-    marks = find_marks(tiny(**KEEPING))
+    marks = marks_of(tiny(**KEEPING))
     return {step: marks[step] for step in marks if step <= 14}
 
 
@@ -217,23 +225,24 @@ def test_a_kept_file_holds_the_weights_of_its_step(workplace, tiny, kept, capsys
     shorter = load("out/shorter")[0].state_dict()
     assert all(torch.equal(weight, shorter[name]) for name, weight in model.state_dict().items())
     assert saved(path.name, "kept")["step"] == step and settings.run == "kept" and settings.checkpoint == path
-    assert not checkpoint.damage(path) and "optimizer" not in saved(path.name, "kept")
+    assert not damage(path) and "optimizer" not in saved(path.name, "kept")
     assert path.stat().st_size < 0.5 * Path("out/kept/checkpoint.pt").stat().st_size
 
 
-def test_all_scripts_take_a_kept_file(script, kept):
+def test_evaluate_and_sample_take_a_kept_file(kept, capsys):
     Path("pairs.jsonl").write_text('{"sentence_good": "The cat sees.", "sentence_bad": "cat The sees."}\n')
     name = f"out/kept/{kept[max(kept)][0]}"
-    for command in (["evaluate.py", name, "--tasks=pairs.jsonl"], ["sample.py", name, "--tokens=5"]):
-        result = script(*command)
-        assert result.returncode == 0, result.stderr
+    found = evaluate.main(evaluate.Settings(run=name, tasks="pairs.jsonl", device="cpu"))
+    assert found["benchmarks"].keys() == {"pairs"}
+    sample.main(sample.Settings(run=name, tokens=5, device="cpu"))
+    assert "The" in capsys.readouterr().out
 
 
 def test_the_end_says_what_was_kept(workplace, tiny, kept, monkeypatch, capsys):
     train.main(tiny(run="kept", **KEEPING))
     names = ", ".join(name for step in sorted(kept) for name in kept[step])
     assert f"kept for BabyLM: {names}\n" in capsys.readouterr().out
-    monkeypatch.setattr(checkpoint, "MILLION", 10**6)
+    monkeypatch.setattr("support.run.MILLION", 10**6)
     train.main(tiny(checkpoints="babylm"))
     assert "kept for BabyLM: none; chck_1M.pt is due at step 5,642\n" in capsys.readouterr().out
 
@@ -260,8 +269,8 @@ def test_what_was_kept_stays_until_fresh(workplace, tiny, kept, refusal):
 
 
 def test_marks_that_passed_before_they_were_asked_for_are_not_made_up(workplace, tiny, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MILLION", 300)
-    marks = find_marks(tiny(**KEEPING))
+    monkeypatch.setattr("support.run.MILLION", 300)
+    marks = marks_of(tiny(**KEEPING))
     train.main(tiny(run="late", max_steps=8))
     train.main(tiny(run="late", max_steps=14, checkpoints="babylm"))
     made = {saved(path.name, "late")["step"] for path in Path("out/late").glob("chck*")}

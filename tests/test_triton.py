@@ -3,6 +3,9 @@ The Triton kernels are the loops too: on a GPU compiled, elsewhere in Triton's i
 are small here.
 """
 
+import kernels
+from fast import operators
+
 import numpy as np
 import pytest
 import torch
@@ -19,20 +22,25 @@ from test_kernels import (
     selective_inputs,
 )
 
-import kernels
-
-triton_kernels = pytest.importorskip("triton_kernels", reason="Triton is not installed")
+pytest.importorskip("triton", reason="Triton is not installed")
 # above the diagonal of a leaf, where it is dropped; and in a float16 that is too large for it
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "INTERPRETED", not torch.cuda.is_available())
+    monkeypatch.setattr(kernels, "INTERPRETED", not torch.cuda.is_available())
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     yield
     torch.set_default_device(None)
+
+
+def test_the_form_is_chosen_by_device_and_number_format():
+    """float64 goes to PyTorch's form even where Triton runs; form "torch" sends all there."""
+    assert kernels.runs_triton(torch.empty(0)) and not kernels.runs_triton(torch.empty(0).double())
+    kernels.use_kernels("torch")
+    assert not kernels.runs_triton(torch.empty(0))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -44,7 +52,7 @@ def tile(monkeypatch):
     """A small one for the interpreter, which joins steps one by one."""
     if torch.cuda.is_available():
         return
-    monkeypatch.setattr(triton_kernels, "scan_tile", lambda kind, backward=False: (4, 4, 8, 1))
+    monkeypatch.setattr(kernels, "scan_tile", lambda kind, backward=False: (4, 4, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +88,7 @@ def test_selective_scan_is_the_loop(B, T, E, N, kind):
 
 
 def test_selective_scan_over_several_blocks_of_channels(monkeypatch):
-    monkeypatch.setattr(
-        triton_kernels, "selective_tile", lambda E, N, backward: (16, 4, 4 if backward else 2, 1)
-    )
+    monkeypatch.setattr(kernels, "selective_tile", lambda E, N, backward: (16, 4, 4 if backward else 2, 1))
     assert_same(kernels.selective_scan, kernels.selective_scan_loop, selective_inputs(2, 17, 7, 3))
 
 
@@ -143,8 +149,8 @@ def test_the_chunks_of_every_card(monkeypatch):
     """The tiles of bfloat16, in float32: C = 64 and 32, and slices wider and narrower than in float32's own."""
     inputs = attention_inputs(1, 100, 1, 64, 64, "of all kinds")
     for C, name in ((64, "bfloat16, Hopper"), (32, "bfloat16")):
-        monkeypatch.setitem(triton_kernels.TILES, "float32", triton_kernels.TILES[name])
-        monkeypatch.setattr(triton_kernels, "attention_chunk", lambda q, v, C=C: C)
+        monkeypatch.setitem(kernels.TILES, "float32", kernels.TILES[name])
+        monkeypatch.setattr(kernels, "attention_chunk", lambda q, v, C=C: C)
         assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
@@ -181,15 +187,15 @@ def test_nothing_outside_the_tensors_is_read_or_written(B, T, H, K, V, monkeypat
 
     monkeypatch.setattr(torch, "empty_like", lambda x: with_margins(torch.zeros(x.shape)))  # the launchers'
     q, k, v, log_f, S0 = inputs = [with_margins(x) for x in attention_inputs(B, T, H, K, V)]
-    results = [with_margins(torch.zeros(x.shape)) for x in kernels.attention_results(*inputs, True)]
-    triton_kernels.attend(*inputs, *results)
-    o, S, states, A = results
+    results = [with_margins(torch.zeros(x.shape)) for x in operators.attention_results(*inputs, True)]
+    kernels.attend_triton(*inputs, results)
+    o, S, *saved = results
     grads = [with_margins(torch.zeros(x.shape)) for x in inputs]
-    triton_kernels.attend_backward(*inputs, states, A, torch.ones(o.shape), torch.ones(S.shape), grads)
+    kernels.attend_backward_triton(inputs, saved, torch.ones(o.shape), torch.ones(S.shape), grads)
 
     *projections, h0 = (with_margins(torch.rand(shape)) for shape in (*3 * [(B, T, K)], (B, K)))
-    h = triton_kernels.scan("min_lstm", *projections, h0)
-    grads += triton_kernels.scan_gradients("min_lstm", *projections, h0, h, torch.ones(h.shape))
+    h = kernels.scan_triton("min_lstm", *projections, h0)
+    grads += kernels.scan_backward_triton("min_lstm", (*projections, h0), h, torch.ones(h.shape))
     assert all(x.isfinite().all() for x in (*results, h, *grads)) and all(x.isnan().all() for x in margins)
 
 
@@ -202,7 +208,7 @@ def bfloat16(monkeypatch):
     """Have the interpreter compute bfloat16 as a GPU does: in float32, rounded to the nearest."""
     if torch.cuda.is_available():
         return
-    tl, interpreter = triton_kernels.tl, pytest.importorskip("triton.runtime.interpreter")
+    tl, interpreter = kernels.tl, pytest.importorskip("triton.runtime.interpreter")
     builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 
     def widen(x):
@@ -258,7 +264,7 @@ def test_gated_linear_attention_in_bfloat16(kind, gates, shape, bfloat16, monkey
     fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
     for hopper in [None] if torch.cuda.is_available() else [True, False]:
         if hopper is not None:
-            monkeypatch.setattr(triton_kernels, "is_hopper", lambda device, answer=hopper: answer)
+            monkeypatch.setattr(kernels, "is_hopper", lambda device, answer=hopper: answer)
         q, k, v, log_f, S0 = attention_inputs(*shape, kind)
         q, k, v, log_f = q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f.to(gates)
         assert_near(fast, loop, [q, k, v, log_f, S0])

@@ -1,9 +1,9 @@
 """
 Toyland: endless stories in a small made-up English, and the tests that go with them.
 
-    python toyland.py data/toyland      train.txt, val.txt, blimp/, ewok/ and bear/ in that folder
-    python toyland.py --print=200       about 200 words of stories and one minimal pair of each kind
-    python toyland.py --check           what mere counting of words scores on the minimal pairs
+    python -m corpora.toyland data/toyland    train.txt, val.txt, blimp/, ewok/ and bear/ in that folder
+    python -m corpora.toyland --print=200     about 200 words of stories and one minimal pair of each kind
+    python -m corpora.toyland --check         what mere counting of words scores on the minimal pairs
 
 A Teller draws words. A paradigm is a function that asks a Teller for words and returns two sentences, the
 second with a mistake. A story is a small cast and a few lines about it, most of them the good sentences of
@@ -15,10 +15,6 @@ is", and the two sides of a comparison. Nor does it help to know which words are
 pairs, as many have the more frequent words in the good sentence as in the bad one.
 """
 
-from start import begin
-
-begin(__name__)  # before torch is loaded
-
 import hashlib
 import json
 import math
@@ -29,8 +25,10 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from checkpoint import replacing
-from config import fail, run_script
+import data
+from support.console import run_script
+from support.files import replacing
+from support.settings import UserError
 
 # -----------------------------------------------------------------------------
 # The words
@@ -937,6 +935,13 @@ def write(folder, words=1_000_000, seed=0):
     )  # last: now all is there
 
 
+def make(name="toy"):
+    """Write text and tests to data/toyland, and prepare data/toy from the text -> the folder of data/toy."""
+    write("data/toyland")
+    settings = data.Settings(vocab_size=1024, val="data/toyland/val.txt")
+    return data.prepare(name, ["data/toyland/train.txt"], settings)
+
+
 def write_lines(path, lines):
     with replacing(path) as file:
         file.writelines(f"{line}\n" for line in lines)
@@ -997,7 +1002,8 @@ def main(args):
         case ["--help" | "-h"]:
             print(__doc__.strip())
         case _:
-            fail(f"toyland.py takes a folder, --print=200 or --check, not {' '.join(args) or 'nothing'}")
+            given = " ".join(args) or "nothing"
+            raise UserError(f"toyland.py takes a folder, --print=200 or --check, not {given}")
 
 
 if __name__ == "__main__":

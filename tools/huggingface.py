@@ -1,13 +1,16 @@
 """
-nanoRNN for `transformers`: what AutoModel, AutoModelForCausalLM and AutoModelForSequenceClassification find in a
-folder that export.py has written, under transformers 4.51 as under 5.
+nanoRNN for transformers: AutoModel, AutoModelForCausalLM and AutoModelForSequenceClassification.
 
-export.py joins this file, and the parts of model.py that it needs, into one. A model's weights have the names that
-they have in a checkpoint, with "model." before them.
+This is modeling_nanornn.py in the folders that tools/export.py writes, with the files it imports beside it. It
+runs under transformers 4.51 and 5. Weights have the names of a checkpoint, with "model." before them.
 """
 
 import contextlib
 from dataclasses import fields
+
+from kernels import FORMS, use_kernels
+from model import Config, LanguageModel
+from support.settings import one_of
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +23,12 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
-from model import Config, LanguageModel
-
 
 class NanoRNNConfig(PretrainedConfig):
-    """The fields of Config, some of them also by the names that transformers gives them."""
+    """
+    The fields of model.Config, some of them also by the names that transformers gives them, and `kernels`: "auto",
+    "loop", "torch" or "triton", which holds for all models of one folder in a process.
+    """
 
     model_type = "nanornn"
     attribute_map = {
@@ -37,38 +41,42 @@ class NanoRNNConfig(PretrainedConfig):
     def __init__(self, **settings):
         for field in fields(Config):
             setattr(self, field.name, settings.pop(field.name, field.default))
+        self.kernels = settings.pop("kernels", "auto")
         self.use_cache = settings.pop("use_cache", True)  # transformers 5 keeps this for generate() alone
         super().__init__(**{"tie_word_embeddings": self.tie_embeddings} | settings)
 
     def model_settings(self):
+        """The model.Config."""
         return Config(**{field.name: getattr(self, field.name) for field in fields(Config)})
 
 
 class NanoRNNPreTrainedModel(PreTrainedModel):
-    """A LanguageModel, and what the three kinds of model made of it share."""
+    """A LanguageModel in `self.model`, and what the three kinds of model below share."""
 
     config_class = NanoRNNConfig
     base_model_prefix = "model"
-    accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it where it accumulates gradients
-    _is_stateful = True  # what a state has read cannot be unread, as assisted generation would
+    accepts_loss_kwargs = False  # the loss is a mean: Trainer divides it when it accumulates gradients
+    _is_stateful = True  # a state cannot take back tokens that it has read, as assisted generation would need
 
     def __init__(self, config):
         super().__init__(config)
+        one_of("kernels", config.kernels, FORMS)
         self.model = LanguageModel(config.model_settings())
+        use_kernels(config.kernels, self.model)
 
     def post_init(self):
-        """Names the weights that are one with another; transformers 5 wants to know with which."""
+        """Tell transformers which weights are one tensor with another; version 5 also asks with which."""
         first, copies = {}, {}
         for name, weight in self.named_parameters(remove_duplicate=False):
             if first.setdefault(weight, name) != name:
                 copies[name] = first[weight]
         if self.config.tie_embeddings and hasattr(self.model.head, "weight"):
-            copies["model.head.weight"] = "model.embed.weight"  # two in name alone while transformers 4 loads
+            copies["model.head.weight"] = "model.embed.weight"  # two tensors until transformers 4 ties them
         self._tied_weights_keys = list(copies) if transformers.__version__.startswith("4.") else copies
         super().post_init()
 
     def _init_weights(self, module):
-        """LanguageModel has made its own."""
+        """Do nothing: LanguageModel initialises itself."""
 
     def get_input_embeddings(self):
         return self.model.embed
@@ -78,9 +86,10 @@ class NanoRNNPreTrainedModel(PreTrainedModel):
 
     def features(self, tokens, mask=None, states=None):
         """
-        tokens (B, T), mask (B, T), 0 at padding -> (B, T, D), and the states, or None after padding, for a state
-        forgets nothing. Padding, wherever it is, goes behind the text, where no causal model can see it. Its own
-        features are those of the text's last token, so that [:, -1] is right for every row.
+        tokens (B, T), mask (B, T), 0 at padding -> features (B, T, D) and states, which are None after padding.
+
+        Padding, wherever it is, is moved behind the text, where no causal model sees it. At padding the features
+        of the text's last token are returned, so that [:, -1] is the last token of every row.
         """
         if mask is None or states is not None or mask.all():
             return self.model.features(tokens, states)
@@ -92,17 +101,20 @@ class NanoRNNPreTrainedModel(PreTrainedModel):
         return x.gather(1, place.unsqueeze(-1).expand(-1, -1, x.shape[-1])), None
 
     def low_precision(self):
-        """Weights of 16 bits are multiplied as they are; all else is computed as in training, under autocast."""
-        low = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, self.dtype) if low else contextlib.nullcontext()
+        """For weights of 16 bits, autocast as in training: products in 16 bits, all else in float32."""
+        if self.dtype in (torch.bfloat16, torch.float16):
+            return torch.autocast(self.device.type, self.dtype)
+        return contextlib.nullcontext()
 
-    def packed(self, output, return_dict):
-        named = self.config.return_dict if return_dict is None else return_dict
-        return output if named else output.to_tuple()
+    def as_asked(self, output, return_dict):
+        """The ModelOutput, or the same as a tuple where that is asked for."""
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
 
 class NanoRNNModel(NanoRNNPreTrainedModel):
-    """Features without the output layer."""
+    """The language model without its output layer."""
 
     _keys_to_ignore_on_load_unexpected = [r"^model\.head\."]
 
@@ -115,14 +127,15 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         self, input_ids, attention_mask=None, past_key_values=None, token_type_ids=None, return_dict=None,
         **kwargs,
     ):  # fmt: skip
-        """-> last_hidden_state (B, T, D); what else tools pass is of no use here."""
+        """tokens (B, T) -> last_hidden_state (B, T, D) and the states; other arguments are ignored."""
         with self.low_precision():
             x, states = self.features(input_ids, attention_mask, past_key_values)
-        return self.packed(BaseModelOutputWithPast(last_hidden_state=x, past_key_values=states), return_dict)
+        output = BaseModelOutputWithPast(last_hidden_state=x, past_key_values=states)
+        return self.as_asked(output, return_dict)
 
 
 class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
-    """The language model. Its cache, `past_key_values`, is the layers' states."""
+    """The language model. Its cache, `past_key_values`, is the list of its layers' states."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -138,39 +151,50 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
         self, input_ids, attention_mask=None, past_key_values=None, token_type_ids=None, labels=None,
         use_cache=None, return_dict=None, **kwargs,
     ):  # fmt: skip
-        """-> logits (B, T, vocab); with labels (B, T), -100 where there is none, the next tokens' mean loss."""
-        use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
+        """
+        tokens (B, T) -> logits (B, T, vocab) and the states. With labels (B, T) also the mean cross-entropy of
+        each next token; a label of -100 is left out.
+        """
         with self.low_precision():
             x, states = self.features(input_ids, attention_mask, past_key_values)
             logits = self.model.head(x)
-        loss = None
-        if labels is not None:
-            labels = labels[:, 1:]
-            if attention_mask is not None:  # padding before a text foretells nothing
-                labels = labels.masked_fill(attention_mask[:, -logits.shape[1] : -1] == 0, -100)
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
-        states = states if use_cache else None
-        return self.packed(CausalLMOutputWithPast(loss, logits, past_key_values=states), return_dict)
+        loss = None if labels is None else next_token_loss(logits, labels, attention_mask)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        output = CausalLMOutputWithPast(loss, logits, past_key_values=states if use_cache else None)
+        return self.as_asked(output, return_dict)
 
     @classmethod
     def _supports_default_dynamic_cache(cls):
-        """generate() makes no cache: the first forward returns one, unless rows are of different lengths."""
+        """False: generate() makes no cache. The first forward returns one, unless rows differ in length."""
         return False
 
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, attention_mask=None, use_cache=None, **kwargs
     ):
-        tokens = input_ids if past_key_values is None else input_ids[:, -1:]
-        inputs = {"input_ids": tokens, "past_key_values": past_key_values, "attention_mask": attention_mask}
-        return inputs | {"use_cache": use_cache}
+        """The arguments of forward for the next token: with states, the last token alone is read."""
+        return {
+            "input_ids": input_ids if past_key_values is None else input_ids[:, -1:],
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+        }
 
     def _reorder_cache(self, states, rows):
-        """The states of these rows of a batch: beam search drops some and doubles others."""
+        """The states of these rows of a batch: beam search drops some rows and duplicates others."""
         if isinstance(states, torch.Tensor):
             return states.index_select(0, rows.to(states.device))
         if isinstance(states, (list, tuple)):
             return type(states)(self._reorder_cache(state, rows) for state in states)
-        return states  # how many tokens have been read: the same for all
+        return states  # the number of tokens read, the same in all rows
+
+
+def next_token_loss(logits, labels, mask=None):
+    """Mean cross-entropy of labels[t + 1] by logits[t], but not where the label is -100 or token t is padding."""
+    labels = labels[:, 1:]
+    if mask is not None:
+        labels = labels.masked_fill(mask[:, -logits.shape[1] : -1] == 0, -100)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
 
 
 class NanoRNNForSequenceClassification(NanoRNNPreTrainedModel):
@@ -186,13 +210,17 @@ class NanoRNNForSequenceClassification(NanoRNNPreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module):
+        """Initialise the one layer that LanguageModel does not have."""
         if module is getattr(self, "score", None):
             nn.init.normal_(module.weight, std=0.02)
 
     def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, labels=None, return_dict=None, **kwargs
     ):
-        """-> logits (B, labels). The loss of one label is the squared error, of several the cross-entropy."""
+        """
+        tokens (B, T) -> logits (B, labels). With labels (B,) also the loss: the squared error if there is one
+        label, else the cross-entropy.
+        """
         if attention_mask is None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         with self.low_precision():
@@ -203,4 +231,4 @@ class NanoRNNForSequenceClassification(NanoRNNPreTrainedModel):
             loss = F.mse_loss(logits.squeeze(-1).float(), labels.float())
         elif labels is not None:
             loss = F.cross_entropy(logits.float(), labels)
-        return self.packed(SequenceClassifierOutputWithPast(loss, logits), return_dict)
+        return self.as_asked(SequenceClassifierOutputWithPast(loss, logits), return_dict)

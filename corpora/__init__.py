@@ -1,0 +1,1 @@
+"""Where text and tests come from: toyland, downloads, the Pile's shares, the benchmarks' files."""

@@ -1,0 +1,390 @@
+"""
+The benchmarks: where their files are, how they are read, and what each record asks of a model.
+
+    kind     texts of a record                                       correct if
+    pairs    a good and a bad sentence (BLiMP, its Supplement)       p(good) >= p(bad)
+    ewok     Target1 and Target2, each after Context1 and Context2   p(T1 | C1) >= p(T2 | C1), and likewise swapped
+    bear     each of three templates with each possible answer       the right answer's is the most likely
+
+A record's fields tell its kind. The subtasks are BLiMP's paradigms, EWoK's domains and BEAR's relations. EWoK's
+authors ask that their items are never stored as plain text, so they are read inside their locked archive, and no
+text of any benchmark is written anywhere, only numbers.
+"""
+
+import gzip
+import json
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import data
+from support.settings import UserError, naming, one_of, reason
+
+BENCHMARKS = {  # name -> file or folder in a data folder
+    "toyland": "toyland/blimp",
+    "toyland_ewok": "toyland/ewok",
+    "toyland_bear": "toyland/bear",
+    "blimp": "blimp/blimp.zip",
+    "blimp_filtered": "babylm_eval/blimp_filtered.zip",
+    "blimp_fast": "babylm_eval/blimp_fast.zip",
+    "supplement": "babylm_eval/supplement_filtered",
+    "supplement_fast": "babylm_eval/supplement_fast",
+    "ewok": "ewok/ewok-core-1.0.zip",
+    "ewok_filtered": "ewok/ewok-core-1.0.zip",  # the items whose words are all in BabyLM's list
+    "ewok_fast": "ewok/ewok_fast.zip",
+    "bear": "bear/BEAR.zip",
+    "bear_big": "bear/BEAR-big.zip",
+}
+EACH = {"blimp": 1000, "blimp_fast": 200, "supplement_fast": 50, "ewok_fast": 100}  # records of every subtask
+ALL = {  # records of all subtasks together
+    "blimp": 67_000,
+    "blimp_filtered": 59_875,
+    "blimp_fast": 13_400,
+    "supplement": 5218,
+    "supplement_fast": 250,
+    "ewok": 4374,
+    "ewok_filtered": 3809,
+    "ewok_fast": 1100,
+    "bear": 7731,
+    "bear_big": 40_916,
+}
+FIELDS = {  # kind -> fields that a record must have
+    "pairs": ("sentence_good", "sentence_bad"),
+    "ewok": ("Context1", "Context2", "Target1", "Target2", "Domain"),
+    "bear": ("sub_label", "obj_id", "obj_label"),
+}
+LARGEST = 1 << 28  # bytes of a benchmark once unpacked, ten times BLiMP: a small archive may hold any number
+PASSWORDS = b"ewok", b"BabyLM2025"  # published by EWoK's authors and by BabyLM, to keep web crawlers out
+WORD = re.compile(r"can(?=not\b)|[a-z]+(?=n't)|n't|'[a-z]+|[a-z0-9]+(?:[-.,][a-z0-9]+)*|\S")  # as NLTK splits
+
+
+class Subtask(NamedTuple):
+    kind: str
+    term: str  # the phenomenon that a paradigm belongs to
+    records: list  # of dicts: the fields of its kind, and `i`, the zero-based line in its file
+    file: str
+
+
+# ----------------------------------------------------------------------------------------------------
+# Finding a benchmark
+
+
+def check_tasks(name, tasks):
+    """Refuse a setting's value, names with commas between, if one is neither a benchmark nor a file."""
+    for task in tasks.split(",") if tasks else []:
+        if not task or not os.path.exists(task):
+            one_of(name, task, [*BENCHMARKS, "a file that is there"])
+
+
+def find_benchmark(task):
+    """The path of a benchmark, given by name or by its file or folder. Toyland's are made if needed."""
+    if task not in BENCHMARKS and Path(task).exists():
+        return Path(task)
+    place = BENCHMARKS[task]
+    if task.startswith("toyland"):
+        return find_toyland() / Path(place).name
+    found = data.look_for(place)
+    if found:
+        return found
+    by_hand = f"put it at data/{place}, or set NANORNN_DATA to the folder that holds it"
+    raise UserError(f"{task}: {by_hand}, or fetch it: python data.py {task.split('_')[0]}")
+
+
+def find_toyland():
+    """The folder of toyland's tests, which are written if no data folder has them."""
+    text = data.look_for("toyland/train.txt")  # written last
+    if text:
+        return text.parent
+    from corpora import toyland
+
+    folder = Path("data/toyland")
+    toyland.write(folder)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------
+# Questions and verdicts
+
+
+def ask(subtask, record):
+    """The texts to score for a record: [(context, text), ...]."""
+    if subtask.kind == "pairs":
+        return [("", record["sentence_good"]), ("", record["sentence_bad"])]
+    if subtask.kind == "ewok":
+        orders = [(1, 1), (1, 2), (2, 2), (2, 1)]
+        return [(record[f"Context{context}"], record[f"Target{target}"]) for context, target in orders]
+    texts = []
+    for template in record["templates"]:
+        texts += [("", fill(template, record["sub_label"], answer)) for answer in record["answers"]]
+    return texts
+
+
+def fill(template, subject, answer):
+    """fill("[X] lives in [Y].", "my uncle", "Rome") -> "My uncle lives in Rome." """
+    text = template.replace("[X]", subject).replace("[Y]", answer)
+    return text[:1].upper() + text[1:]
+
+
+def judge(subtask, record, scores):
+    """
+    The verdicts on a record, given the log-probabilities of its texts: [{"good": ..., "bad": ...}, ...], one for
+    pairs, two for EWoK (one for each context), one for each template of BEAR.
+    """
+    if subtask.kind == "pairs":
+        good, bad = scores
+        return [{"good": good, "bad": bad}]
+    if subtask.kind == "ewok":  # elsewhere: the good target after the other context
+        one_in_1, two_in_1, two_in_2, one_in_2 = scores
+        return [
+            {"swapped": False, "good": one_in_1, "bad": two_in_1, "elsewhere": one_in_2},
+            {"swapped": True, "good": two_in_2, "bad": one_in_2, "elsewhere": two_in_1},
+        ]
+    n = len(record["answers"])
+    templates = range(len(record["templates"]))
+    return [judge_template(i, scores[i * n : (i + 1) * n], record["right"]) for i in templates]
+
+
+def judge_template(template, scores, right):
+    """The verdict on a template of BEAR, given the scores of its answers and the number of the right one."""
+    best = scores.index(max(scores))  # of a tie, the first
+    others = scores[:right] + scores[right + 1 :]
+    row = {"template": template, "good": scores[right], "bad": max(others, default=-math.inf)}
+    return row | {"answer": best, "right": best == right}
+
+
+def is_right(row):
+    """Whether a verdict is right. A tie is, as in the BabyLM pipeline; BEAR's verdicts say it themselves."""
+    return row.get("right", row["good"] >= row["bad"])
+
+
+def summary(subtasks, rows):
+    """
+    {uid: Subtask}, {uid: verdicts} -> {"score": in per cent, "interval": half the width of its 95 % interval,
+    "subtasks": {...}}. The score is the mean over subtasks, unweighted (macro average); for BEAR it is the mean
+    over all statements. EWoK's score follows the pipeline, with the paper's reading beside it.
+    """
+    found = {uid: accuracy(subtasks[uid], [is_right(row) for row in rows[uid]]) for uid in subtasks}
+    result = {
+        "score": mean(x["score"] for x in found.values()),
+        "interval": math.sqrt(sum(x["interval"] ** 2 for x in found.values())) / len(found),
+        "subtasks": found,
+    }
+    kind = next(iter(subtasks.values())).kind
+    if kind == "ewok":
+        by_domain = [mean(row["good"] > row["elsewhere"] for row in rows[uid]) for uid in subtasks]
+        pipeline, paper = "p(T1|C1) > p(T2|C1)", "p(T1|C1) > p(T1|C2)"
+        result["readings"] = {pipeline: result["score"], paper: 100 * mean(by_domain)}
+    if kind == "bear":
+        result |= summary_of_bear(subtasks, rows)
+    return result
+
+
+def summary_of_bear(subtasks, rows):
+    """The score over all of BEAR's statements, its interval, the score of each template, and of chance."""
+    records = [record for subtask in subtasks.values() for record in subtask.records]
+    by_template = defaultdict(list)
+    for uid in subtasks:
+        for row in rows[uid]:
+            by_template[row["template"]].append(row["right"])
+    right = [x for verdicts in by_template.values() for x in verdicts]
+    result = accuracy(Subtask("bear", "", records, ""), right)
+    result["templates"] = [100 * mean(by_template[template]) for template in sorted(by_template)]
+    result["chance"] = 100 * mean(1 / len(record["answers"]) for record in records)
+    return result
+
+
+def accuracy(subtask, right):
+    """
+    Verdicts on a subtask, right or wrong -> its entry in the results. The interval counts each record as one
+    observation, however many verdicts it gives, and adds two right and two wrong ones, so that 200 of 200 is not
+    certainty (Agresti & Coull 1998).
+    """
+    records = len(subtask.records)
+    p = (mean(right) * records + 2) / (records + 4)
+    interval = 196 * math.sqrt(p * (1 - p) / (records + 4))
+    return {"score": 100 * mean(right), "interval": interval, "n": len(right), "term": subtask.term}
+
+
+def mean(numbers):
+    numbers = list(numbers)
+    return sum(numbers) / len(numbers)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Reading a benchmark
+
+
+def read_benchmark(task):
+    """Read a benchmark, given by name or by its file or folder -> {uid: Subtask}."""
+    path, subtasks = find_benchmark(task), {}
+    for name, text in read_texts(path):
+        for i, line in enumerate(text.split("\n")):
+            if line.strip():
+                with naming(f"{name}:{i + 1}"):
+                    add_record(subtasks, read_record(line), task, name, i)
+    check_complete(task, path, subtasks)
+    if any(subtask.kind == "bear" for subtask in subtasks.values()):
+        add_answers(path, subtasks)
+    return subtasks
+
+
+def read_record(line):
+    """A line of a file -> the record. UserError if it is of no kind, or lacks a field of its kind."""
+    try:
+        record = json.loads(line)
+        kind = kind_of(record)
+        for field in FIELDS[kind]:
+            if not isinstance(record[field], str):
+                raise TypeError(f"{field} is not text")
+        return record
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"not a record of BLiMP, EWoK or BEAR ({reason(error)})"
+        raise UserError(f"{what}; is the file complete?")
+
+
+def kind_of(record):
+    for kind, fields in FIELDS.items():
+        if fields[0] in record:
+            return kind
+    raise ValueError("no fields of theirs")
+
+
+def add_record(subtasks, record, task, file, i):
+    """Add the record of line i of a file to its subtask in {uid: Subtask}, unless the task leaves it out."""
+    kind = kind_of(record)
+    if task == "ewok_filtered" and kind == "ewok" and not is_in_vocabulary(record):
+        return
+    uid = str(record.get("UID") or record.get("Domain") or Path(file).name.split(".")[0])
+    term = str(record.get("linguistics_term", ""))
+    subtask = subtasks.setdefault(uid, Subtask(kind, term, [], file))
+    if subtask.kind != kind:
+        raise UserError(f"a record of {kind} among {subtask.kind}, all called {uid!r}")
+    subtask.records.append({field: record[field] for field in FIELDS[kind]} | {"i": i})
+
+
+def is_in_vocabulary(record):
+    """Whether BabyLM keeps an item of EWoK: it is marked so, or each of its words is in BabyLM's list."""
+    if "in_babylm_vocab" in record:
+        return record["in_babylm_vocab"]
+    path = data.look_for("ewok/vocab.txt")
+    if not path:
+        remedy = "python data.py ewok_vocabulary"
+        raise UserError(f"ewok_filtered: needs BabyLM's words, data/ewok/vocab.txt; {remedy}")
+    text = " ".join(record[field] for field in FIELDS["ewok"] if field != "Domain").lower()
+    return words_of(path).issuperset(WORD.findall(text))
+
+
+@cache
+def words_of(path):
+    return set(path.read_text(encoding="utf-8", errors="replace").split())
+
+
+def check_complete(task, path, subtasks):
+    """Refuse a benchmark that lacks records, or has records of two kinds."""
+    again = f"fetch it again: python data.py {task.split('_')[0]}"
+    for uid, subtask in subtasks.items():
+        n = len(subtask.records)
+        if task in EACH and n != EACH[task]:
+            raise UserError(f"{subtask.file}: {uid} has {n:,} lines and not {EACH[task]:,}; {again}")
+    n = sum(len(subtask.records) for subtask in subtasks.values())
+    if task in ALL and n != ALL[task]:
+        raise UserError(f"{path}: {n:,} lines in all and not {ALL[task]:,}; {again}")
+    if not subtasks:
+        raise UserError(f"{path}: no .jsonl files with records in it")
+    if len({subtask.kind for subtask in subtasks.values()}) > 1:
+        raise UserError(f"{path}: files of different benchmarks in it")
+
+
+def add_answers(path, subtasks):
+    """Give BEAR's records their relation's templates, the possible answers, and the number of the right one."""
+    relations = read_relations(path)
+    for uid, subtask in subtasks.items():
+        try:
+            templates, answers, ids = answer_space(relations[uid], subtask.records)
+            for record in subtask.records:
+                right = ids.index(record["obj_id"])
+                record.update(templates=templates, answers=answers, right=right)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"relation {uid} does not fit metadata_relations.json ({reason(error)})"
+            raise UserError(f"{path}: {what}; is it complete?")
+
+
+def read_relations(path):
+    """{relation: its entry} from BEAR's metadata_relations.json."""
+    relations = {}
+    for name, text in read_texts(path, r"metadata_relations\.json"):
+        try:
+            relations |= json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            what = f"not BEAR's table of relations ({reason(error)})"
+            raise UserError(f"{name}: {what}; is the file complete?")
+    return relations
+
+
+def answer_space(relation, records):
+    """A relation's templates, possible answers and their ids; ValueError if its entry does not fit its records."""
+    objects = {record["obj_id"]: record["obj_label"] for record in records}
+    ids = relation.get("answer_space_ids") or list(objects)  # BEAR-big: all objects of the relation
+    answers = relation.get("answer_space_labels") or list(objects.values())
+    templates = relation["templates"]
+    if not templates or isinstance(templates, str) or len(ids) != len(answers):
+        raise ValueError("no templates, or not as many labels as ids")
+    if not all(isinstance(text, str) for text in [*templates, *answers]):
+        raise ValueError("templates and labels are not all text")
+    return templates, answers, ids
+
+
+def read_texts(path, pattern=r"[^.][^/]*\.jsonl(\.gz)?"):
+    """Yield (name, text) of each file in a folder or .zip whose name fits, or of the one file given."""
+    size = 0
+    try:
+        for name, raw in read_files(path, pattern):
+            size += len(raw)
+            if size > LARGEST:
+                raise UserError(f"{path}: more than {LARGEST >> 20} MB once unpacked; split it up")
+            yield name, raw.decode("utf-8-sig")
+    except UserError:
+        raise
+    except Exception as error:  # a broken archive can raise many
+        raise UserError(f"{path}: cannot be read ({reason(error)}); fetch it again")
+
+
+def read_files(path, pattern):
+    """Yield (name, at most LARGEST + 1 bytes) of the same, sorted by name. Nothing is unpacked to disk."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if re.fullmatch(f"(.*/)?{pattern}", name):
+                    yield f"{path}:{name}", read_member(archive, name)
+    elif path.is_dir():
+        for file in sorted(path.iterdir()):
+            if re.fullmatch(pattern, file.name):
+                yield str(file), read_file(file)
+    else:
+        yield str(path), read_file(path)
+
+
+def read_file(path):
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        return file.read(LARGEST + 1)
+
+
+def read_member(archive, name):
+    """The bytes of a file in a .zip, locked or not."""
+    passwords = [None]
+    if archive.getinfo(name).flag_bits & 1:
+        passwords = PASSWORDS
+    for password in passwords:
+        try:
+            with archive.open(name, pwd=password) as file:
+                return file.read(LARGEST + 1)
+        except (RuntimeError, zipfile.BadZipFile, zlib.error):  # 1 wrong password in 256 looks right at first
+            if password is None:
+                raise
+    raise ValueError("locked, and not with a password that EWoK's authors or BabyLM's organisers publish")

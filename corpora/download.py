@@ -1,0 +1,319 @@
+"""
+Benchmarks from their official homes: into data/, complete and checked, or not at all.
+
+    obtain(name)     a benchmark of SETS, as `python data.py blimp` does
+    members(file)    the expected files of a .zip or .tar.gz
+    fetch(url)       the bytes at a URL
+    hub(home)        files of a dataset on the Hugging Face hub, whose library resumes interrupted downloads
+
+Archives are never unpacked to disk: their expected files are read into memory, checked, and written under names of
+our own.
+"""
+
+import gzip
+import hashlib
+import io
+import shutil
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from support.console import progress
+from support.files import replacing
+from support.settings import UserError, reason
+
+LARGEST = 1 << 29  # bytes of a download, and of an archive once unpacked
+
+
+@dataclass
+class Part:
+    place: str  # where it belongs in a data folder: a .zip, or a folder of .jsonl.gz
+    home: str  # URL of an archive, or owner/name@revision on the Hugging Face hub
+    names: str  # the files there: folder/pattern
+    rows: int | dict | None  # lines of all files, or {name: lines} of the wanted ones; None: not counted
+    size: int  # bytes of all files: the exact number if known, otherwise an upper limit
+    sha256: str = ""  # of all files joined in the order of their names, if known
+    rights: str = "published for research"
+
+    @property
+    def in_archive(self):
+        return self.home.startswith("http")
+
+
+def splits_of(**tasks):
+    """splits_of(rte=(2490, 139)) -> {"rte.train.jsonl": 2490, "rte.valid.jsonl": 139}."""
+    rows = {f"{task}.train.jsonl": train for task, (train, valid) in tasks.items()}
+    return rows | {f"{task}.valid.jsonl": valid for task, (train, valid) in tasks.items()}
+
+
+def supplement(*counts):
+    """The number of lines of each file of BLiMP-Supplement."""
+    names = "hypernym qa_congruence_easy qa_congruence_tricky subject_aux_inversion turn_taking"
+    return {f"{name}.jsonl": count for name, count in zip(names.split(), counts)}
+
+
+# The organisers' files of 2025 in their repository of 2026. Names and revision are those of public scripts. Hashes
+# were not available, so lines are counted.
+EVALS = "BabyLM-community/BabyLM-2026-Strict-Evals@8d52da9424a9ff30b9e8266c4f751aba9c504233"
+FULL, FAST = "evaluation_data/full_eval", "evaluation_data/fast_eval"
+# The same for 2024: OSF packs the folder on request. Not tried yet, hashes not available.
+OSF = "https://files.osf.io/v1/resources/ad7qg/providers/osfstorage/66358ec34664da20a0ed6acc/?zip="
+BLIMP = "https://codeload.github.com/alexwarstadt/blimp/tar.gz/3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
+# The organisers' pipeline of 2024, for its word list. Not tried yet.
+PIPELINE = "https://codeload.github.com/babylm/evaluation-pipeline-2024/tar.gz/refs/heads/main"
+BEAR = "https://codeload.github.com/lm-pub-quiz/BEAR/tar.gz/725b4e3139d0a5fdf914b0419ba744273dddc689"
+GLUE = splits_of(
+    boolq=(9427, 1635), mnli=(10000, 4908), mrpc=(3668, 204), multirc=(27243, 2424),
+    qqp=(10000, 20215), rte=(2490, 139), wsc=(554, 52),
+)  # fmt: skip
+GLUE_OF_2024 = splits_of(cola=(8551, 522), qnli=(104743, 2732), sst2=(67349, 436))  # dropped since
+GLUE_OF_2024 |= {"mnli-mm.valid.jsonl": 4916}
+M = 10**6
+
+# fmt: off
+SETS = {
+    "blimp": [
+        Part("blimp/blimp.zip", BLIMP, "data/*.jsonl", 67_000, 29_576_684,
+             "93e7675caabd9d0d81e7145ab25f59ae8a2528fb69c5394e6e52707b427c3397", "CC BY 4.0"),
+        Part("babylm_eval/blimp_filtered.zip", EVALS, f"{FULL}/blimp_filtered/*.jsonl", 59_875, 50 * M),
+        Part("babylm_eval/blimp_fast.zip", EVALS, f"{FAST}/blimp_fast/*.jsonl", 13_400, 50 * M),
+    ],
+    "supplement": [
+        Part("babylm_eval/supplement_filtered", EVALS, f"{FULL}/supplement_filtered/*.jsonl",
+             supplement(842, 64, 165, 3867, 280), 10 * M),
+        Part("babylm_eval/supplement_fast", EVALS, f"{FAST}/supplement_fast/*.jsonl",
+             supplement(50, 50, 50, 50, 50), 10 * M),
+    ],
+    "ewok": [  # password-protected, and kept so
+        Part("ewok/ewok_fast.zip", EVALS, f"{FAST}/ewok_fast.zip", None, 34_719,
+             "310ffb7d7006533d116a2e58e3b89b05a0812cc27a83153b83e46c3cd10d95ba", "CC BY 4.0 with terms of use"),
+    ],
+    "ewok_vocabulary": [Part("ewok/vocab.txt", PIPELINE, "ewok/vocab.txt", None, 2 * M)],
+    "bear": [
+        Part("bear/BEAR.zip", BEAR, "BEAR/*.json*", 12_197, 1_329_992,
+             "e6746ec4736cfbd688eebde2086d747ea5c63ea2aecc2198dd6ffd42ceafd572", "no licence; Wikidata's facts"),
+        Part("bear/BEAR-big.zip", BEAR, "BEAR-big/*.json*", 41_471, 5_616_881,
+             "0bfa07b7951801e49b1f7b8a194ce78c9357e6d0b2debe339f3cf3c550eb47ca", "no licence; Wikidata's facts"),
+    ],
+    "glue": [
+        Part("glue", EVALS, f"{FULL}/glue_filtered/*.jsonl", GLUE, 200 * M),
+        Part("glue", OSF, "glue_filtered/*.jsonl", GLUE_OF_2024, 200 * M),
+    ],
+}
+# fmt: on
+GATED = (
+    "EWoK-core-1.0 is given to those who accept its terms, and must never lie on a disk as plain text: log in at "
+    "huggingface.co/datasets/ewok-core/ewok-core-1.0 and accept them, write its items as lines of JSON to "
+    "ewok-core-1.0/ewok-core-1.0.jsonl, lock that with the password ewok (zip -e) as data/ewok/ewok-core-1.0.zip, "
+    "and delete the plain file. For ewok_filtered, BabyLM's selection from it: python data.py ewok_vocabulary. "
+    "Without all this there is ewok_fast."
+)
+
+
+# ----------------------------------------------------------------------------------------------------
+# A benchmark
+
+
+def obtain(name, folders, archive=None):
+    """Fetch those parts of a benchmark that no data folder has, or take them from an archive fetched by hand."""
+    fetched = {}  # URL -> bytes of an archive, which may hold several parts
+    for part in SETS[name]:
+        there = [folder / part.place for folder in folders if is_complete(folder / part.place, part)]
+        if there:
+            print(f"{there[0]}: already there")
+        elif archive and part.in_archive:
+            store(part, members(archive, archive, part), archive, f"is it {part.home}?")
+        elif archive:
+            print(f"data/{part.place}: not of {archive}; to fetch it: python data.py {name}")
+        else:
+            print(f"data/{part.place}: from {part.home} ({part.rights})")
+            if part.in_archive:
+                from_archive(part, name, fetched)
+            else:
+                from_hub(part, name)
+    if name == "ewok" and not any((folder / "ewok/ewok-core-1.0.zip").exists() for folder in folders):
+        raise UserError(GATED)
+
+
+def is_complete(path, part):
+    """Whether a part is there: its file, or every file of its folder, plain or .gz."""
+    if not isinstance(part.rows, dict):
+        return path.is_file()
+    return all((path / name).is_file() or (path / f"{name}.gz").is_file() for name in part.rows)
+
+
+def from_archive(part, name, fetched):
+    by_hand = f"fetch {part.home} by hand, and then: python data.py {name} FILE"
+    if part.home not in fetched:
+        fetched[part.home] = fetch(part.home, by_hand)
+    archive = io.BytesIO(fetched[part.home])
+    store(part, members(archive, part.home, part), part.home, by_hand)
+
+
+def from_hub(part, name):
+    repo = f"huggingface.co/datasets/{part.home.partition('@')[0]}"
+    zipped = "zipped " if part.place.endswith(".zip") and part.rows else ""
+    by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at data/{part.place}"
+    if name == "ewok":
+        by_hand += f". {GATED}"
+    folder = Path("data") / f"{name}.download"
+    hub(part.home, part.names, folder, by_hand)
+    paths = [path for path in folder.glob(part.names) if is_expected(path.as_posix(), part)]
+    files = {path.name: path.read_bytes() for path in paths}
+    shutil.rmtree(folder)  # wrong files, too, or the library would take them for complete the next time
+    store(part, files, repo, by_hand)
+
+
+def store(part, files, source, by_hand):
+    """Write {name: bytes} to the part's place in data/, if the files are what they should be."""
+    problem = difference(part, files)
+    if problem:
+        raise UserError(f"{source}: {problem}; {by_hand}")
+    place, names = Path("data") / part.place, sorted(files)
+    if part.rows is None:  # a file as it is
+        with replacing(place, "wb") as file:
+            file.write(files[names[0]])
+    elif place.suffix == ".zip":
+        folder = part.names.split("/")[-2]
+        with replacing(place, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for name in names:
+                archive.writestr(zipfile.ZipInfo(f"{folder}/{name}"), files[name], zipfile.ZIP_DEFLATED)
+    else:
+        for name in names:
+            with replacing(place / f"{name}.gz", "wb") as file:
+                file.write(gzip.compress(files[name], mtime=0))
+    print(f"{place}: {len(files)} files, {sum(map(len, files.values())):,} bytes, checked")
+
+
+def difference(part, files):
+    """How {name: bytes} differ from the expected files, as a message; None if they do not."""
+    if not files:
+        return f"{part.names} is not in it"
+    rows = {name: count_lines(raw) for name, raw in files.items()}
+    if isinstance(part.rows, dict):
+        for name, expected in part.rows.items():
+            if rows.get(name) != expected:
+                return f"{name} has {rows.get(name, 0):,} lines in place of {expected:,}"
+    elif part.rows is not None and sum(rows.values()) != part.rows:
+        return f"{len(files)} files with {sum(rows.values()):,} lines in place of {part.rows:,}"
+    digest = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    if part.sha256 and digest != part.sha256:
+        return f"the files have SHA-256 {digest[:12]}... in place of {part.sha256[:12]}..."
+
+
+def count_lines(raw):
+    """Lines of bytes; the last one may lack its line break."""
+    return raw.count(b"\n") + (len(raw) > 0 and not raw.endswith(b"\n"))
+
+
+# ----------------------------------------------------------------------------------------------------
+# Archives
+
+
+def members(archive, source, part):
+    """{name: bytes} of a part's files in a .zip or .tar.gz, given by its path or as an open file."""
+    try:
+        if zipfile.is_zipfile(archive):
+            return members_of_zip(archive, part)
+        return members_of_tar(archive, part)
+    except Exception as error:  # a broken archive can raise many
+        raise UserError(f"{source}: cannot be read ({reason(error)}); fetch it again")
+
+
+def members_of_zip(path, part):
+    files = {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if is_expected(entry.filename, part):
+                add(files, entry.filename, archive.open(entry), part)
+    return files
+
+
+def members_of_tar(path, part):
+    files, unpacked = {}, 0
+    if hasattr(path, "seek"):
+        path.seek(0)
+    with gzip.open(path) as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
+        for entry in archive:
+            unpacked += entry.size
+            if unpacked > LARGEST:
+                raise ValueError(f"more than {LARGEST >> 20} MB once unpacked")
+            if entry.isfile() and is_expected(entry.name, part):
+                add(files, entry.name, archive.extractfile(entry), part)
+    return files
+
+
+def add(files, name, member, part):
+    """Add an open file of an archive to {name: bytes}; ValueError if it is larger than a part can be."""
+    room = part.size - sum(map(len, files.values()))
+    with member:
+        raw = member.read(room + 1)
+    if len(raw) > room:
+        raise ValueError(f"{name} is larger than expected")
+    files[name.rpartition("/")[2]] = raw
+
+
+def is_expected(path, part):
+    """Whether a path in an archive or on the hub, below whatever folders, is that of a part's file."""
+    folder, _, pattern = part.names.rpartition("/")
+    above, _, name = path.rpartition("/")
+    wanted = not isinstance(part.rows, dict) or name in part.rows
+    return wanted and f"/{above}".endswith(f"/{folder}") and fnmatchcase(name, pattern)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The network
+
+
+def hub(home, pattern, folder, by_hand):
+    """Download files of owner/name@revision on the Hugging Face hub to a folder, with the hub's own library."""
+    repo, _, revision = home.partition("@")
+    try:
+        from huggingface_hub import HfApi, snapshot_download  # comes with tokenizers
+
+        which = {"repo_type": "dataset", "revision": revision or None}
+        HfApi().repo_info(repo, **which)  # fails at once where the download would retry for half a minute
+        snapshot_download(repo, **which, allow_patterns=pattern, local_dir=folder)
+    except Exception as error:  # it has many
+        why = reason(error).strip() or type(error).__name__
+        why = why.splitlines()[0].removeprefix("Got: ")
+        raise UserError(f"huggingface.co/datasets/{repo}: cannot be fetched ({why}); {by_hand}")
+
+
+def fetch(url, by_hand):
+    """Download a file of at most LARGEST bytes -> its bytes. UserError with the remedy `by_hand` if that fails."""
+    print(f"fetching {url}")
+    request = Request(url, headers={"User-Agent": "nanoRNN"})
+    try:
+        with urlopen(request, timeout=30) as answer:
+            return receive(answer, url.rpartition("/")[2])
+    except (OSError, HTTPException) as error:
+        raise UserError(f"{url}: cannot be fetched ({explain(error)}); {by_hand}")
+
+
+def receive(answer, name):
+    """The bytes of an HTTP answer, with a progress bar. HTTPException if it is too long or cut off."""
+    raw = bytearray()
+    with progress(total=answer.length, desc=name, unit="B") as bar:
+        while piece := answer.read(1 << 16):
+            raw += piece
+            bar.update(len(piece))
+            if len(raw) > LARGEST:
+                raise HTTPException(f"more than {LARGEST >> 20} MB")
+    if answer.length:  # bytes that were promised and did not come
+        raise HTTPException(f"the connection was cut after {len(raw):,} bytes")
+    return bytes(raw)
+
+
+def explain(error):
+    """The cause of a failed request in a few words."""
+    if isinstance(error, HTTPError):
+        return f"HTTP {error.code}, {error.reason}"
+    if isinstance(error, URLError) and isinstance(error.reason, OSError):
+        return reason(error.reason)
+    return reason(error)

@@ -1,0 +1,240 @@
+"""
+Layers with gradients by hand, put in place of the plain ones of model.py and baselines.py: faster or smaller,
+with the same results and the same parameters.
+
+    nn.Linear      y_t = W x_t + b, by oneDNN on CPUs with AVX-512
+    RMSNorm        half the passes over x
+    SwiGLU         silu(gate) * up, keeping its inputs alone for the gradient
+    HGRN2          log(floor + (1 - floor) sigmoid(z)) likewise, and 1 - f made inside the recurrence
+    minGRU, ...    gates made inside the recurrence; LSTM and GRU by PyTorch's own cells
+
+Shapes:  D, E width in and out of a layer   ... any, such as batch and time
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+from fast.convolution import hyena_convolve, s4d_run
+from fast.linear import HAS_AVX512, linear
+from fast.losses import distillation_forward, next_token_forward
+from kernels import at_least_float32, gated_linear_attention, min_gru, min_lstm
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+def put_in(module):
+    """Give every module inside that has faster methods (METHODS) those, by a subclass of its class."""
+    for part in module.modules():
+        plain = plain_class(part)
+        methods = METHODS.get(plain if plain is nn.Linear else name_of(plain))
+        if methods:
+            part.__class__ = with_methods(plain, methods)
+
+
+def take_out(module):
+    """Give every module inside its plain class again."""
+    for part in module.modules():
+        part.__class__ = plain_class(part)
+
+
+def plain_class(module):
+    return getattr(type(module), "plain", type(module))
+
+
+def name_of(cls):
+    """
+    "model.HGRN2" for HGRN2 of model.py, wherever that was imported from; "train.NextToken" in `python train.py`.
+    """
+    file = cls.__module__.rpartition(".")[2]
+    if file == "__main__":
+        file = Path(getattr(sys.modules["__main__"], "__file__", "")).stem
+    return f"{file}.{cls.__name__}"
+
+
+@functools.cache
+def with_methods(cls, methods):
+    """A subclass with these (name, function) in place of its own."""
+    return type(cls.__name__, (cls,), {"plain": cls, "__module__": cls.__module__, **dict(methods)})
+
+
+# ---------------------------------------------------------------------------------------------------
+# linear layers
+
+
+def linear_forward(self, x):
+    """nn.Linear's forward"""
+    return linear(x, self.weight, self.bias)
+
+
+def block_linear_forward(self, x):
+    """baselines.BlockLinear's forward: of small blocks, four in one with zeros between are faster."""
+    weight = self.weight
+    if weight.shape[1] < 16 and len(weight) % 4 == 0:
+        apart = torch.eye(4, dtype=x.dtype, device=x.device)
+        weight = torch.einsum("gnoi,nm->gnomi", weight.unflatten(0, (-1, 4)), apart)
+        weight = weight.flatten(3).flatten(1, 2)
+    return torch.einsum("bthi,hoi->btho", x.unflatten(-1, (len(weight), -1)), weight).flatten(2)
+
+
+# ---------------------------------------------------------------------------------------------------
+# norm:  y_t = x_t / rms_t * weight,   rms_t = sqrt(mean(x_t^2) + eps)
+
+# On a CPU, PyTorch differentiates its rms_norm in a dozen passes over x, four times the work of the six here.
+# With n = x / rms and g = dy weight,  dx = (g - n mean(g n)) / rms  and  dweight is the sum of dy n.
+
+
+class RMSNormalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).sqrt_()
+        ctx.save_for_backward(x, weight, rms)
+        return (x / rms).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight, rms = ctx.saved_tensors
+        n, g = x / rms, dy * weight
+        dweight = (dy * n).flatten(0, -2).sum(0)
+        return g.addcmul_(n, (g * n).mean(-1, keepdim=True), value=-1).div_(rms), dweight, None
+
+
+def rms_norm(x, weight, eps):
+    """x (..., D), weight (D,) -> x / sqrt(mean(x^2) + eps) * weight, in float32 at least."""
+    x, weight = at_least_float32(x, weight)
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return RMSNormalise.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rms_norm_forward(self, x):
+    """model.RMSNorm's forward"""
+    return rms_norm(x, self.weight, self.eps)
+
+
+# ---------------------------------------------------------------------------------------------------
+# gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
+
+# For the gradient of a chain of elementwise functions PyTorch keeps what is between them. These two keep
+# their inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
+
+
+class GatedUnit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+
+
+class LogForgetGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, floor):
+        ctx.save_for_backward(z, floor)
+        _, rest, f = forget_gate(z, floor)
+        lost = (1 - f).addcmul_(rest, 1 - floor, value=-1)  # by f to rounding, which near 1 is all of log f
+        return f.clamp_(min=1e-37).log_().add_(lost)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dlog_f):
+        z, floor = ctx.saved_tensors
+        s, rest, f = forget_gate(z, floor)
+        dfloor = rest.mul_(dlog_f).div_(f.clamp_(min=1e-37))  # of each token
+        return (dfloor * s).mul_(1 - floor).to(z.dtype), dfloor.flatten(0, -2).sum(0)
+
+
+def forget_gate(z, floor):
+    """-> s = sigmoid(z), 1 - s as exactly, and floor + (1 - floor) s, all in the type of floor."""
+    z = z.to(floor.dtype)
+    s = torch.sigmoid(z)
+    return s, torch.sigmoid(-z), (s * (1 - floor)).add_(floor)
+
+
+def log_forget_gate(z, floor):
+    """
+    log(floor + (1 - floor) sigmoid(z)): z (..., D), floor (D,), at least 0 and below 1 -> (..., D), in
+    float32 at least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between. At least log 1e-37, so that
+    it is a number.
+    """
+    floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
+    return LogForgetGate.apply(z, floor)
+
+
+def swiglu_forward(self, x):
+    """model.SwiGLU's forward"""
+    return self.down(GatedUnit.apply(self.gate(x), self.up(x)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# mixers
+
+
+def hgrn2_forward(self, x, state=None, floor=0.0):
+    """model.HGRN2's forward"""
+    q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
+    z = self.forget(x)
+    log_f = log_forget_gate(z, torch.as_tensor(floor, device=z.device).expand(z.shape[-1]))
+    i = self.input(x)
+    q, log_f, i = (y.unflatten(-1, (self.n_head, -1)) for y in (q, log_f, i))  # (B, T, H, K or V)
+    o, S = gated_linear_attention(q, None, i, log_f, state)  # None: k = 1 - f is made inside
+    return self.output(self.norm(o.flatten(2))), S
+
+
+def min_gru_forward(self, x, state=None):
+    """model.MinGRU's forward"""
+    h = min_gru(*for_states(self.update(x), self.candidate(x)), state)
+    return self.output(h), h[:, -1].clone()
+
+
+def min_lstm_forward(self, x, state=None):
+    """model.MinLSTM's forward"""
+    h = min_lstm(*for_states(self.forget(x), self.input(x), self.candidate(x)), state)
+    return self.output(h), h[:, -1].clone()
+
+
+def for_states(*projections):
+    """As they are in training, else in float32 at least: a state carried on in bfloat16 loses small updates."""
+    return projections if torch.is_grad_enabled() else at_least_float32(*projections)
+
+
+@torch.compiler.disable  # it would unroll all steps
+def lstm_run(self, x, state):
+    """baselines.LSTM's run, by the library's cell"""
+    h, last = self.cell(x, state and tuple(z.unsqueeze(0) for z in state))
+    return h, tuple(z.squeeze(0) for z in last)
+
+
+@torch.compiler.disable
+def gru_run(self, x, state):
+    """baselines.GRU's run, by the library's cell"""
+    h, last = self.cell(x, None if state is None else state.unsqueeze(0))
+    return h, last.squeeze(0)
+
+
+METHODS = {  # class: its faster methods
+    "model.RMSNorm": {"forward": rms_norm_forward},
+    "model.SwiGLU": {"forward": swiglu_forward},
+    "model.HGRN2": {"forward": hgrn2_forward},
+    "model.MinGRU": {"forward": min_gru_forward},
+    "model.MinLSTM": {"forward": min_lstm_forward},
+    "baselines.LSTM": {"run": lstm_run},
+    "baselines.GRU": {"run": gru_run},
+    "baselines.BlockLinear": {"forward": block_linear_forward},
+    "baselines.S4D": {"run": s4d_run},
+    "baselines.Hyena": {"convolve": hyena_convolve},
+    "train.NextToken": {"forward": next_token_forward},
+    "distill.Distillation": {"forward": distillation_forward},
+}
+if HAS_AVX512:
+    METHODS[nn.Linear] = {"forward": linear_forward}
+METHODS = {name: tuple(methods.items()) for name, methods in METHODS.items()}

@@ -1,0 +1,140 @@
+"""
+How likely a language model finds a text, with little reading: in place of evaluate.score_plainly, with the
+same result.
+
+Texts that begin alike are a tree, one node for each token after its past:
+
+    <s> The cats that Mary saw - sleep .          10 nodes in place of 22 tokens; the last one
+                               - sleeps .         of a text is asked for, not read
+                               - are asleep .
+
+What a causal model makes of a node depends on its past alone, and is the same in every text. So nearly all of
+a model, embedding, norms, MLPs, logits, reads the nodes (1, N); only what mixes along time is shown the texts
+(B, T), padded on the right, and inside it those linear layers that map each token by itself (PER_TOKEN) read
+the nodes again. So every mixer gains, also one with a large state, or with one that grows, and no state is
+ever copied.
+"""
+
+from contextlib import contextmanager
+
+from fast.layers import name_of, plain_class
+from fast.losses import next_token_log_p
+
+import torch
+import torch.nn.functional as F
+
+BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # nodes of a batch: a CPU works in its caches
+PADDING = 4  # at most so many times as many tokens, with padding, in the texts of a batch
+PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each token by itself
+    "model.HGRN2": ("query", "forget", "input", "output"),
+    "model.MinGRU": ("update", "candidate", "output"),
+    "model.MinLSTM": ("forget", "input", "candidate", "output"),
+    "model.Attention": ("query", "key", "value", "output"),
+    "baselines.LSTM": ("output",),
+    "baselines.GRU": ("output",),
+    "baselines.Aaren": ("key", "value", "output"),
+    "baselines.MLSTM": ("up", "gates", "output"),
+    "baselines.Mamba": ("input", "select", "step", "output"),
+    "baselines.S4D": ("output",),
+    "baselines.Hyena": ("input", "output"),
+}
+
+
+def score_tree(model, texts, each_batch=lambda done: None):
+    """evaluate.score_plainly's arguments and result."""
+    scores, device = [0.0] * len(texts), model.embed.weight.device
+    order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])  # so that neighbours begin alike
+    for some in batches(order, texts, BATCH_TOKENS[device.type]):
+        tokens, paths = as_tree([texts[i][0][:-1] for i in some])
+        with reading_nodes(model, *layouts(paths, device)):
+            x, _ = model.features(torch.tensor([tokens or [0]], device=device))
+        queries = []  # (the text that asks, the node after which, the token)
+        for i, path in zip(some, paths):
+            ids, first = texts[i]
+            queries += [(i, path[t - 1], ids[t]) for t in range(first, len(ids))]
+        answer(model, x[0], queries, scores)
+        each_batch(len(some))
+    return scores
+
+
+def batches(order, texts, most):
+    """Yield the texts' numbers in order, so many at once that their trees have about `most` nodes."""
+    some, nodes, longest, before = [], 0, 0, []
+    for i in order:
+        ids = texts[i][0][:-1]
+        new, longest = len(ids) - common(before, ids), max(longest, len(ids))
+        if some and (nodes + new > most or (len(some) + 1) * longest > PADDING * most):
+            yield some
+            some, nodes, new, longest = [], 0, len(ids), len(ids)
+        some.append(i)
+        nodes, before = nodes + new, ids
+    if some:
+        yield some
+
+
+def as_tree(rows):
+    """Sorted lists of tokens -> the token of each node, and for each list the numbers of its nodes."""
+    tokens, paths, before = [], [], []
+    for row in rows:
+        shared = common(before, row)
+        new = range(len(tokens), len(tokens) + len(row) - shared)
+        paths.append([*paths[-1][:shared], *new] if paths else list(new))
+        tokens += row[shared:]
+        before = row
+    return tokens, paths
+
+
+def common(one, other):
+    """The number of tokens that two lists begin with alike."""
+    for count, (a, b) in enumerate(zip(one, other)):
+        if a != b:
+            return count
+    return min(len(one), len(other))
+
+
+def layouts(paths, device):
+    """-> the node at each place of the texts (B, T), padded with a text's last; a place of each node (N,)."""
+    longest, places = max(map(len, paths)), {}
+    for row, path in enumerate(paths):
+        for t, node in enumerate(path):
+            places.setdefault(node, row * longest + t)
+    nodes = [path + (path[-1:] or [0]) * (longest - len(path)) for path in paths]
+    return torch.tensor(nodes, device=device), torch.tensor([*places.values()], device=device)
+
+
+@contextmanager
+def reading_nodes(model, nodes, places):
+    """Inside, model.features takes the nodes of a tree (1, N), in the order of `places`, and gives theirs."""
+
+    def to_texts(x):
+        """(1, N, D) -> (B, T, D)"""
+        return F.embedding(nodes, x[0])
+
+    def to_nodes(x):
+        """(B, T, D) -> (1, N, D)"""
+        return x.flatten(0, 1)[places].unsqueeze(0)
+
+    def surround(module, before, after):
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs: (before(inputs[0]), *inputs[1:])))
+        hooks.append(module.register_forward_hook(lambda _, inputs, outputs: after(outputs)))
+
+    hooks = []
+    for layer in model.layers:
+        mixer = getattr(layer, "mixer", layer)  # or what else mixes along time: a convolution, positions
+        surround(mixer, to_texts, lambda outputs: (to_nodes(outputs[0]), None))
+        for name in PER_TOKEN.get(name_of(plain_class(mixer)), ()):
+            surround(getattr(mixer, name), to_nodes, to_texts)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def answer(model, x, queries, scores):
+    """Add log p(token) after each node asked for to the score of the text that asks; x (N, D)."""
+    if queries:
+        owners, nodes, tokens = zip(*queries)
+        log_p = next_token_log_p(x, model.head.weight, torch.tensor(nodes), torch.tensor(tokens)).tolist()
+        for i, value in zip(owners, log_p):
+            scores[i] += value

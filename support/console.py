@@ -1,0 +1,105 @@
+"""What a person sees of a script: progress bars, messages, and how it ends."""
+
+import os
+import re
+import signal
+import statistics
+import sys
+import time
+
+from support.processes import Stopped, rank
+from support.settings import UserError, reason
+
+from tqdm import tqdm
+
+
+def run_script(main):
+    """
+    main(arguments). A UserError, lack of memory or a file that cannot be used is one line on stderr and exit
+    status 2; Ctrl-C and SIGTERM, which raise KeyboardInterrupt here, are one line and exit status 130.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="replace")  # where a screen or file knows few letters
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except Stopped:  # which has been said
+        sys.exit(130)
+    except KeyboardInterrupt:
+        leave("stopped", 130)
+    except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UserError as error:
+        leave(error, 2)
+    except OSError as error:  # a name too long, a file where a folder should be
+        leave(f"{error.filename or 'a file'}: {reason(error)}", 2)
+    except (MemoryError, RuntimeError) as error:  # numpy's and PyTorch's own, of a GPU or a CPU
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        what = str(error).strip().partition("\n")[0]
+        remedy = "lower batch_size, context or the model's sizes, or raise accumulate"
+        leave(f"not enough memory ({what}): {remedy}", 2)
+
+
+def leave(message, status):
+    """End the script with a last line on stderr. Bars are closed first: they would be drawn again, below it."""
+    close_bars()
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def say(message):
+    """A line on the screen, once for all processes, without breaking the progress bar."""
+    if rank() == 0:
+        tqdm.write(message)
+
+
+def progress(iterable=None, **options):
+    """A tqdm bar; in a log file a line every half minute instead."""
+    patience = 0.1 if sys.stderr.isatty() else 30
+    options |= {"delay": patience, "mininterval": patience}
+    return tqdm(iterable, disable=rank() > 0, unit_scale=True, dynamic_ncols=True, **options)
+
+
+class Share:
+    """One job's share of a bar over many, in place of a bar of its own; and a clock."""
+
+    def __init__(self, bar, name):
+        self.bar, self.name, self.speeds = bar, name, []
+
+    def __call__(self, total, initial, unit):
+        """What progress() is called with; one share of the bar is `total` units."""
+        self.total, self.done, self.since = total, 0, time.perf_counter()
+        if not self.bar.disable:
+            self.bar.initial += initial / total  # done before: it says nothing of what is left
+        self.bar.update(initial / total)
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, units):
+        self.done += units
+        self.bar.update(min(units / self.total, self.bar.total - self.bar.n))  # sums of shares are not exact
+
+    def set_postfix_str(self, text, refresh=False):
+        """Called when all units so far are really done, as by a GPU."""
+        now = time.perf_counter()
+        self.speeds += [self.done / (now - self.since)] * bool(self.done)
+        self.done, self.since = 0, now
+        self.bar.set_postfix_str(f"{self.name}: {text}", refresh)
+
+    def speed(self):
+        """Units per second, the median between texts: what comes seldom, as a start does, has no part in it."""
+        return statistics.median(self.speeds) if self.speeds else None
+
+
+def close_bars():
+    """Before a last message: or they would be drawn again, below it."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()

@@ -1,0 +1,200 @@
+"""
+Files that survive kill -9, full disks and flipped bits.
+
+A file is written beside its name, forced to disk, then renamed: at every moment either the old or the new one
+is whole. Checkpoints are ordinary PyTorch files (zip archives) that carry the SHA-256 of their own bytes as
+the archive's comment, and are loaded with weights_only=True, so nothing in them is executed.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import struct
+import sys
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from support.processes import rank
+from support.settings import UserError, reason
+
+import torch
+
+DIGEST = 64  # letters in a SHA-256
+
+
+SUFFIX = struct.pack("<H", DIGEST)  # a zip archive ends with the length of its comment, then the comment
+
+
+def save(state, path, previous=None):
+    """Write `state` (tensors, numbers, strings, lists, dicts); what was at `path` stays as `previous`."""
+    with replacing(path, "wb", previous) as file:
+        hashing = HashingFile(file)
+        try:
+            torch.save(state, hashing)
+        except RuntimeError as error:
+            raise hashing.error or error  # a full disk, say, behind PyTorch's "unexpected pos"
+        file.seek(-len(SUFFIX), os.SEEK_END)  # the empty comment's length
+        file.write(SUFFIX + hashing.digest.hexdigest().encode())
+
+
+def read(path):
+    """
+    A checkpoint file, or the last good one of a run folder -> (state, on the CPU, its path).
+    A damaged file is named on stderr and the one before it is taken; with none left the script ends.
+    """
+    path = Path(path)
+    candidates = [path / "checkpoint.pt", path / "previous.pt"] if path.is_dir() else [path]
+    found = [candidate for candidate in candidates if candidate.exists()]
+    for candidate in found:
+        problem = damage(candidate)
+        try:
+            if not problem:
+                saved = torch.load(candidate, map_location="cpu", weights_only=True)
+                return with_current_names(saved), candidate
+        except Exception as error:  # whatever PyTorch says to a stranger's file with a right digest
+            problem = f"more than numbers and text, and nothing in a file is executed: {type(error).__name__}"
+        print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
+    if found:
+        raise UserError(
+            f"{path}: no intact checkpoint here; take best.pt if there is one, or train anew with --fresh"
+        )
+    raise UserError(f"{path}: no checkpoint here; make one: python train.py config/toy.py")
+
+
+def with_current_names(saved):
+    """A checkpoint's weights by their names now: HGRN2's forget floors were once kept in each of its layers."""
+    weights = saved.get("model", {})
+    old = [name for name in weights if name.endswith(".mixer.floors.table")]
+    if old:
+        floors = [weights.pop(name) for name in old]
+        weights["floors.table"] = floors[0]
+        saved.pop("optimizer", None)  # its numbers are in the order of the weights then
+    return saved
+
+
+def damage(path):
+    """What is wrong with a checkpoint file; None if its bytes are those that were written."""
+    try:
+        with open(path, "rb") as file:
+            digest, left = hashlib.sha256(), os.path.getsize(path) - len(SUFFIX) - DIGEST
+            while left > 0:
+                piece = file.read(min(left, 1 << 20))
+                digest.update(piece)
+                left -= len(piece)
+            digest.update(b"\0\0")  # where the comment's length was still 0
+            whole = file.read() == SUFFIX + digest.hexdigest().encode()
+    except OSError as error:
+        return reason(error)
+    return None if whole else "its SHA-256 does not match: cut short, altered, or not written by nanoRNN"
+
+
+def fingerprint(path):
+    """The SHA-256 that a checkpoint carries; of a damaged one, something else."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - DIGEST))
+        return file.read().decode("ascii", "replace")
+
+
+class HashingFile:
+    """A file that hashes what passes through it."""
+
+    def __init__(self, file):
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, data):
+        self.digest.update(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        self.file.flush()
+
+
+@contextmanager
+def replacing(path, mode="w", previous=None):
+    """
+    A new file that takes the place of `path` once it is complete and on disk; the old can stay as `previous`.
+    If writing fails, the old file is untouched, the new one removed, and the script ends with a line on why.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(unfinished, mode, **text)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        if previous and path.exists():
+            path.replace(previous)
+        unfinished.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        if file:
+            with suppress(OSError):  # what its buffer holds does not fit either
+                file.close()
+        size = unfinished.stat().st_size if unfinished.exists() else 0
+        with suppress(OSError):  # on a disk that is read-only by now
+            unfinished.unlink()
+        if isinstance(error, OSError):
+            not_written(path, size, error)
+        raise
+
+
+def append(path, record):
+    """Add a line of JSON to a file; if that fails, the file stays as it was, and the script ends likewise."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)
+        not_written(path, size, error)
+
+
+def not_written(path, size, error):
+    """End the script."""
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))  # Windows has none
+    when = "there is room" if full else "files can be written there"
+    kept = f"what was there is kept: once {when}, the same command continues"
+    raise UserError(f"{path}: not written after {size:,} bytes ({reason(error)}); {kept}")
+
+
+@contextmanager
+def alone_in(folder):
+    """Hold a run's folder while this is open: two processes in it would mix their logs. Windows cannot."""
+    handle = None
+    if rank() == 0 and find_spec("fcntl"):
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is training there; wait until it ends, or set --run=NAME"
+            )
+        except OSError:  # a network's file system may have no locks
+            pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)  # as the end of the process does, kill -9 included
+
+
+def sync_folder(folder):
+    """Force a rename to disk, where the system lets a folder be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

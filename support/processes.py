@@ -1,0 +1,96 @@
+"""The processes that torchrun starts, and how all of them stop at the same step."""
+
+import os
+import signal
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+
+def rank():
+    """This process's number among those that torchrun started; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank():
+    """This process's number on its machine: which GPU it takes."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def launched():
+    """How many processes torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def restarts():
+    """How often torchrun has restarted the processes, after one was killed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def size():
+    """How many processes are joined: 1 before join() and after leave()."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join(backend):
+    """
+    Join the other processes. Their addresses are exchanged under a store prefix unique to this restart,
+    because those of an earlier one lead nowhere (github.com/pytorch/pytorch/issues/135712).
+    """
+    if launched() > 1 and not dist.is_initialized():
+        store, rank_, size_ = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"restart {restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank_, world_size=size_)
+
+
+def leave():
+    """Leave the other processes: from here on each is alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_processes(*numbers):
+    """The sum of each number over all processes."""
+    if size() == 1:
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def wait_for_all():
+    """Return when every process has come here."""
+    sum_over_processes(0)
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after everything was saved and said: the script exits with status 130 and no message."""
+
+
+class Stop:
+    """While this is open, Ctrl-C and SIGTERM are noted; check() raises Stopped in all processes at one step."""
+
+    def __enter__(self):
+        self.asked, self.handlers_before = None, {}  # when
+        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        for number in numbers:
+            ignored = signal.getsignal(number) == signal.SIG_IGN  # by nohup
+            if not ignored and threading.current_thread() is threading.main_thread():
+                self.handlers_before[number] = signal.signal(number, self.ask)
+        return self
+
+    def ask(self, number, frame):
+        now = time.monotonic()
+        if self.asked and number == signal.SIGINT and now - self.asked > 1:  # torchrun repeats the first
+            raise KeyboardInterrupt
+        self.asked = self.asked or now
+
+    def check(self):
+        if sum_over_processes(self.asked is not None)[0]:
+            raise Stopped
+
+    def __exit__(self, *error):
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler)

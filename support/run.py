@@ -1,0 +1,282 @@
+"""
+A run: the folder out/RUN, what is saved in it, logged and resumed.
+
+    checkpoint.pt   the last one       previous.pt   the one before       best.pt   the best by validation
+    chck_10M.pt     the weights after 10 million words, where they are asked for
+"""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+from support.files import append, damage, read, replacing, save
+from support.processes import rank, restarts, size, sum_over_processes, wait_for_all
+from support.settings import UserError
+
+# What a run may set otherwise when it is continued: how long, where and how often.
+MAY_CHANGE = {"run", "epochs", "max_steps", "accumulate", "device", "kernels", "compile", "fresh"}
+MAY_CHANGE |= {"log_every", "eval_every", "save_every", "checkpoints"}
+
+
+# Words read, in millions, after which weights are kept, by the name that a submission gives them: chck_10M.
+MILLION = 1_000_000
+
+
+MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}  # the challenge of 2025
+
+
+def differences(then, now, may_change):
+    """Settings that contradict those of before, in words; "" if none does."""
+    changed = [x for x in then | now if x not in may_change and then.get(x) != now.get(x)]
+    return "; ".join(f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+
+
+class Diverged(UserError):
+    """A loss, gradient or weight is NaN or inf; compare.py continues with its other runs."""
+
+
+class Run:
+    """A model in training, how far it is, and the folder out/RUN that it is kept in."""
+
+    def __init__(self, s, model, optimizer, scaler, corpus, steps, blocks):
+        """Fresh, or as the folder's last checkpoint says. `steps` in all, `blocks` in an epoch."""
+        self.s, self.steps, self.blocks, self.folder = s, steps, blocks, Path("out") / s.run
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.device = model.embed.weight.device
+        self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
+        self.saved = None  # the step and last evaluation in checkpoint.pt
+        self.corpus = data_digest(corpus)
+        self.marks = find_marks(s, corpus, blocks)
+        self.unchecked = []  # (step, learning rate, losses, gradient norm) that nobody has looked at yet
+        last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
+        kept = sorted(self.folder.glob("chck_*.pt"))
+        fresh = s.fresh and not restarts()
+        taken = self.resume() if not fresh and (last.exists() or previous.exists()) else None
+        if kept and not taken and not fresh:  # killed before the first checkpoint
+            self.refuse_another_run(*read(kept[0]))
+        wait_for_all()  # no file changes before all processes have read it
+        if rank() == 0:
+            for file in [last, previous, best, *kept] * fresh + [*self.folder.glob("*.unfinished")]:
+                file.unlink(missing_ok=True)
+            if taken == previous and last.exists():  # the next save would keep it in place of the good one
+                last.replace(self.folder / "damaged.pt")
+            self.prepare_folder(corpus)
+
+    def resume(self):
+        """Take up the last checkpoint, if it is of the same settings. Returns its path."""
+        saved, path = read(self.folder)
+        self.refuse_another_run(saved, path)
+        if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
+            raise UserError(
+                f"{path}: holds weights alone, or is of an earlier version; start anew with --fresh"
+            )
+        for name in ("model", "optimizer", "scaler"):
+            if saved[name]:  # the scaler's is empty unless it was used
+                getattr(self, name).load_state_dict(saved[name])
+        self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
+        self.saved = self.step, self.evaluated
+        return path
+
+    def refuse_another_run(self, saved, path):
+        """End the script if a checkpoint is of other settings or another corpus."""
+        then, now = saved["settings"], asdict(self.s)
+        same = {"teacher"} if then.get("teacher_is") == now.get("teacher_is") else set()  # by another path
+        if listed := differences(then, now, MAY_CHANGE | same):
+            raise UserError(
+                f"{path} was made with other settings ({listed}): set them back, or use --run=NAME or --fresh"
+            )
+        if saved.get("corpus") != self.corpus:
+            raise UserError(
+                f"{path} is of another corpus by the name {self.s.corpus!r}: start anew with --fresh"
+            )
+
+    def prepare_folder(self, corpus):
+        """Settings and tokenizer beside the checkpoints, and a log that ends where the checkpoint does."""
+        with replacing(self.folder / "settings.json") as file:
+            file.write(json.dumps(asdict(self.s) | {"fresh": False}, indent=1) + "\n")
+        with replacing(self.folder / "tokenizer.json") as file:
+            file.write((corpus / "tokenizer.json").read_text(encoding="utf-8"))
+        with replacing(self.folder / "log.jsonl") as file:
+            for record in read_log(self.folder):
+                if record["step"] <= (self.evaluated if "val_loss" in record else self.step):
+                    file.write(json.dumps(record) + "\n")
+
+    def evaluation_is_due(self):
+        """Return True before the first step, after every eval_every steps or each epoch, and at the end; once."""
+        return self.evaluated < self.step and (self.step == 0 or self.due(self.s.eval_every))
+
+    def save_is_due(self):
+        """Return True after every save_every steps or, if that is 0, after each evaluation; once."""
+        if self.saved == (self.step, self.evaluated):
+            return False
+        if self.s.save_every:
+            return self.due(self.s.save_every)
+        return self.evaluated == self.step
+
+    def due(self, every):
+        """Return True every so many steps, or after each epoch if that is 0, and at the end."""
+        epoch, before = (step * self.s.batch_size // self.blocks for step in (self.step, self.step - 1))
+        return self.step >= self.steps or (self.step % every == 0 if every else epoch > before)
+
+    def save(self):
+        """Write checkpoint.pt; the one before stays as previous.pt."""
+        self.check_finite()
+        self.check_weights()
+        if rank() == 0:
+            save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
+        self.saved = self.step, self.evaluated
+        wait_for_all()  # torchrun kills the one that saves soon after another has left
+
+    def keep_weights(self):
+        """
+        Write chck_1M.pt, say, if this is its step: the weights without the optimizer. It comes before all that
+        saves the step, so the marks up to any step that a run goes on from are on disk. One that is whole stays.
+        """
+        for name in self.marks.get(self.step, ()):
+            self.check_finite()
+            self.check_weights()
+            if rank() == 0 and damage(self.folder / name):  # none yet, or not whole
+                save(self.weights(), self.folder / name)
+            wait_for_all()
+
+    def state(self):
+        """All that a continued run needs; the order of the data and dropout follow from the step."""
+        parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scaler")}
+        return self.weights() | parts | {"evaluated": self.evaluated, "best": self.best}
+
+    def weights(self):
+        """All that a model needs, and what it is of."""
+        place = {"step": self.step, "corpus": self.corpus}
+        return {"settings": asdict(self.s), "model": self.model.state_dict()} | place
+
+    def log(self, record):
+        """One line in log.jsonl: only what the next run with the same settings would log too, so no times."""
+        if rank() == 0:
+            record = {"step": self.step, "epoch": self.step * self.s.batch_size / self.blocks} | record
+            append(self.folder / "log.jsonl", record)
+
+    def took_step(self, rate, losses, norm):
+        """Note an update of the weights: its learning rate, {name: loss}, the gradient's norm."""
+        self.step += 1
+        self.unchecked.append((self.step, rate, losses, norm))
+
+    def log_step(self):
+        """Log the last update. Returns a line to show."""
+        _, rate, losses, norm = self.unchecked[-1]
+        self.check_finite()
+        means = sum_over_processes(*(x.item() / size() for x in losses.values()))
+        losses = dict(zip(losses, means))
+        norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 left out
+        self.log(losses | {"grad_norm": norm, "learning_rate": rate})
+        return ", ".join(f"{name} {losses[name]:.3f}" for name in losses) + f", lr {rate:.1e}"
+
+    def log_evaluation(self, loss, accuracy, pairs):
+        """
+        Log the validation loss, {"tokens": per cent right, "sequences": ...} of a corpus of answers, and
+        {task: {"score": ..., "subtasks": ...}}, if pairs are scored, with their macro score; keep the weights
+        if they are the best. Returns a line to show.
+        """
+        self.check_weights()
+        if not math.isfinite(loss):
+            self.refuse(self.step, f"the validation loss is {loss}")
+        scored = {"macro": macro_score(pairs), "pairs": pairs} if pairs else {}
+        score = scored["macro"] if self.s.best_by == "pairs" else -loss
+        self.evaluated = self.step
+        if self.best is None or score > self.best:
+            self.best = score
+            if rank() == 0:
+                save(self.state(), self.folder / "best.pt")
+        answers = {"accuracy": accuracy} if accuracy else {}
+        self.log({"val_loss": loss} | answers | scored)
+        best = best_evaluation(read_log(self.folder))
+        scores = "".join(f", {name} right {accuracy[name]:.1f} %" for name in accuracy)
+        scores += "".join(f", {task} {pairs[task]['score']:.1f} %" for task in pairs)
+        macro = f", macro {scored['macro']:.1f} %" if len(pairs) > 1 else ""
+        return f"val {loss:.3f}{scores}{macro}" + (f" (best: step {best['step']:,})" if best else "")
+
+    def results(self):
+        """Yield lines on what a run has brought besides its last weights."""
+        best = best_evaluation(read_log(self.folder))
+        if best:
+            where = f"step {best['step']:,}, epoch {best['epoch']:.2f}"
+            is_it = self.s.best_by == "pairs" and self.best == best["macro"]
+            file = self.folder / "best.pt" if is_it else f"best.pt is the best by {self.s.best_by}"
+            yield f"best macro score: {best['macro']:.1f} % at {where}; {file}"
+        names = [name for step in sorted(self.marks) for name in self.marks[step]]
+        kept = [name for name in names if (self.folder / name).exists()]
+        if names:
+            yield f"kept for BabyLM: {', '.join(kept) or f'none; {names[0]} is due at step {min(self.marks):,}'}"
+
+    def check_finite(self):
+        """Raise Diverged if a loss or gradient since the last check is NaN or inf, before anything is saved."""
+        scaled = self.scaler.is_enabled()  # a float16 gradient may overflow: the scaler leaves out that step
+        bad = [x for x in self.unchecked if not (x[2]["loss"].isfinite() and (scaled or x[3].isfinite()))]
+        if sum_over_processes(len(bad))[0]:  # the loss of one process is enough, for all end at one step
+            if not bad:
+                raise Diverged("the loss of another process is NaN or inf")
+            step, rate, losses, norm = bad[0]
+            loss = losses["loss"].item()
+            self.refuse(step, f"the loss is {loss:.4g}, the gradient's norm {norm.item():.4g}", rate)
+        self.unchecked = []
+        if scaled and self.scaler.get_scale() < 1:
+            raise UserError(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")
+
+    def check_weights(self):
+        """Raise Diverged if a weight is NaN or inf: a step need not use all of them."""
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                self.refuse(self.step, f"{name} contains NaN or inf")
+
+    def refuse(self, step, what, rate=None):
+        """Raise Diverged, with nothing saved."""
+        last = self.folder / "checkpoint.pt"
+        rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
+        known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
+        remedy = f"Lower it, or grad_clip; {known}"
+        raise Diverged(f"step {step}: {what}, at a learning rate of {rate:.2g}. {remedy}")
+
+
+def find_marks(s, corpus, blocks):
+    """
+    {step: [chck_1M.pt, ...]}: when each is due, at the step that ends nearest to so many words, so that ten
+    epochs of 9,999,894 words come to 100M. Words are counted as shares of an epoch, which has `blocks` blocks.
+    """
+    words = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["train"]["words"]
+    marks = defaultdict(list)
+    for mark in MARKS.get(s.checkpoints, ()):
+        step = mark * MILLION * blocks / (words * s.batch_size)
+        marks[max(1, round(step))].append(f"chck_{mark}M.pt")
+    return marks
+
+
+def macro_score(pairs):
+    """The unweighted mean over benchmarks: {task: {"score": per cent}} -> per cent."""
+    return sum(task["score"] for task in pairs.values()) / len(pairs)
+
+
+def best_evaluation(log):
+    """The first of the records with the highest macro score; None if no pairs were scored."""
+    return max((x for x in log if "macro" in x), key=lambda x: x["macro"], default=None)
+
+
+def data_digest(corpus):
+    """What a corpus is, wherever its files lie: its tokenizer, its counts, the digests of its sources."""
+    meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
+    parts = [(corpus / "tokenizer.json").read_text(encoding="utf-8"), meta["train"], meta["val"]]
+    return hashlib.sha256(json.dumps(parts + sorted(meta["sources"].values())).encode()).hexdigest()
+
+
+def read_log(folder):
+    """The records of a run's log.jsonl, up to a line that is none, as one cut short by a kill."""
+    path, records = Path(folder) / "log.jsonl", []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        try:
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        records.append(record)
+    return records

@@ -1,0 +1,80 @@
+"""How tests start processes: as a user does, or as copies of the test's own, which need no seconds of imports."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from support import processes
+
+import pytest
+from conftest import ROOT
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+def flags(settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def launch(name, *args, launcher=()):
+    """Start a script of ours as a user does, in the current folder."""
+    command = [sys.executable, *launcher, str(ROOT / name), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(name, *args, launcher=()):
+    """Run a script of ours to its good end -> what it prints."""
+    process = launch(name, *args, launcher=launcher)
+    said, complained = process.communicate(timeout=600)
+    assert process.returncode == 0, complained
+    return said
+
+
+def fork(work, output=os.devnull, **environment):
+    """Start work() in a copy of this process, with what is patched here; what it prints goes to the file."""
+
+    def child():
+        os.environ.update(environment)
+        with open(output, "w") as file, redirect_stdout(file), redirect_stderr(file):
+            work()
+            processes.leave()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+def fork_two(work):
+    """Do work() in two processes joined as torchrun's are -> their exit codes, what both have printed."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": "2"}
+    files = [Path(f"said by {rank}") for rank in (0, 1)]
+    both = [
+        fork(work, file, RANK=str(rank), LOCAL_RANK=str(rank), **address) for rank, file in enumerate(files)
+    ]
+    for process in both:
+        process.join(timeout=60)
+        process.kill()  # if it still runs
+        process.join()
+    return [process.exitcode for process in both], "".join(file.read_text() for file in files)
+
+
+def runs(process):
+    return process.is_alive() if hasattr(process, "is_alive") else process.poll() is None
+
+
+def wait_until(condition, process):
+    """Look often until the condition holds -> True; False if the process ended first."""
+    while runs(process):
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False

@@ -1,0 +1,147 @@
+"""
+Speed and memory: our models beside what one would otherwise run, on this machine.
+
+    python -m tools.bench train       training steps over sequence length, and the memory they take
+    python -m tools.bench generate    one token at a time, at the start of a text and far into it
+    python -m tools.bench score       minimal pairs, beside lm-eval's harness
+    python -m tools.bench start       from `python train.py` to the first step
+    python -m tools.bench minrnn      a layer of minGRU and minLSTM beside GRU's and LSTM's; see bench_minrnn.py
+    python -m tools.bench kernels     the recurrences alone, over sequence length; see bench_kernels.py
+    python -m tools.bench compile     registers and shared memory of the Triton kernels, compiled for GPUs that are
+                                      not here; see compile_kernels.py
+
+All models have the same width, depth and tokens and about the same number of parameters. They are measured
+alternately in one process; figures are medians. The peers come with
+`pip install transformers "lm_eval[hf]" flash-linear-attention`; one that is missing, or runs out of memory, is a
+row that says so. Adds to results/bench_cpu.json (or _cuda, _mps; compile.json); draw the figures with
+`python -m tools.figures results/bench_cpu.json`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import Config, find_device
+from support.console import run_script
+from support.settings import UserError, at_least, configure, one_of
+from tools import bench_kernels, bench_minrnn, bench_models, compile_kernels
+from tools.measure import machine, read_results, set_up, write_results
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which measures memory
+
+OF_MODELS = {
+    "train": bench_models.train,
+    "generate": bench_models.generate,
+    "score": bench_models.score,
+    "start": bench_models.start,
+}
+BENCHMARKS = OF_MODELS | {
+    "minrnn": bench_minrnn.measure,
+    "kernels": bench_kernels.measure,
+    "compile": compile_kernels.measure,
+}
+EXAMPLES = {"shapes": "8x256", "sizes": "64x512x64", "positions": "16"}
+
+
+@dataclass
+class Settings:
+    what: str = ""  # train, generate, score, start, minrnn, kernels or compile
+    models: str = ""  # which, with commas between; none: all
+    d_model: int = 256  # width of all models
+    n_layer: int = 6  # blocks of ours and of the Transformers; the LSTM and GRU have more, to be as large
+    n_head: int = 4
+    d_mlp: int = 704
+    vocab_size: int = 4096
+    shapes: str = "8x256 4x512 2x1024 1x2048 1x4096"  # sequences x tokens in a training step
+    sizes: str = ""  # sequences x tokens x width of minrnn's layers, like "64x512x64"; none: the paper's
+    positions: str = "16 256 1024 4096"  # tokens already read when generation is timed
+    pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
+    pairs_each: int = 1000  # of each paradigm
+    kernels: str = ""  # which recurrences, with commas between; none: all
+    minutes: float = 8.0  # after which no more of them are begun
+    repeats: int = 9  # timings to take the median of
+    threads: int = 0  # of the CPU; 0: as many as PyTorch takes
+    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    dtype: str = "float32"  # float32, or bfloat16 by autocast
+    results: str = ""  # the file that figures are added to; none: results/bench_DEVICE.json
+
+    def check(self):
+        """Raise UserError if a setting cannot work."""
+        one_of("what", self.what, BENCHMARKS)
+        at_least(1, self, "d_model", "n_layer", "n_head", "d_mlp", "vocab_size", "pairs_each", "repeats")
+        at_least(0, self, "threads")
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        find_device(self.device)
+        Config(d_model=self.d_model, n_head=self.n_head, vocab_size=self.vocab_size, position="rope").check()
+        if os.path.isdir(self.results):
+            raise UserError(f"results = {self.results!r} is a folder: name a file in it")
+        for name, choices in (("models", bench_models.MODELS), ("kernels", bench_kernels.KERNELS)):
+            words = getattr(self, name)
+            for word in words.split(",") if words else ():
+                one_of(name, word, choices)
+        for name in EXAMPLES:
+            self.numbers(name)
+
+    def chosen(self, name, choices):
+        """Return those of the choices that a setting like "HGRN2,minGRU" names; all if it is empty."""
+        words = getattr(self, name)
+        return [choice for choice in choices if not words or choice in words.split(",")]
+
+    def numbers(self, name):
+        """Return a setting like "8x256 1x4096" as [(8, 256), (1, 4096)]."""
+        sizes, example = [], EXAMPLES[name]
+        for word in getattr(self, name).split():
+            numbers = word.split("x")
+            positive = all(number.isdecimal() and int(number) > 0 for number in numbers)
+            if not positive or len(numbers) != len(example.split("x")):
+                raise UserError(f"{name} are like '{example}', whole numbers from 1 up, not {word!r}")
+            sizes.append(tuple(map(int, numbers)))
+        return sizes
+
+
+def main(s):
+    """Measure, add the rows to the results file, print and return them."""
+    set_up(s)
+    device, key = find_device(s.device), s.what
+    about = machine(s)
+    if s.what in OF_MODELS:
+        key = f"{s.what}_{s.dtype}"
+        about |= bench_models.limits(s)
+    if s.what == "kernels":
+        about |= bench_kernels.limits(device)
+    rows = BENCHMARKS[s.what](s)
+
+    name = "compile" if s.what == "compile" else f"bench_{device.type}"
+    path = Path(s.results or f"results/{name}.json")
+    results = read_results(path)
+    before = results.get(key, {}).get("rows", [])
+    results[key] = about | {"rows": rows_to_keep(s, before) + rows}
+    write_results(path, results)
+    for row in rows:
+        print("  ".join(f"{name} {as_text(value)}" for name, value in row.items()))
+    print(f"written: {path}")
+    if s.what != "compile":
+        print(f"draw it: python -m tools.figures {path}")
+    wrong = [row for row in rows if row.get("wrong")]
+    if wrong:
+        raise UserError(f"{len(wrong)} of {len(rows)} kernels are wrong")
+    return rows
+
+
+def rows_to_keep(s, rows):
+    """Rows in the file that are not measured again: those of kernels that were not asked for."""
+    if s.what != "kernels" or not s.kernels:
+        return []
+    return [row for row in rows if row["kernel"] not in s.kernels.split(",")]
+
+
+def as_text(value):
+    """A number with commas, and with four digits if it is a float."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+if __name__ == "__main__":
+    run_script(lambda args: main(configure(Settings(), args, word="what")))

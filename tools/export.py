@@ -1,0 +1,340 @@
+"""
+Export a run as a Hugging Face folder, for transformers and every tool that is built on it.
+
+    python -m tools.export out/toy                                   writes out/toy/hf
+    python -m tools.export out/toy --to=toy_bf16 --dtype=bfloat16
+    python -m tools.export out/toy --predictions                     the BabyLM leaderboard's file of 2024 instead
+
+Then, anywhere: AutoModelForCausalLM.from_pretrained("out/toy/hf", trust_remote_code=True), or AutoModel, or
+AutoModelForSequenceClassification. A further argument kernels="loop" computes with nothing but the plain text.
+The folder holds the weights as safetensors, the tokenizer, and the modelling code: nanoRNN's own files, side by
+side, which need only PyTorch and transformers, 4.51 or newer.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import data
+import evaluate
+from corpora.benchmarks import is_right, read_benchmark, summary
+from model import Config, load
+from support.console import run_script
+from support.files import fingerprint, replacing
+from support.settings import ROOT, UserError, configure, one_of
+
+import torch
+from safetensors.torch import save
+from tokenizers import processors
+
+ENDLESS = 1_000_000  # tokens: the max_position_embeddings of a model that reads texts of any length
+NO_LIMIT = int(1e30)  # how transformers writes that a tokenizer truncates and pads to no length of its own
+CLASSES = {
+    "AutoConfig": "NanoRNNConfig",
+    "AutoModel": "NanoRNNModel",
+    "AutoModelForCausalLM": "NanoRNNForCausalLM",
+    "AutoModelForSequenceClassification": "NanoRNNForSequenceClassification",
+}
+
+
+@dataclass
+class Settings:
+    run: str = "out/toy"  # a run folder, or a checkpoint in one
+    to: str = ""  # the folder to write; none: hf in the run's folder, for chck_1M.pt hf_chck_1M
+    dtype: str = "float32"  # float32, bfloat16 or float16: the precision of the exported weights
+    predictions: bool = False  # write the run's predictions for the BabyLM leaderboard of 2024 instead
+
+    def check(self):
+        one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+
+
+def main(s):
+    """Write the folder, or the predictions, that the settings ask for; returns its path."""
+    run = Path(s.run).expanduser()
+    return write_predictions(run) if s.predictions else write_folder(run, s)
+
+
+def write_folder(run, s):
+    """Export a run; config.json comes last, because a folder without it is no model yet."""
+    model, tokenizer, trained = load(run, kernels="loop")
+    folder = choose_folder(trained.checkpoint, s.to)
+    settings = {field.name: getattr(trained, field.name) for field in fields(Config)}
+    config = config_json(settings, tokenizer, s.dtype)
+    config["nanornn_checkpoint"] = fingerprint(trained.checkpoint)
+
+    (folder / "config.json").unlink(missing_ok=True)
+    for name, text in modelling_code().items():
+        write(folder / name, text)
+    write_weights(folder / "model.safetensors", weights(model, getattr(torch, s.dtype)))
+    write(folder / "tokenizer.json", tokenizer_json(tokenizer))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, settings))
+    write_json(folder / "special_tokens_map.json", special_tokens(tokenizer))
+    write_json(folder / "generation_config.json", special_ids(tokenizer))
+    write_json(folder / "config.json", config)
+    print(f"written: {folder}")
+    return folder
+
+
+def choose_folder(checkpoint, to):
+    """The folder to write; UserError if it holds anything but an export, complete or interrupted."""
+    if to:
+        folder = Path(to).expanduser()
+    elif checkpoint.stem == "checkpoint":
+        folder = checkpoint.with_name("hf")
+    else:
+        folder = checkpoint.with_name(f"hf_{checkpoint.stem}")
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / "modeling_nanornn.py").exists():
+        raise UserError(f"to = {str(folder)!r} holds something else already: name a new folder")
+    return folder
+
+
+def write(path, text):
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path, content):
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Settings, tokenizer, weights
+
+
+def config_json(settings, tokenizer, dtype):
+    """config.json: the fields of model.Config, and those that transformers and the tools around it look for."""
+    return {
+        "model_type": "nanornn",
+        "architectures": ["NanoRNNForCausalLM"],
+        "auto_map": {auto: f"modeling_nanornn.{name}" for auto, name in CLASSES.items()},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **settings,
+        "kernels": "auto",
+        "hidden_size": settings["d_model"],
+        "num_hidden_layers": settings["n_layer"],
+        "num_attention_heads": settings["n_head"],
+        "max_position_embeddings": longest_text(settings) or ENDLESS,
+        "tie_word_embeddings": settings["tie_embeddings"],
+        "torch_dtype": dtype,
+        "use_cache": True,
+        **special_ids(tokenizer),
+    }
+
+
+def longest_text(settings):
+    """The most tokens a model can read, or None: learned positions and Hyena's filter are for `context` tokens."""
+    if settings["position"] == "learned" or "hyena" in settings["mixer"].split():
+        return settings["context"]
+    return None
+
+
+def special_tokens(tokenizer):
+    """{"bos_token": "<s>", ...}; empty for single characters, whose texts begin with a line break, itself text."""
+    names = {"bos_token": data.BOS, "eos_token": data.EOS, "pad_token": data.PAD}
+    return {name: token for name, token in names.items() if tokenizer.token_to_id(token) is not None}
+
+
+def special_ids(tokenizer):
+    """{"bos_token_id": 1, ...}; None where the tokenizer has no such token."""
+    return {
+        "bos_token_id": data.start_of(tokenizer),
+        "eos_token_id": tokenizer.token_to_id(data.EOS),
+        "pad_token_id": tokenizer.token_to_id(data.PAD),
+    }
+
+
+def tokenizer_json(tokenizer):
+    """The tokenizer as JSON; it puts the start token before each text, so that tools score the first word."""
+    start = data.start_of(tokenizer)
+    bos = tokenizer.id_to_token(start)
+    one, two = [bos, "$A"], [bos, "$A", bos, "$B:0"]
+    tokenizer.post_processor = processors.TemplateProcessing(one, two, special_tokens=[(bos, start)])
+    return tokenizer.to_str(pretty=True)
+
+
+def tokenizer_config(tokenizer, settings):
+    """tokenizer_config.json: how transformers is to treat tokenizer.json."""
+    pre_tokenizer = json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"])
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest_text(settings) or NO_LIMIT,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # a "</s>" in a text is text, as in training
+        "add_prefix_space": '"add_prefix_space": true' in pre_tokenizer,  # or transformers 4 might drop it
+        **special_tokens(tokenizer),
+    }
+
+
+def weights(model, dtype):
+    """{"model." + name: tensor}; a tensor with several names, such as tied embeddings, has only its first."""
+    seen, tensors = set(), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        tensor = tensor.detach().contiguous()
+        tensors[f"model.{name}"] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensors
+
+
+def write_weights(path, tensors):
+    with replacing(path, "wb") as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+
+
+# ----------------------------------------------------------------------------------------------------
+# The modelling code: tools/huggingface.py, model.py and the files that they import, flat in one folder, with
+# imports rewritten to relative ones: `from fast.layers import linear` becomes `from . fast_layers import linear`.
+
+HEADER = "# {source} of nanoRNN, as tools/export.py copies it. Copyright (c) 2026 The nanoRNN authors. MIT.\n"
+IMPORT = re.compile(r"^( *)from ([\w.]+) import ", re.MULTILINE)
+NAMESPACE = re.compile(r'^NAMESPACE = "nanornn".*\n', re.MULTILINE)
+LOADING = re.compile(r"^# -+\n# Loading a run\n", re.MULTILINE)  # model.py's last chapter, which is left out
+
+# transformers copies modeling_nanornn.py and the files it imports to a place named like the folder and imports it
+# there. Version 4.51 looks for imports in this one file only, does not import the others anew when another folder
+# of the same name is loaded, and loops without end where two of them import each other. So modeling_nanornn.py
+# names all files and unloads them, and real imports are written `from . name import`, which it does not follow.
+COPIED = """import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # transformers copies what is imported here
+{imports}
+for name in [x for x in sys.modules if x.startswith(f"{{__package__}}.") and x != __name__]:
+    del sys.modules[name]  # of another folder of this name
+
+"""
+
+# Operators are registered under a name that no other copy of these files in the same process has.
+OWN_NAMESPACE = """from zlib import crc32
+
+NAMESPACE = f"nanornn_{digest}_{{crc32(__file__.encode()):08x}}"
+"""
+
+
+def modelling_code():
+    """{file name: text}, modeling_nanornn.py first."""
+    sources = collect("tools.huggingface")
+    digest = hashlib.sha256("".join(sources.values()).encode()).hexdigest()[:8]
+    others = [flat_name(module) for module in sources if module != "tools.huggingface"]
+    code = {}
+    for module, text in sources.items():
+        text = IMPORT.sub(relative_import, text)
+        text = NAMESPACE.sub(OWN_NAMESPACE.format(digest=digest), text)
+        if module == "tools.huggingface":
+            imports = "".join(f"    from .{name} import __doc__ as _\n" for name in others)
+            text = text.replace("\nimport ", "\n" + COPIED.format(imports=imports) + "import ", 1)
+        code[f"{flat_name(module)}.py"] = HEADER.format(source=source_path(module)) + text
+    return code
+
+
+def collect(module):
+    """{module: text} of a module and of all modules of ours that it imports, directly or not."""
+    sources, waiting = {}, [module]
+    while waiting:
+        module = waiting.pop(0)
+        if module in sources:
+            continue
+        text = (ROOT / source_path(module)).read_text(encoding="utf-8")
+        sources[module] = LOADING.split(text)[0].rstrip() + "\n"
+        waiting += [name for _, name in IMPORT.findall(sources[module]) if is_ours(name)]
+    return sources
+
+
+def source_path(module):
+    """ "fast.layers" -> "fast/layers.py"."""
+    return module.replace(".", "/") + ".py"
+
+
+def is_ours(module):
+    return (ROOT / source_path(module)).exists()
+
+
+def flat_name(module):
+    """ "fast.layers" -> "fast_layers", "support.settings" -> "settings"."""
+    if module == "tools.huggingface":
+        return "modeling_nanornn"
+    return module.removeprefix("support.").replace(".", "_")
+
+
+def relative_import(match):
+    """The beginning of an import statement, relative if the module is ours."""
+    indent, module = match.groups()
+    return f"{indent}from . {flat_name(module)} import " if is_ours(module) else match[0]
+
+
+# ----------------------------------------------------------------------------------------------------
+# The predictions file of the BabyLM challenge of 2024: for each pair, the text that the model prefers
+
+TASKS = {"blimp": "blimp_filtered", "blimp_supplement": "supplement"}  # the leaderboard's name: ours
+ASK = "--tasks=" + ",".join(TASKS.values())
+
+
+def write_predictions(run):
+    """
+    Write the file that github.com/babylm/evaluation-pipeline-2024's collect_results.py makes; returns its path.
+    {task: {subtask: {"predictions": [{"id": "SUBTASK_0", "pred": " The text."}, ...]}}}. Tasks without scores are
+    left out; a pairs file that results.json does not name is of an earlier checkpoint.
+    """
+    folder, prefix = evaluate.place_of(evaluate.checkpoint_of(run))
+    results = evaluate.read_results(folder / f"{prefix}results.json", {"protocol": "2024"})
+    if not results:
+        raise UserError(f"{run}: needs scores by protocol 2024; make them: python evaluate.py {run} {ASK}")
+    predictions = {}
+    for task, name in TASKS.items():
+        path = folder / f"{prefix}pairs_{name}.jsonl"
+        if name not in results["benchmarks"] or not path.exists():
+            print(f"{task}: left out, there is no {path.name}; python evaluate.py {run} {ASK}")
+            continue
+        score = results["benchmarks"][name]["score"]
+        predictions[task] = preferred_texts(read_scores(path), read_benchmark(name), path, score)
+    if not predictions:
+        raise UserError(f"{run}: no scores of these; make them: python evaluate.py {run} {ASK}")
+    print("ewok: left out, for this file would hold its texts, which may not be published as plain text")
+    print("glue: left out, it takes fine-tuning")
+    path = folder / f"{folder.resolve().name}_{prefix}textonly_predictions.json.gz"
+    with replacing(path, "wb") as file:
+        file.write(gzip.compress(json.dumps(predictions).encode(), mtime=0))
+    print(f"written: {path}")
+    return path
+
+
+def read_scores(path):
+    """{subtask: rows} of a pairs_TASK.jsonl."""
+    scores = defaultdict(list)
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            scores[row["uid"]].append({name: row[name] + 0 for name in ("i", "good", "bad")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a pair's scores ({error}); evaluate the run again")
+    return scores
+
+
+def preferred_texts(scores, subtasks, path, score):
+    """{subtask: {"predictions": [...]}}: the text of each pair that scores higher, the good one in a tie."""
+    lines = {uid: [record["i"] for record in subtask.records] for uid, subtask in subtasks.items()}
+    if {uid: [row["i"] for row in rows] for uid, rows in scores.items()} != lines:
+        total = sum(map(len, lines.values()))
+        raise UserError(f"{path}: not the scores of all {total:,} pairs; evaluate the run again")
+    if abs(summary(subtasks, scores)["score"] - score) > 1e-6:
+        raise UserError(f"{path}: not the scores that results.json was made from; evaluate the run again")
+    predictions = {}
+    for uid, subtask in subtasks.items():
+        rows = []
+        for record, row in zip(subtask.records, scores[uid]):
+            text = record["sentence_good" if is_right(row) else "sentence_bad"]
+            rows.append({"id": f"{uid}_{row['i']}", "pred": f" {text}"})
+        predictions[uid] = {"predictions": rows}
+    return predictions
+
+
+if __name__ == "__main__":
+    run_script(lambda args: main(configure(Settings(), args, word="run")))

@@ -1,0 +1,422 @@
+"""
+All pictures, drawn from the files that runs, evaluations and benchmarks write, and put beside them.
+
+    python -m tools.figures out/toy                     the learning curve of a run, as train.py draws it
+    python -m tools.figures results/toy.json            a result file of evaluate.py, compare.py or tools/bench.py
+
+    python -m tools.figures memory out/toy              how long each channel of a run remembers
+    python -m tools.figures gates out/toy --text="..."  what each channel forgets at each word
+    python -m tools.figures phenomena out/a out/b       which models fail at which phenomena
+"""
+
+import json
+import math
+from collections import defaultdict
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+
+from support.console import run_script
+from support.run import macro_score, read_log
+from support.settings import UserError, configure, reason
+from tools.figures_bench import draw_benches
+from tools.figures_style import DOTTED, draw_heat, keep, plain, plt, use_log_y
+
+CORRECT = "correct minimal pairs (%)"
+FACTS = ("bear", "toyland_bear")  # how benchmarks that are no minimal pairs begin
+
+
+def learning_curve(folder):
+    """Draw the log of a run folder: losses, scores, and what was learned when. Returns the picture's path."""
+    folder = Path(folder)
+    return draw(read_log(folder), {}, folder / "learning_curve.svg", folder.name)
+
+
+def draw(log, terms, path, title):
+    """
+    Draw records of log.jsonl: losses and accuracies on the left, on the right a heat map for each benchmark.
+    terms: {paradigm: phenomenon}, as far as known. Returns the path.
+    """
+    scored = [record for record in log if record.get("pairs") or record.get("accuracy")]
+    tables = accuracies(scored, terms)
+    lines = sum(len(rows) for rows in tables.values())
+    curves = 2 if scored else 1
+    height = max(3.4 * curves, 0.2 * lines + 0.8 * len(tables))
+    figure = left = plt.figure(figsize=(11 if tables else 4.5, height))
+    if tables:
+        left, right = figure.subfigures(1, 2, width_ratios=[4.7, 6.3])
+        draw_tables(right, tables, [record["step"] for record in scored])
+    places = max(curves, round(height / 4.5))  # beside long heat maps, those below stay empty
+    axes = left.subplots(places, squeeze=False)[:, 0]
+    draw_losses(axes[0], log, title)
+    if scored:
+        draw_accuracy(axes[1], scored)
+    for axis in axes[curves:]:
+        axis.remove()
+    return keep(figure, path)
+
+
+def draw_losses(axis, log, title):
+    """Draw training and validation loss over steps; of a distilled model the cross-entropy alone."""
+    training = "ce" if any("ce" in record for record in log) else "loss"
+    thin, bold = {"linewidth": 0.8, "alpha": 0.6}, {"linewidth": 2, "marker": "o"}
+    for name, label, style in (training, "training", thin), ("val_loss", "validation", bold):
+        points = [(record["step"], record[name]) for record in log if name in record]
+        if points:
+            axis.plot(*zip(*points), label=f"{label}, {points[-1][1]:.3f} at the end", **style)
+    epochs = [record["step"] / record["epoch"] for record in log if record["epoch"]]
+    axis.set_xlabel(f"step; an epoch is {epochs[0]:,.0f}" if epochs else "step")
+    axis.set_title(f"{title}: loss, nats per token")
+    axis.grid()
+    if axis.lines:
+        use_log_y(axis)
+        axis.legend()
+
+
+def draw_accuracy(axis, records):
+    """Draw accuracies over steps: of answers, or of minimal pairs with their macro average and its best."""
+    steps = [record["step"] for record in records]
+    curves = defaultdict(list)
+    for record in records:
+        for name, score in record.get("accuracy", {}).items():
+            curves[name].append(score)
+        for task, result in record.get("pairs", {}).items():
+            curves[task].append(result["score"])
+    for name, scores in curves.items():
+        axis.plot(steps, scores, marker="o", label=f"{name}, {scores[-1]:.1f} last")
+    axis.set(title="correct answers (%)", xlabel="step")
+    if "pairs" in records[0]:
+        macro = [macro_score(record["pairs"]) for record in records]
+        if len(curves) > 1:
+            axis.plot(steps, macro, linewidth=2, color="black", label=f"macro average, {macro[-1]:.1f} last")
+        best = macro.index(max(macro))
+        style = {"markersize": 14, "color": "#d7301f", "zorder": 3}
+        label = f"best, {macro[best]:.1f} at step {steps[best]:,}"
+        axis.plot(steps[best], macro[best], "*", label=label, **style)
+        axis.axhline(50, label="chance", **DOTTED)
+        axis.set_title(CORRECT)
+    axis.grid()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+
+
+def accuracies(records, terms):
+    """{benchmark: {paradigm or phenomenon: [accuracy in each record]}} of records with minimal pairs."""
+    tables = {}
+    for task in records[0].get("pairs", ()) if records else ():
+        scores = [record["pairs"][task]["subtasks"] for record in records]
+        tables[task] = {}
+        for name, group in grouped(scores[0], terms).items():
+            tables[task][name] = [fmean(score[uid] for uid in group) for score in scores]
+    return tables
+
+
+def grouped(names, terms):
+    """Paradigms -> {phenomenon: [paradigms]} if there are many and `terms` has all, else {paradigm: [itself]}."""
+    many = len(names) > 30 and all(terms.get(name) for name in names)
+    groups = defaultdict(list)
+    for name in names:
+        groups[plain(terms[name] if many else name)].append(name)
+    return groups
+
+
+def draw_tables(figure, tables, steps):
+    """Draw a heat map a benchmark, a row a paradigm, a column an evaluation; what was learned first is on top."""
+    heights = [len(rows) for rows in tables.values()]
+    axes = figure.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
+    legible = len(steps) <= 20
+    every = math.ceil(len(steps) / 10)
+    for axis, (task, rows) in zip(axes, tables.items()):
+        draw_heat(axis, dict(sorted(rows.items(), key=lambda row: -sum(row[1]))), numbers=legible)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set_xticks(range(0, len(steps), every), steps[::every])
+        axis.set(title=f"{task}: {CORRECT}", xlabel="step")
+        if not legible:
+            axis.set_xlabel("step; red is 0, yellow 50, blue 100")
+
+
+def draw_benchmarks(benchmarks, terms, path):
+    """Draw results of evaluate.py: a panel a benchmark, a bar with its interval a phenomenon. Returns the path."""
+    lines = math.ceil(len(benchmarks) / 2)
+    groups = {task: grouped(result["subtasks"], terms) for task, result in benchmarks.items()}
+    height = 0.7 + 0.2 * max(len(names) for names in groups.values())
+    figure, axes = plt.subplots(lines, 2, figsize=(10, height * lines), squeeze=False)
+    for axis, (task, result) in zip(axes.flat, benchmarks.items()):
+        bars = []
+        for name, group in groups[task].items():
+            subtasks = [result["subtasks"][uid] for uid in group]
+            interval = math.hypot(*(subtask["interval"] for subtask in subtasks)) / len(group)
+            bars.append((fmean(subtask["score"] for subtask in subtasks), interval, name))
+        scores, intervals, names = zip(*sorted(bars))
+        axis.barh(names, scores, xerr=intervals, color="#74add1")
+        axis.axvline(result.get("chance", 50), **DOTTED)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set(title=f"{task}: {result['score']:.1f} % correct", xlim=(0, 100))
+    for axis in axes.flat[len(benchmarks) :]:
+        axis.remove()
+    return keep(figure, path)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Several models
+
+
+def draw_leaderboard(rows, columns, path):
+    """
+    Draw rows of evaluate.compare: a panel a benchmark, a bar with its interval a row, the paper's in gray.
+    Benchmarks of one row alone are left out. Returns the path.
+    """
+    shown = [task for task in columns if sum(task in row["benchmarks"] for row in rows) > 1] or columns
+    shared = [task for task in shown if all(task in row["benchmarks"] for row in rows)]
+    rows = sorted(rows, key=lambda row: sum(row["benchmarks"][task] for task in shared))
+    rows.sort(key=lambda row: not row.get("paper"))
+    names = [row["name"] + (" (paper)" if row.get("paper") else "") for row in rows]
+    colors = ["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
+    size = (3 + 1.6 * len(shown), 1 + 0.24 * len(rows))
+    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)
+    for axis, task in zip(axes[0], shown):
+        scores = [row["benchmarks"].get(task, math.nan) for row in rows]
+        intervals = [row.get("intervals", {}).get(task, 0) for row in rows]
+        bars = axis.barh(range(len(rows)), scores, xerr=intervals, color=colors)
+        axis.bar_label(bars, fmt="{:.1f}", padding=2, fontsize=8)
+        axis.set_title(plain(task))
+        axis.margins(x=0.35)
+        if not task.startswith(FACTS):  # whose chance is far below
+            axis.axvline(50, **DOTTED)
+    axes[0, 0].set_yticks(range(len(rows)), names, fontsize=8)
+    figure.supxlabel("per cent correct", fontsize=9)
+    return keep(figure, path)
+
+
+def draw_comparison(results, path):
+    """
+    Draw results of compare.py: each model's evaluations at its best learning rate, the best of these and, if there
+    are any, differences to one model. Returns the path.
+    """
+    rows = {name: row for name, row in results["rows"].items() if row["best"]}
+    panels = 3 if results.get("differences") else 2
+    size = (0.5 + 3.8 * panels, max(4, 0.4 * len(rows)))
+    figure, axes = plt.subplots(1, panels, figsize=size)
+    styles = {}
+    for number, (name, marker) in enumerate(zip(rows, cycle("osD^v<>PX*hp"))):
+        styles[name] = {"color": plt.cm.tab20(2 * number % 20 + number // 10), "marker": marker}
+    metric, form, title = "val_loss", ".3f", "validation loss"
+    if results["tasks"]:
+        metric, form, title = "macro", ".1f", CORRECT
+    draw_epochs(axes[0], rows, styles, metric)
+    axes[0].set_title(f"{results['comparison']}: {title}")
+    draw_dots(axes[1], {name: row["best"] for name, row in rows.items()}, styles, metric, form)
+    axes[1].set_yticks(range(len(rows)), [f"{name} ({row['state']:,})" for name, row in rows.items()])
+    axes[1].set(title="the best of each", xlabel="in brackets: numbers in the state of a sequence")
+    if results.get("differences"):
+        draw_differences(axes[2], results, styles)
+    return keep(figure, path)
+
+
+def draw_epochs(axis, rows, styles, metric):
+    """Draw every evaluation at each model's best learning rate, means over seeds."""
+    for name, row in rows.items():
+        rate = row["best"]["learning_rate"]
+        runs = [run["evaluations"] for run in row["runs"] if run["learning_rate"] == rate]
+        evaluations = list(zip(*runs))  # each with every seed
+        epochs = [records[0]["epoch"] for records in evaluations]
+        means = [fmean(record[metric] for record in records) for records in evaluations]
+        axis.plot(epochs, means, **styles[name])
+    axis.set_xlabel("epoch")
+    axis.grid()
+
+
+def draw_differences(axis, results, styles):
+    """Draw how far the models are from the one named `against`, in the first benchmark or else in the loss."""
+    metric, form, unit = "loss", "+.3f", "nats"
+    if results["tasks"]:
+        metric, form, unit = results["tasks"][0], "+.1f", "points"
+    found = {name: numbers[metric] for name, numbers in results["differences"].items() if numbers}
+    draw_dots(axis, found, styles, "mean", form)
+    axis.axvline(0, **DOTTED)
+    axis.set_title(f"{plain(metric)}: {unit} above {results['settings']['against']!r}")
+
+
+def draw_dots(axis, found, styles, metric, form):
+    """Draw a dot with its interval and number for each of {name: {metric: ..., "interval": ...}}, from the top."""
+    for place, (name, numbers) in enumerate(found.items()):
+        value, interval = numbers[metric], numbers.get("interval")
+        axis.errorbar(value, place, xerr=interval, capsize=3, **styles[name])
+        text = f"{value:{form}}"
+        if interval is not None:
+            text += f" ± {interval:{form.strip('+')}}"
+        options = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axis.annotate(text, (value, place), **options)
+    axis.set_yticks(range(len(found)), found)
+    axis.set_ylim(len(found) - 0.5, -0.7)
+    axis.margins(x=0.25)
+    axis.locator_params(axis="x", nbins=5)
+
+
+def compare_phenomena(paths):
+    """Draw a heat map a benchmark of run folders or result files, beside the first. Yields the pictures' paths."""
+    tables, terms = defaultdict(dict), {}
+    for path in paths:
+        for model, benchmarks in read_scores(path).items():
+            for task, subtasks in benchmarks.items():
+                tables[task][model] = {name: subtask["score"] for name, subtask in subtasks.items()}
+                terms |= {name: subtask["term"] for name, subtask in subtasks.items() if "term" in subtask}
+    for task, rows in tables.items():
+        name = paths[0].name if paths[0].is_dir() else paths[0].stem
+        yield draw_phenomena(rows, paths[0].with_name(f"{name}_{task}.svg"), task, terms)
+
+
+def read_scores(path):
+    """{model: {benchmark of pairs: {paradigm: {"score": ..., "term": ...}}}} of a run folder or result file."""
+    file = path / "results.json" if path.is_dir() else path
+    with intact(file):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if "comparison" in results:
+            return {name: best_scores(row) for name, row in results["rows"].items() if row["best"]}
+        pairs = {task: x["subtasks"] for task, x in results["benchmarks"].items() if "chance" not in x}
+        return {name_of(file): pairs}
+
+
+def best_scores(row):
+    """{benchmark: {paradigm: {"score": ...}}} of a row of compare.py, means over its seeds at the best rate."""
+    rate = row["best"]["learning_rate"]
+    runs = [run["best"].get("pairs", {}) for run in row["runs"] if run["learning_rate"] == rate]
+    found = defaultdict(dict)
+    for task in runs[0]:
+        for name in runs[0][task]["subtasks"]:
+            found[task][name] = {"score": fmean(run[task]["subtasks"][name] for run in runs)}
+    for task, result in row.get("benchmarks", {}).items():  # the whole evaluation, in place of training's
+        if not task.startswith(FACTS):
+            found[task] = result["subtasks"]
+    return found
+
+
+def draw_phenomena(rows, path, title, terms):
+    """
+    Draw a heat map of {model: {paradigm: score}}, many paradigms as phenomena; the best and the easiest first.
+    terms: {paradigm: phenomenon}, as far as known. Returns the path.
+    """
+    shared = set.intersection(*(set(scores) for scores in rows.values()))
+    if not shared:
+        raise UserError(f"{title}: {', '.join(rows)} have no paradigm in common")
+    means = {model: fmean(scores[name] for name in shared) for model, scores in rows.items()}
+    models = sorted(rows, key=lambda model: -means[model])
+    columns = []
+    for name, group in grouped(sorted(shared), terms).items():
+        columns.append([name, *(fmean(rows[model][uid] for uid in group) for model in models)])
+    columns.sort(key=lambda column: -sum(column[1:]))
+    names, *scores = zip(*columns)
+    figure, axis = plt.subplots(figsize=(max(6, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models)))
+    draw_heat(axis, {f"{model}  {means[model]:.1f}": row for model, row in zip(models, scores)})
+    axis.xaxis.tick_top()
+    style = {"fontsize": 8, "rotation": 50, "ha": "left", "rotation_mode": "anchor"}
+    axis.set_xticks(range(len(names)), names, **style)
+    axis.tick_params(length=0)
+    axis.set_xlabel(f"{title}: {CORRECT}; beside the names, means of {len(shared)} paradigms")
+    return keep(figure, path)
+
+
+# ----------------------------------------------------------------------------------------------------
+# From a file to its pictures
+
+
+@contextmanager
+def intact(path):
+    """Raise UserError if a file that is read inside is damaged or no result file."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        what = "not a result file of evaluate.py, compare.py or tools/bench.py, or cut short"
+        raise UserError(f"{path}: {what} ({reason(error)})") from error
+
+
+def name_of(path):
+    """out/toy/results.json or results/toy.json -> toy."""
+    return path.parent.name if path.name == "results.json" else path.stem
+
+
+def draw_results(path):
+    """Draw all that is in a result file, beside it. Returns the paths of the pictures."""
+    with intact(path):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        pictures = list(draw_benches(results, path))
+        if "comparison" in results:
+            pictures += draw_compared(results, path)
+        elif "benchmarks" in results:
+            pictures += draw_evaluated(results, path)
+        if not pictures:
+            raise ValueError("it has nothing to draw")
+    return pictures
+
+
+def draw_evaluated(results, path):
+    """Draw a result file of evaluate.py: the run's training, and what was scored only after it. Yields paths."""
+    log, terms, rest = results.get("training", []), {}, {}
+    seen = {task for record in log for task in record.get("pairs", ())}
+    for task, result in results["benchmarks"].items():
+        terms |= {name: subtask["term"] for name, subtask in result["subtasks"].items()}
+        if task not in seen and not task.startswith("bear"):  # BEAR's 60 relations are too many
+            rest[task] = result
+    if log:
+        yield draw(log, terms, path.with_suffix(".svg"), name_of(path))
+    if rest:
+        yield draw_benchmarks(rest, terms, path.with_name(f"{path.stem}_benchmarks.svg"))
+
+
+def draw_compared(results, path):
+    """Draw a result file of compare.py: training, final scores beside the paper's, phenomena. Yields paths."""
+    yield draw_comparison(results, path.with_suffix(".svg"))
+    rows, columns = [], {}
+    for name, row in results["rows"].items():
+        columns |= row.get("benchmarks", {})
+        if row.get("benchmarks"):
+            scores = {task: result["score"] for task, result in row["benchmarks"].items()}
+            intervals = {task: result["interval"] for task, result in row["benchmarks"].items()}
+            rows.append({"name": name, "benchmarks": scores, "intervals": intervals})
+    if rows:
+        paper = [
+            row | {"paper": True} for row in results["paper"] if columns.keys() & row["benchmarks"].keys()
+        ]
+        yield draw_leaderboard(rows + paper, list(columns), path.with_name(f"{path.stem}_benchmarks.svg"))
+    if rows or results["tasks"]:
+        yield from compare_phenomena([path])
+
+
+def draw_any(path):
+    """Draw a run folder or a result file. Returns the paths of the pictures."""
+    if path.is_dir() and read_log(path):
+        return [learning_curve(path)]
+    if path.suffix == ".json" and path.exists():
+        return draw_results(path)
+    raise UserError(f"{path}: neither a run folder with a log.jsonl nor a result file")
+
+
+def main(args):
+    """Draw what the arguments name and print the paths of the pictures."""
+    if not args:
+        raise UserError(
+            "of what? python -m tools.figures out/toy, or python -m tools.figures results/toy.json"
+        )
+    command, *names = args
+    if command in ("-h", "--help"):
+        print(__doc__.strip())
+    elif command in ("memory", "gates"):
+        from tools import figures_gates  # not above: it imports PyTorch and all models
+
+        settings = configure(figures_gates.Settings(), names, word="run")
+        print(figures_gates.PICTURES[command](settings))
+    elif command == "phenomena":
+        if not names:
+            raise UserError("phenomena of what? python -m tools.figures phenomena out/toy results/toy_1.json")
+        pictures = list(compare_phenomena([Path(name) for name in names]))
+        if not pictures:
+            problem = f"{' '.join(names)}: no scores of pairs"
+            raise UserError(f"{problem}; make some: python evaluate.py {names[0]}")
+        print(*pictures, sep="\n")
+    else:
+        for path in map(Path, args):
+            print(*draw_any(path), sep="\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,224 @@
+"""Pictures of what a trained model remembers, from its forget gates as it reads a text."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import data
+from baselines import MLSTM, Mamba
+from evaluate import encode
+from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, load, log_forget_gate
+from support.console import progress
+from support.files import fingerprint, replacing
+from support.settings import UserError, at_least
+from tools.figures_style import DOTTED, add_legend, keep, plt
+
+import torch
+import torch.nn.functional as F
+
+BLOCKS = 64  # of the validation text are averaged over
+WORDS = 48  # fit under a picture
+
+
+@dataclass
+class Settings:
+    """Settings of `memory` and `gates`."""
+
+    run: str = "out/toy"  # a run folder, or a checkpoint in one
+    text: str = ""  # what the model reads; none: from the validation text of its corpus
+    layer: int = 0  # this one alone, the first is 1; 0: all that have forget gates
+    picture: str = ""  # the file to draw; none: memory.svg or gates.svg in the run's folder
+
+    def check(self):
+        at_least(0, self, "layer")
+        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
+            raise UserError(f"picture = {self.picture!r}: name a file that ends in .svg or .png")
+
+
+def draw_memory(s):
+    """
+    Draw the half-life of each channel of s.run, averaged over a text; medians by layer also go into a .json beside
+    the picture. Returns the picture's path.
+    """
+    model, tokenizer, trained = load(s.run)
+    mixers, texts = gated_mixers(model, s.layer), read_texts(s, tokenizer, trained)
+    path = Path(s.picture or trained.checkpoint.with_name("memory.svg"))
+    beside = path.with_suffix(".json")
+    if beside.exists() and '"medians"' not in beside.read_text(encoding="utf-8", errors="replace"):
+        problem = f"{beside}, where its numbers would go, is another file; name another"
+        raise UserError(f"picture = {str(path)!r}: {problem}")
+    gates = [forget_gates(model, mixers, tokens) for tokens in progress(texts, desc="reading")]
+    lives = {n: half_life(torch.stack([log_f[n].mean(0) for log_f in gates]).mean(0)) for n in mixers}
+    run, count = trained.checkpoint.parent.name, sum(map(torch.numel, texts))
+    found = {"run": run, "checkpoint": fingerprint(trained.checkpoint), "tokens": count}
+    found["medians"] = {n: round(life.median().item(), 2) for n, life in lives.items()}
+    with replacing(beside) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+    figure, axis = plt.subplots(figsize=(9, 4.4), dpi=200)
+    axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
+    axis.axhline(trained.context, label="length of its training sequences", **DOTTED)
+    draw_half_lives(axis, mixers, lives, floors_of(model))
+    longest = max(trained.context, *(life.max().item() for life in lives.values()))
+    axis.set_ylim(0.1, 2 * longest)
+    add_legend(figure, columns=3)
+    return keep(figure, path)
+
+
+def draw_half_lives(axis, mixers, lives, floors):
+    """Draw {layer number: half-lives (channels,)} above those of their floors, sorted in each head."""
+    many = sum(map(len, lives.values())) > 1000  # which would make a large file if they were not pixels
+    style = {"fill": True, "baseline": 1e-9, "rasterized": many}
+    for place, (n, mixer) in enumerate(mixers.items()):
+        n_head = getattr(mixer, "n_head", 1)
+        floor = half_life(floors[n].log()) if n in floors else torch.zeros_like(lives[n])
+        heads = zip(lives[n].chunk(n_head), floor.chunk(n_head))
+        for head, (life, least) in enumerate(heads):
+            left = place + 0.9 * head / n_head
+            edges = torch.linspace(left, left + 0.85 / n_head, len(life) + 1).numpy()
+            order = life.argsort()
+            axis.stairs(life[order].numpy(), edges, color="#74add1", label="half-life of a channel", **style)
+            if least.any():
+                axis.stairs(
+                    least[order].numpy(), edges, color="#555555", label="the least its floor allows", **style
+                )
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:,.9g}")
+    axis.grid(axis="y")
+    labels = [f"{n}\n{life.median():.2g}" for n, life in lives.items()]
+    axis.set_xticks([place + 0.45 for place in range(len(labels))], labels)
+    axis.set(xlim=(-0.1, len(labels)), ylabel="half-life, tokens")
+    axis.set_xlabel("layers, and the medians of their channels, which are sorted in each head")
+
+
+def draw_gates(s):
+    """Draw what each channel of s.run forgets at each token of a text, the last layer on top. Returns the path."""
+    model, tokenizer, trained = load(s.run)
+    mixers, tokens = gated_mixers(model, s.layer), read_texts(s, tokenizer, trained)[0]
+    if not s.text:
+        tokens = tokens[:, :32]
+    if tokens.numel() > WORDS:
+        raise UserError(f"text: {tokens.numel()} tokens, and a picture has room for {WORDS}: shorten it")
+    gates = forget_gates(model, mixers, tokens)
+    figure, axes = plt.subplots(len(gates), figsize=(9, 1.6 + min(9, 1.5 * len(gates))), squeeze=False)
+    axes = axes[::-1, 0]
+    for axis, (n, log_f) in zip(axes, gates.items()):
+        image = draw_forgotten(axis, log_f, getattr(mixers[n], "n_head", 1))
+        axis.set_ylabel(f"layer {n}", rotation=0, ha="right", va="center")
+    words = [word_of(tokenizer, token) for token in tokens[0].tolist()]
+    style = {"rotation": 50 if len(words) <= 32 else 90, "rotation_mode": "anchor", "va": "center"}
+    axes[0].set_xticks(range(len(words)), words, ha="right", **style)
+    if len(gates) > 1:
+        axes[-1].xaxis.tick_top()
+        axes[-1].set_xticks(range(len(words)), words, ha="left", **style)
+    bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
+    bar.set_label("forgotten of what a channel holds")
+    run = trained.checkpoint.parent.name
+    figure.suptitle(f"{run}: what each channel forgets at each word; in each head, the least is on top")
+    return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
+
+
+def draw_forgotten(axis, log_f, n_head):
+    """Draw 1 - f as an image, from log f (T, channels): a row a channel, sorted in each head."""
+    heads = [1 - gates[gates.mean(1).argsort(descending=True)].exp() for gates in log_f.T.chunk(n_head)]
+    style = {"cmap": "magma_r", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
+    image = axis.imshow(torch.cat(heads).numpy(), **style)
+    for head in range(1, n_head):
+        axis.axhline(head * len(heads[0]) - 0.5, color="white", linewidth=2)
+    axis.set(xticks=[], yticks=[])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return image
+
+
+PICTURES = {"memory": draw_memory, "gates": draw_gates}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Forget gates
+
+
+GATED = (HGRN2, MinGRU, MinLSTM, Mamba, MLSTM)
+
+
+def gated_mixers(model, layer=0):
+    """{layer number, from 1 on: mixer} of layers with forget gates, all or one. UserError if there is none."""
+    mixers = dict(enumerate((block.mixer for block in model.layers if isinstance(block, Block)), start=1))
+    gated = {n: mixer for n, mixer in mixers.items() if isinstance(mixer, GATED)}
+    if not gated:
+        names = ", ".join(name for name, kind in MIXERS.items() if issubclass(kind, GATED))
+        raise UserError(f"{type(mixers[1]).__name__} has no forget gates to draw; there are those of {names}")
+    if layer and layer not in gated:
+        raise UserError(f"layer = {layer}: the layers with forget gates are {', '.join(map(str, gated))}")
+    return {layer: gated[layer]} if layer else gated
+
+
+def floors_of(model):
+    """{layer number, from 1 on: lower bounds of its forget gates (channels,)} of the layers that have any."""
+    floors = model.floors() if model.floors else {}
+    return {layer + 1: floor.detach() for layer, floor in floors.items()}
+
+
+@torch.inference_mode()
+def forget_gates(model, mixers, tokens):
+    """Run the model on tokens (1, T) -> {layer number: log f (T, channels)} of mixers {layer number: mixer}."""
+    outputs, hooks = {n: {} for n in mixers}, []
+    for n, mixer in mixers.items():
+        for name, child in mixer.named_children():
+            hooks.append(child.register_forward_hook(partial(remember, outputs[n], name)))
+    model.features(tokens)
+    for hook in hooks:
+        hook.remove()
+    floors = floors_of(model)
+    return {n: log_forget(mixer, outputs[n], floors.get(n))[0] for n, mixer in mixers.items()}
+
+
+def remember(outputs, name, module, inputs, output):
+    """Keep the output of a module: a forward hook, once the first two arguments are given."""
+    outputs[name] = output
+
+
+def log_forget(mixer, outputs, floor):
+    """log f (1, T, channels) of a mixer, from the outputs {name: (1, T, ...)} of its linear layers."""
+    if isinstance(mixer, HGRN2):
+        return log_forget_gate(outputs["forget"], floor)
+    if isinstance(mixer, MinGRU):
+        return F.logsigmoid(-outputs["update"])  # f = 1 - z
+    if isinstance(mixer, MinLSTM):
+        log_ratio = F.logsigmoid(outputs["forget"]) - F.logsigmoid(outputs["input"])
+        return F.logsigmoid(log_ratio)  # f / (f + i)
+    if isinstance(mixer, Mamba):
+        dt = F.softplus(outputs["step"]).unsqueeze(-1)
+        return -(dt * mixer.log_A.exp()).flatten(2)
+    return F.logsigmoid(outputs["gates"][..., mixer.n_head :])  # mLSTM: one gate a head
+
+
+def half_life(log_f):
+    """Number of tokens after which a channel with this mean log f has forgotten half of what it held."""
+    return math.log(2) / -log_f.detach().double().clamp(max=-1e-6)  # finite also where f rounds to 1
+
+
+# ----------------------------------------------------------------------------------------------------
+# Texts
+
+
+def read_texts(s, tokenizer, trained):
+    """List of tokens (1, T): s.text or, spread over the validation text, blocks as long as in training."""
+    if s.text:
+        ((tokens, _),) = encode(tokenizer, [("", s.text)], protocol="2025")
+        return [torch.tensor([tokens])]
+    corpus = data.find(trained.corpus, needed=False)
+    own = trained.checkpoint.with_name("tokenizer.json")
+    if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
+        problem = f"its corpus {trained.corpus!r} is not here: say what to read, --text='The cat sleeps.'"
+        raise UserError(f"{s.run}: {problem}")
+    blocks = data.Blocks(corpus / "val.bin", trained.context)
+    every = max(1, -(-blocks.n // BLOCKS))
+    return [blocks.read([n])[0] for n in range(0, max(1, blocks.n), every)]
+
+
+def word_of(tokenizer, token):
+    """A token as a label: without the space around it, but with a letter for one that is only space."""
+    word = tokenizer.decode([token], skip_special_tokens=False)
+    return word.strip() or {" ": "␣", "\n": "↵", "\t": "⇥"}.get(word, repr(word))
