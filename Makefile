@@ -65,6 +65,6 @@ gpu-train gpu-generate: SIZES += --dtype=bfloat16
 gpu-score: SIZES = --pairs=toyland
 
 $(GPU_PARTS): gpu-%:
-	$(PYTHON) bench.py $* --device=cuda $(SIZES)
+	$(PYTHON) -m tools.bench $* --device=cuda $(SIZES)
 
 .PHONY: train test test-long babyhgrn setup gpu gpu-test $(GPU_PARTS)

@@ -542,7 +542,7 @@ def init_s4d(mixer, config):
 
 def log_uniform(x, low, high):
     """Fill x with logarithms of numbers between low and high."""
-    return nn.init.uniform_(x, math.log(low), math.log(high))
+    return x.uniform_(math.log(low), math.log(high))
 
 
 def init_hyena(mixer, config):

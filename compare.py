@@ -226,7 +226,7 @@ def check_rows(rows, file):
 
 def check_row(run, above):
     """Refuse a corpus or a teacher that does not fit; build the model and let it read. Returns its sizes."""
-    corpus = train.find_corpus(run)
+    corpus = data.find_for(run)
     if not data.Blocks(corpus / "train.bin", run.context).n:
         raise UserError(f"context = {run.context}: longer than the text of {corpus}; lower it")
     if isinstance(run, distill.Settings):

@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 from support.console import run_script
 from support.files import not_written, replacing
+from support.processes import rank, wait_for_all
 from support.settings import UserError, at_least, configure, reason
 
 import numpy as np
@@ -285,6 +286,30 @@ def find(name, needed=True):
     if needed:
         remedy = f"make it with: python data.py text {name} FILES..."
         raise UserError(f"corpus = {name!r}: there is no data/{name}; {remedy}")
+
+
+def find_for(s):
+    """
+    The folder of the corpus. The first process makes what can be made, the others wait. Its tokens must fit.
+    """
+    if rank() == 0:
+        find(s.corpus)
+        if s.eval_pairs:
+            from corpora.benchmarks import find_benchmark
+
+            for task in s.eval_pairs.split(","):
+                find_benchmark(task)
+    wait_for_all()
+    corpus = find(s.corpus)
+    meta = read_meta(corpus)
+    entries, length = meta["vocab_size"], meta.get("context", s.context)
+    if entries > s.vocab_size:
+        remedy = f"{corpus} has {entries} tokens; set vocab_size = {entries} or more"
+        raise UserError(f"vocab_size = {s.vocab_size}: {remedy}")
+    if length != s.context:
+        remedy = f"{corpus} is made of sequences of {length} tokens; set context = {length}"
+        raise UserError(f"context = {s.context}: {remedy}")
+    return corpus
 
 
 def look_for(place):

@@ -19,7 +19,7 @@ from pathlib import Path
 import data
 import train
 from kernels import at_least_float32
-from model import load
+from model import fastest_dtype, load
 from support import processes
 from support.console import progress, run_script, say
 from support.files import damage, fingerprint
@@ -97,7 +97,7 @@ def main(s, progress=progress):
     def objective(model):  # train.main calls it when it has a corpus, and before it writes anything
         check_tokenizers(s, teachers)
         device = model.embed.weight.device
-        dtype = getattr(torch, train.fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
+        dtype = getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
         for name, (teacher, _) in teachers.items():
             say(f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()) / 1e6:.1f}M parameters")
         return Distillation(model, [frozen(teacher, device, dtype) for teacher, _ in teachers.values()], s)

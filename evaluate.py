@@ -1,14 +1,14 @@
 """
-Score a run: perplexity on its validation text, and what it knows of grammar and of the world.
+Score a run: perplexity on its validation text, and benchmarks of grammar and of knowledge of the world.
 
     python evaluate.py out/toy
     python evaluate.py out/english_small --tasks=blimp_filtered,supplement,ewok_filtered,bear --protocol=2024
-    python evaluate.py out/toy --tasks=mine.jsonl  a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's
-    form python evaluate.py out/*                           runs side by side with BabyHGRN's, in a table and a picture
+    python evaluate.py out/toy --tasks=mine.jsonl    a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's form
+    python evaluate.py out/*                         several runs beside BabyHGRN's, in a table and a picture
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
-log-probabilities behind every verdict) into the run's folder. Stopped in the middle, the same command goes
-on. Of a kept checkpoint, such as out/toy/best.pt, they are best_results.json and so on.
+log-probabilities behind every verdict) into the run's folder; for another checkpoint in it, such as
+out/toy/best.pt, best_results.json and so on. Stopped in the middle, the same command resumes.
 
 The score of a sentence is the sum of log p(token | <s>, tokens before), not divided by its length.
 protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year, and EWoK's targets after a
@@ -30,9 +30,10 @@ from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchma
 from model import check_kernels, find_device, load
 from support.console import progress, run_script
 from support.files import append, fingerprint, replacing
+from support.processes import rank, size, sum_over_processes
 from support.run import read_log
 from support.settings import UserError, configure, one_of
-from train import validation
+from train import NextToken
 
 import torch
 
@@ -324,6 +325,36 @@ def on_validation_text(model, trained):
     batches = progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity")
     loss, accuracy = validation(model, batches)
     return {"perplexity": math.exp(min(loss, 700))} | ({"accuracy": accuracy} if accuracy else {})
+
+
+@torch.no_grad()
+def validation(model, batches, each_batch=lambda: None):
+    """
+    Batches (tokens, targets), shared by all processes -> the mean loss of a target, in nats; and, if there
+    are targets at some places only, as in copying, {"tokens": % right, "sequences": % with all right}.
+    """
+    loss_of = NextToken(model)
+    kernels.use_kernels(kernels.form, loss_of)
+    sums, device = [0.0] * 5, model.embed.weight.device
+    for tokens, targets in batches:
+        each_batch()
+        tokens, targets = (x[rank() :: size()].to(device) for x in (tokens, targets))
+        if len(tokens):
+            sums = [a + b for a, b in zip(sums, tally(loss_of, tokens, targets))]
+    loss, count, right, all_right, sequences = sum_over_processes(*sums)
+    shares = {"tokens": (right, count), "sequences": (all_right, sequences)} if sequences else {}
+    return loss / count, {name: 100 * part / whole for name, (part, whole) in shares.items()}
+
+
+def tally(loss_of, tokens, targets):
+    """-> summed loss, targets; of answers also how many are right, in how many sequences all, and sequences."""
+    there = targets != -100
+    count = there.sum().item()
+    loss = loss_of(tokens, targets)["loss"].item() * count
+    if there.all():
+        return loss, count, 0, 0, 0
+    right = loss_of.model(tokens)[0].argmax(dim=-1) == targets  # never where there is no target
+    return loss, count, right.sum().item(), (right == there).all(dim=1).sum().item(), len(tokens)
 
 
 # ----------------------------------------------------------------------------------------------------

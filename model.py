@@ -439,6 +439,14 @@ def find_device(name, dtype="float32"):
     return torch.device(kind if name == "auto" else name)
 
 
+def fastest_dtype(kind):
+    """bfloat16 where the hardware multiplies it, else float16 on CUDA, else float32."""
+    if kind == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if kind == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
+
+
 def check_kernels(form, device="auto"):
     """Raise UserError if the recurrences cannot run in this form on the device."""
     one_of("kernels", form, FORMS)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import data
-import kernels
 from kernels import at_least_float32, use_kernels
-from model import Config, LanguageModel, check_kernels, find_device, read_tokenizer
+from model import Config, LanguageModel, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support import processes
 from support.console import progress, run_script, say
 from support.files import alone_in
-from support.processes import Stop, Stopped, launched, rank, sum_over_processes, wait_for_all
+from support.processes import Stop, Stopped, launched, rank
 from support.run import Run
 from support.settings import UserError, at_least, configure, one_of
 
@@ -124,7 +123,7 @@ def main(s, objective=NextToken, progress=progress):
     minimise, and others to log}; `progress` makes the bar.
     """
     device, dtype = prepare_device(s)
-    corpus = find_corpus(s)
+    corpus = data.find_for(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
     if not train.n:
         raise UserError(
@@ -210,49 +209,22 @@ def learning_rate(step, s, steps):
 @torch.no_grad()
 def validate(run, autocast, val, stop):
     """Loss on all of the validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
+    from evaluate import (  # not above: a script that stands on its own, and imports this one
+        accuracy,
+        validation,
+    )
+
     run.check_finite()
     run.model.eval()
     with autocast:
         loss, answers = validation(run.model, val.in_order(run.s.batch_size), stop.check)
     pairs = {}
     if run.s.eval_pairs:
-        from evaluate import accuracy  # not above: evaluate.py is a script that stands on its own
-
         tokenizer, tasks = read_tokenizer(run.folder), run.s.eval_pairs.split(",")
         with autocast:
             pairs = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
     run.model.train()
     return run.log_evaluation(loss, answers, pairs)
-
-
-@torch.no_grad()
-def validation(model, batches, each_batch=lambda: None):
-    """
-    Batches (tokens, targets), shared by all processes -> the mean loss of a target, in nats; and, if there
-    are targets at some places only, as in copying, {"tokens": % right, "sequences": % with all right}.
-    """
-    loss_of = NextToken(model)
-    use_kernels(kernels.form, loss_of)
-    sums, device = [0.0] * 5, model.embed.weight.device
-    for tokens, targets in batches:
-        each_batch()
-        tokens, targets = (x[rank() :: processes.size()].to(device) for x in (tokens, targets))
-        if len(tokens):
-            sums = [a + b for a, b in zip(sums, tally(loss_of, tokens, targets))]
-    loss, count, right, all_right, sequences = sum_over_processes(*sums)
-    shares = {"tokens": (right, count), "sequences": (all_right, sequences)} if sequences else {}
-    return loss / count, {name: 100 * part / whole for name, (part, whole) in shares.items()}
-
-
-def tally(loss_of, tokens, targets):
-    """-> summed loss, targets; of answers also how many are right, in how many sequences all, and sequences."""
-    there = targets != -100
-    count = there.sum().item()
-    loss = loss_of(tokens, targets)["loss"].item() * count
-    if there.all():
-        return loss, count, 0, 0, 0
-    right = loss_of.model(tokens)[0].argmax(dim=-1) == targets  # never where there is no target
-    return loss, count, right.sum().item(), (right == there).all(dim=1).sum().item(), len(tokens)
 
 
 def finish(run):
@@ -280,38 +252,6 @@ def prepare_device(s):
     nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
     processes.join("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
-
-
-def fastest_dtype(kind):
-    """bfloat16 where the hardware multiplies it, else float16 on CUDA, else float32."""
-    if kind == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if kind == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
-
-
-def find_corpus(s):
-    """
-    The folder of the corpus. The first process makes what can be made, the others wait. Its tokens must fit.
-    """
-    if rank() == 0:
-        data.find(s.corpus)
-        if s.eval_pairs:
-            from corpora.benchmarks import find_benchmark
-
-            for task in s.eval_pairs.split(","):
-                find_benchmark(task)
-    wait_for_all()
-    corpus = data.find(s.corpus)
-    meta = data.read_meta(corpus)
-    entries, length = meta["vocab_size"], meta.get("context", s.context)
-    if entries > s.vocab_size:
-        remedy = f"{corpus} has {entries} tokens; set vocab_size = {entries} or more"
-        raise UserError(f"vocab_size = {s.vocab_size}: {remedy}")
-    if length != s.context:
-        remedy = f"{corpus} is made of sequences of {length} tokens; set context = {length}"
-        raise UserError(f"context = {s.context}: {remedy}")
-    return corpus
 
 
 def make_optimizer(model, s):

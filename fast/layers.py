@@ -29,20 +29,10 @@ from torch.autograd.function import once_differentiable
 def put_in(module):
     """Give every module inside that has faster methods (METHODS) those, by a subclass of its class."""
     for part in module.modules():
-        plain = plain_class(part)
+        plain = type(part)
         methods = METHODS.get(plain if plain is nn.Linear else name_of(plain))
         if methods:
             part.__class__ = with_methods(plain, methods)
-
-
-def take_out(module):
-    """Give every module inside its plain class again."""
-    for part in module.modules():
-        part.__class__ = plain_class(part)
-
-
-def plain_class(module):
-    return getattr(type(module), "plain", type(module))
 
 
 def name_of(cls):

@@ -17,8 +17,9 @@ ever copied.
 
 from contextlib import contextmanager
 
-from fast.layers import name_of, plain_class
+from fast.layers import name_of
 from fast.losses import next_token_log_p
+from kernels import plain_class
 
 import torch
 import torch.nn.functional as F

@@ -3,9 +3,7 @@
 import os
 import re
 import signal
-import statistics
 import sys
-import time
 
 from support.processes import Stopped, rank
 from support.settings import UserError, reason
@@ -61,42 +59,6 @@ def progress(iterable=None, **options):
     patience = 0.1 if sys.stderr.isatty() else 30
     options |= {"delay": patience, "mininterval": patience}
     return tqdm(iterable, disable=rank() > 0, unit_scale=True, dynamic_ncols=True, **options)
-
-
-class Share:
-    """One job's share of a bar over many, in place of a bar of its own; and a clock."""
-
-    def __init__(self, bar, name):
-        self.bar, self.name, self.speeds = bar, name, []
-
-    def __call__(self, total, initial, unit):
-        """What progress() is called with; one share of the bar is `total` units."""
-        self.total, self.done, self.since = total, 0, time.perf_counter()
-        if not self.bar.disable:
-            self.bar.initial += initial / total  # done before: it says nothing of what is left
-        self.bar.update(initial / total)
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def update(self, units):
-        self.done += units
-        self.bar.update(min(units / self.total, self.bar.total - self.bar.n))  # sums of shares are not exact
-
-    def set_postfix_str(self, text, refresh=False):
-        """Called when all units so far are really done, as by a GPU."""
-        now = time.perf_counter()
-        self.speeds += [self.done / (now - self.since)] * bool(self.done)
-        self.done, self.since = 0, now
-        self.bar.set_postfix_str(f"{self.name}: {text}", refresh)
-
-    def speed(self):
-        """Units per second, the median between texts: what comes seldom, as a start does, has no part in it."""
-        return statistics.median(self.speeds) if self.speeds else None
 
 
 def close_bars():

@@ -59,8 +59,11 @@ class Run:
             self.refuse_another_run(*read(kept[0]))
         wait_for_all()  # no file changes before all processes have read it
         if rank() == 0:
-            for file in [last, previous, best, *kept] * fresh + [*self.folder.glob("*.unfinished")]:
-                file.unlink(missing_ok=True)
+            for file in self.folder.glob("*.unfinished"):
+                file.unlink()
+            if fresh:
+                for file in (last, previous, best, *kept):
+                    file.unlink(missing_ok=True)
             if taken == previous and last.exists():  # the next save would keep it in place of the good one
                 last.replace(self.folder / "damaged.pt")
             self.prepare_folder(corpus)
@@ -81,22 +84,22 @@ class Run:
         return path
 
     def refuse_another_run(self, saved, path):
-        """End the script if a checkpoint is of other settings or another corpus."""
-        then, now = saved["settings"], asdict(self.s)
-        same = {"teacher"} if then.get("teacher_is") == now.get("teacher_is") else set()  # by another path
-        if listed := differences(then, now, MAY_CHANGE | same):
-            raise UserError(
-                f"{path} was made with other settings ({listed}): set them back, or use --run=NAME or --fresh"
-            )
+        """Raise UserError if a checkpoint is of other settings or another corpus."""
+        then, now, may_change = saved["settings"], asdict(self.s), MAY_CHANGE
+        if then.get("teacher_is") == now.get("teacher_is"):
+            may_change = MAY_CHANGE | {"teacher"}  # the same one, by another path
+        listed = differences(then, now, may_change)
+        if listed:
+            remedy = "set them back, or use --run=NAME or --fresh"
+            raise UserError(f"{path} was made with other settings ({listed}): {remedy}")
         if saved.get("corpus") != self.corpus:
-            raise UserError(
-                f"{path} is of another corpus by the name {self.s.corpus!r}: start anew with --fresh"
-            )
+            remedy = "start anew with --fresh"
+            raise UserError(f"{path} is of another corpus by the name {self.s.corpus!r}: {remedy}")
 
     def prepare_folder(self, corpus):
         """Settings and tokenizer beside the checkpoints, and a log that ends where the checkpoint does."""
         with replacing(self.folder / "settings.json") as file:
-            file.write(json.dumps(asdict(self.s) | {"fresh": False}, indent=1) + "\n")
+            file.write(json.dumps(self.settings(), indent=1) + "\n")
         with replacing(self.folder / "tokenizer.json") as file:
             file.write((corpus / "tokenizer.json").read_text(encoding="utf-8"))
         with replacing(self.folder / "log.jsonl") as file:
@@ -118,8 +121,12 @@ class Run:
 
     def due(self, every):
         """Return True every so many steps, or after each epoch if that is 0, and at the end."""
-        epoch, before = (step * self.s.batch_size // self.blocks for step in (self.step, self.step - 1))
-        return self.step >= self.steps or (self.step % every == 0 if every else epoch > before)
+        if self.step >= self.steps:
+            return True
+        if every:
+            return self.step % every == 0
+        epoch = self.step * self.s.batch_size // self.blocks
+        return epoch > (self.step - 1) * self.s.batch_size // self.blocks
 
     def save(self):
         """Write checkpoint.pt; the one before stays as previous.pt."""
@@ -143,14 +150,22 @@ class Run:
             wait_for_all()
 
     def state(self):
-        """All that a continued run needs; the order of the data and dropout follow from the step."""
-        parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scaler")}
-        return self.weights() | parts | {"evaluated": self.evaluated, "best": self.best}
+        """All that resuming needs; the order of the data and dropout follow from the step."""
+        return self.weights() | {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "evaluated": self.evaluated,
+            "best": self.best,
+        }
 
     def weights(self):
-        """All that a model needs, and what it is of."""
-        place = {"step": self.step, "corpus": self.corpus}
-        return {"settings": asdict(self.s), "model": self.model.state_dict()} | place
+        """All that a model needs, and what it was trained on."""
+        weights = self.model.state_dict()
+        return {"settings": self.settings(), "model": weights, "step": self.step, "corpus": self.corpus}
+
+    def settings(self):
+        """The settings that are kept. The form of the kernels is a choice of each process, not the run's."""
+        return {name: value for name, value in asdict(self.s).items() if name not in ("fresh", "kernels")}
 
     def log(self, record):
         """One line in log.jsonl: only what the next run with the same settings would log too, so no times."""

@@ -91,8 +91,8 @@ def read_flag(arg, defaults):
 
 def read_file(path, defaults):
     """
-    Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it. With `base = "OTHER.py"`,
-    of the same folder, all that is not said here is as there.
+    Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it. With a line
+    `base = "OTHER.py"`, a file in the same folder, what is not set here is as it is there.
     """
     path = Path(path) / "settings.json" if os.path.isdir(path) else Path(path)
     if not path.exists() and (ROOT / path).exists():  # config/toy.py, from any folder

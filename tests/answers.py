@@ -4,17 +4,17 @@ Answers to exercises.md, for those who teach with it, in the form of a my.py:
     MY=tests/answers.py pytest -rs tests/test_exercises.py
 """
 
+# ruff: noqa: E402
 import math
 import runpy
 import sys
 
+import kernels
+from model import HGRN2, MIXERS, log_forget_gate
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-import kernels
-from fast.layers import Linear, log_forget_gate, split_heads
-from model import HGRN2, MIXERS
 
 # ----------------------------------------------------------------------------------------------------
 # 01
@@ -52,7 +52,7 @@ def half_life(z):
 class RetNet(HGRN2):
     def forward(self, x, state=None):
         q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5
-        q, k, v = (split_heads(z, self.n_head) for z in (q, self.forget(x), self.input(x)))  # (B, T, H, ...)
+        q, k, v = (z.unflatten(-1, (self.n_head, -1)) for z in (q, self.forget(x), self.input(x)))
         f = 1 - 2.0 ** (-5 - torch.arange(self.n_head, device=x.device))  # (H,)
         log_f = f.log()[:, None].expand(*x.shape[:2], -1, 1)
         o, S = kernels.gated_linear_attention(q, k, v, log_f, state)
@@ -64,21 +64,21 @@ class RetNet(HGRN2):
 
 
 class Floorless(HGRN2):
-    """HGRN2 with floor 0 in every layer."""
-
-    def __init__(self, config, layer):
-        super().__init__(config, layer=0)
+    def forward(self, x, state=None, floor=0.0):
+        """HGRN2's, with floor 0 whatever it is given."""
+        return super().forward(x, state)
 
 
 @torch.no_grad()
 def half_lives(model, tokens):
     """A model of HGRN2 blocks, tokens (1, T) -> for each layer the .median() of -ln 2 / ln f over all f."""
     x, medians = model.embed(tokens), []
-    for block in model.layers:
-        mixer = block.mixer
-        log_f = log_forget_gate(mixer.forget(block.mixer_norm(x)), mixer.floors(mixer.layer))
+    floors = model.floors() if model.floors else {}  # only of layers that are named "hgrn2"
+    for layer, block in enumerate(model.layers):
+        floor = floors.get(layer, 0.0)
+        log_f = log_forget_gate(block.mixer.forget(block.mixer_norm(x)), floor)
         medians.append((-math.log(2) / log_f).median().item())
-        x, _ = block(x)
+        x, _ = block(x, None, floor)
     return medians
 
 
@@ -129,10 +129,10 @@ def chunked_attention(q, k, v, log_f, S, C):
     """One head of one sequence: q, k, log_f (T, K), v (T, V), S (K, V) -> every o_t (T, V), the last S."""
     o = []
     for q, k, v, log_f in zip(q.split(C), k.split(C), v.split(C), log_f.split(C)):
-        g = log_f.cumsum(0).exp()  # (C, K)
-        A = ((q * g) @ (k / g).mT).tril()  # (C, C)
-        o.append(A @ v + (q * g) @ S)
-        S = g[-1, :, None] * S + (g[-1] * k / g).mT @ v
+        D = log_f.cumsum(0).exp()  # (C, K)
+        A = ((q * D) @ (k / D).mT).tril()  # (C, C)
+        o.append(A @ v + (q * D) @ S)
+        S = D[-1, :, None] * S + (D[-1] * k / D).mT @ v
     return torch.cat(o), S
 
 
@@ -145,7 +145,7 @@ class Mine(nn.Module):
         super().__init__()
         D = config.d_model
         self.decay = nn.Parameter(torch.zeros(D))
-        self.value, self.output = Linear(D, D), Linear(D, D)
+        self.value, self.output = nn.Linear(D, D), nn.Linear(D, D)
 
     def forward(self, x, state=None):
         a = torch.sigmoid(self.decay).expand_as(x)
@@ -155,19 +155,19 @@ class Mine(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 09: a state is remembered candidates, which have been through `positive` already
+# 09: a state is remembered candidates, which have been through g already
 
 
 class BuggyMinLSTM(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         D = config.d_model
-        self.forget, self.input, self.candidate, self.output = (Linear(D, D) for _ in range(4))
+        self.forget, self.input, self.candidate, self.output = (nn.Linear(D, D) for _ in range(4))
 
     def forward(self, x, state=None):
         f, i = torch.sigmoid(self.forget(x)), torch.sigmoid(self.input(x))
         past = [] if state is None else [state[:, None]]
-        values = kernels.positive(torch.cat([*past, self.candidate(x)], dim=1))  # the past comes first
+        values = kernels.g(torch.cat([*past, self.candidate(x)], dim=1))  # the past comes first
         h0 = state
         h = kernels.linear_scan(f / (f + i), i / (f + i) * values[:, len(past) :], h0)
         return self.output(h), h[:, -1]

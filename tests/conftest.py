@@ -185,7 +185,7 @@ def script(workplace):
 
 @pytest.fixture
 def refusal(capsys):
-    """refusal(function, argument, ...) -> the line that a script ends with, after what it says on stderr before."""
+    """refusal(function, argument, ...) -> what a script would say on stderr when this raises UserError."""
 
     def call(function, *args):
         capsys.readouterr()

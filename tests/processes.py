@@ -9,10 +9,10 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from conftest import ROOT
 from support import processes
 
 import pytest
-from conftest import ROOT
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot copy a process")
@@ -29,25 +29,18 @@ def launch(name, *args, launcher=()):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(name, *args, launcher=()):
-    """Run a script of ours to its good end -> what it prints."""
-    process = launch(name, *args, launcher=launcher)
-    said, complained = process.communicate(timeout=600)
-    assert process.returncode == 0, complained
-    return said
-
-
 def fork(work, output=os.devnull, **environment):
     """Start work() in a copy of this process, with what is patched here; what it prints goes to the file."""
 
     def child():
         os.environ.update(environment)
-        with open(output, "w") as file, redirect_stdout(file), redirect_stderr(file):
+        with file, redirect_stdout(file), redirect_stderr(file):
             work()
             processes.leave()
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
+    with open(output, "w") as file:
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
     return process
 
 
@@ -78,3 +71,36 @@ def wait_until(condition, process):
             return True
         time.sleep(0.001)
     return False
+
+
+def children(process):
+    """The processes that torchrun has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(rest[1]) == process.pid and "--run=" in Path("/proc", pid, "cmdline").read_text():
+            yield int(pid)
+
+
+def lines_of(run):
+    path = Path("out", run, "log.jsonl")
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def being_saved(run, since):
+    """Return True if a checkpoint is being written that was begun after `since`."""
+    try:
+        return Path("out", run, "checkpoint.pt.unfinished").stat().st_mtime > since
+    except OSError:
+        return False
+
+
+def unfinished():
+    return [str(path) for path in Path(".").rglob("*.unfinished")]
+
+
+def lines_of_text(said):
+    """The lines that are not a progress bar's."""
+    return [line for line in said.splitlines() if line.strip() and "%|" not in line]

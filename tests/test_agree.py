@@ -4,12 +4,12 @@ import json
 import zipfile
 from pathlib import Path
 
+from conftest import stories
 from corpora import benchmarks
 from model import load
 from tools import agree
 
 import pytest
-from conftest import stories
 
 pytest.importorskip("transformers")
 from transformers import dynamic_module_utils

@@ -5,11 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 from fast import operators
 from tools import bench, bench_kernels, bench_minrnn, bench_models, figures, figures_bench, measure
+
+import pytest
+import torch
 
 SMALL = dict(
     n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=300, repeats=1, device="cpu",

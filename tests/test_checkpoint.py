@@ -1,4 +1,4 @@
-"""Checkpoints are ordinary files with a digest, written whole or not at all; test_faults.py has them suffer."""
+"""Checkpoints are ordinary files with a digest, written whole or not at all; tests/long has them suffer."""
 
 import errno
 import io
@@ -6,13 +6,13 @@ import os
 import zipfile
 from pathlib import Path
 
-import pytest
-import torch
-from conftest import saved
-
 import train
+from conftest import saved
 from support import files
 from support.run import read_log
+
+import pytest
+import torch
 
 STATE = {"step": 7, "weights": {"w": torch.arange(9000.0)}, "text": "a", "list": [1, 2.5, None]}
 

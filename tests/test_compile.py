@@ -1,12 +1,12 @@
 """torch.compile takes whole models as they are: in one graph, with the same loss and gradients."""
 
+from conftest import TINY
 from kernels import use_kernels
 from model import LanguageModel
 from train import NextToken, Settings
 
 import pytest
 import torch
-from conftest import TINY
 
 
 def language_model(**settings):

@@ -3,14 +3,14 @@ Every Triton kernel compiles for the cards it is to run on, fits them and spills
 processes of their own, since in this one Triton may be interpreting.
 """
 
-import pytest
-import torch
-
 from tools import compile_kernels
 from tools.compile_kernels import attention, compile_all, configurations, scan, selective
 
+import pytest
+import torch
+
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-import triton.language as tl
+tl = triton.language
 
 SAMPLE = [
     ("linear_scan", scan, dict(kind="linear_scan", inputs=2, dtype=torch.bfloat16)),

@@ -4,20 +4,20 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from conftest import log
-from torch import nn
-
 import data
 import evaluate
 import sample
 import train
+from conftest import log
 from corpora import copying as corpus
 from model import read_tokenizer
 from support.settings import configure
 from tools import figures
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
 
 SMALL = dict(length=12, tokens=3, sequences=50)
 

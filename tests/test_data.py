@@ -15,10 +15,6 @@ import threading
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
 import data
 import evaluate
 import sample
@@ -27,6 +23,10 @@ from corpora import shakespeare
 from corpora import text as text_files
 from model import read_tokenizer
 from support.settings import configure
+
+import numpy as np
+import pytest
+import torch
 
 ROOT = Path(data.__file__).parent
 

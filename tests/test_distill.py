@@ -10,6 +10,7 @@ from pathlib import Path
 import data
 import distill
 import train
+from conftest import ROOT, TINY, contents, log, losses, same, saved
 from fast import losses as fast
 from fast.losses import Teaching, linear_distillation
 from kernels import use_kernels
@@ -21,7 +22,6 @@ from tools import figures
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, contents, log, losses, same, saved
 from matplotlib.figure import Figure
 from processes import fork_two, needs_fork
 from test_kernels import values_and_gradients

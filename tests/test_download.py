@@ -16,11 +16,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-from conftest import stories
-
 import data
+from conftest import stories
 from corpora import babylm, benchmarks, download, pile
+
+import pytest
 
 
 class Home(http.server.BaseHTTPRequestHandler):

@@ -8,17 +8,17 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import pytest
-import torch
-from tokenizers import Tokenizer, models
-
-from corpora import benchmarks
-import checkpoint
 import config
 import data
 import evaluate
+from corpora import benchmarks
 from fast import scoring
 from model import MIXERS, Config, LanguageModel, load
+
+import checkpoint
+import pytest
+import torch
+from tokenizers import Tokenizer, models
 
 
 def minimal_pairs(n=12, seed=0):

@@ -14,16 +14,15 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import kernels
+from model import HGRN2, MIXERS, Config, MinGRU, MinLSTM
+
 import pytest
 import test_model
 import torch
 import torch.nn.functional as F
 from test_kernels import values_and_gradients
 from torch.overrides import TorchFunctionMode
-
-import kernels
-from fast.layers import split_heads
-from model import HGRN2, MIXERS, Config, MinGRU, MinLSTM
 
 ROOT = Path(__file__).parents[1]
 MY = Path(os.environ.get("MY", ROOT / "my.py"))
@@ -78,7 +77,7 @@ def check_three_gates(my):
     torch.nn.init.zeros_(mixer.update.weight)
     for z, logit in ((0, -1e4), (1, 1e4), (0.5, 0.0), (0.2, -math.log(4))):
         torch.nn.init.constant_(mixer.update.bias, logit)
-        c = kernels.positive(mixer.candidate(x))
+        c = kernels.g(mixer.candidate(x))
         same(f"h after gates of {z}", my.predict(z, c, h0), mixer(x, h0)[1])
     for z in (0.01, 0.5, 0.9):
         left = (1 - z) ** my.half_life(z)
@@ -89,7 +88,7 @@ def check_retnet(my):
     """Retention is attention with a decay in place of the softmax: A_ij = q_i . k_j f^(i - j), for j <= i."""
     mixer, x = my.RetNet(SHAPE, layer=1), torch.randn(2, 20, 32)
     q, k, v = F.silu(mixer.query(x)) * 8**-0.5, mixer.forget(x), mixer.input(x)
-    q, k, v = (split_heads(z, 4).transpose(1, 2) for z in (q, k, v))  # (B, H, T, 8)
+    q, k, v = (z.unflatten(-1, (4, 8)).transpose(1, 2) for z in (q, k, v))  # (B, H, T, 8)
     f = torch.tensor([31 / 32, 63 / 64, 127 / 128, 255 / 256]).view(4, 1, 1)
     A = q @ k.mT * (f ** (torch.arange(20)[:, None] - torch.arange(20))).tril()
     o = (A @ v).transpose(1, 2).flatten(2)
@@ -98,12 +97,13 @@ def check_retnet(my):
 
 
 def check_no_floors(my):
-    MIXERS["mine"] = my.Floorless
     x, tokens = torch.randn(2, 20, 32), torch.randint(50, (1, 20))
-    for layer, block in enumerate(test_model.build(mixer="mine").layers):
-        lowest = HGRN2(SHAPE, layer=0)
-        lowest.load_state_dict(block.mixer.state_dict(), strict=False)
-        same(f"layer {layer}, beside HGRN2's layer 0", block.mixer(x)[0], lowest(x)[0])
+    mixer, lowest = my.Floorless(SHAPE, layer=1), HGRN2(SHAPE, layer=1)
+    lowest.load_state_dict(mixer.state_dict())
+    for floor in (0.0, torch.full((32,), 0.5)):
+        same("y, beside that of HGRN2 with floor 0", mixer(x, None, floor)[0], lowest(x)[0])
+    MIXERS["mine"] = my.Floorless
+    assert len(my.half_lives(test_model.build(mixer="mine"), tokens)) == 3
     model, gates = test_model.build(mixer="hgrn2"), []
     for block in model.layers:
         for weight in (block.mixer_norm.weight, block.mixer.forget.weight):
@@ -206,7 +206,7 @@ def load(path):
 
 def ask(number, path):
     """Check an exercise, or skip it by name where it is not there yet."""
-    if "triton" in BEGINNINGS[number] and not kernels.triton_kernels:
+    if "triton" in BEGINNINGS[number] and not kernels.triton:
         pytest.skip(f"exercise {number}: Triton is not installed; there is one for Linux")
     my = load(path) if path.exists() else None
     for name in re.findall(r"^(?:class|def) (\w+)", BEGINNINGS[number], re.MULTILINE):
@@ -235,7 +235,9 @@ NEAR_MISSES = [  # what to replace in an answer, and by what
     ("02", "-math.log(2) / math.log(1 - z)", "1 / z"),
     ("03", "torch.arange(self.n_head, device=x.device)", "torch.zeros(self.n_head)"),
     ("03", "gated_linear_attention(q, k,", "gated_linear_attention(q, None,"),
-    ("04", "layer=0", "layer"),
+    ("04", "forward(x, state)", "forward(x, state, floor)"),
+    ("04", "floors.get(layer, 0.0)", "0.0"),
+    ("04", "block(x, None, floor)", "block(x)"),
     ("04", "block.mixer_norm(x)", "x"),
     ("04", "x, _ =", "_ ="),
     ("05", "a_next.flip", "a.flip"),
@@ -243,7 +245,7 @@ NEAR_MISSES = [  # what to replace in an answer, and by what
     ("06", "state, mask=inside", "state"),
     ("06", "(sequence * T + t)", "t"),
     ("07", ".tril()", ".tril(-1)"),
-    ("07", "(g[-1] * k / g)", "(k / g)"),
+    ("07", "(D[-1] * k / D)", "(k / D)"),
     ("07", "A @ v", "sum(A[:, j, None] * v[j] for j in range(len(v)))"),
     ("08", "self.output(h)", "self.output(x) + 0 * h"),
     ("08", "self.value(x), state", "self.value(x), None"),

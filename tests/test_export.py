@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import sample
+from conftest import ROOT
 from corpora import benchmarks
 from model import MIXERS, Config, LanguageModel, load
 from support import files
@@ -21,7 +22,6 @@ from tools import export
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 transformers = pytest.importorskip("transformers")

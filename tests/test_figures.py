@@ -320,7 +320,7 @@ phenomena list.json                          -> list.json: not a result file of 
 list.json                                    -> list.json: not a result file of evaluate.py, compare.py or
 cut.json                                     -> cut.json: not a result file of evaluate.py, compare.py or
 half.json                                    -> half.json: not a result file of evaluate.py, compare.py or
-empty.json                                   -> it has nothing to draw
+empty.json                                   -> empty.json: there is nothing in it to draw
 phenomena one.json other.json                -> toyland: one, other have no paradigm in common
 """
 

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from compare import numbers_in, spread
+from model import MIXERS
+
 import pytest
 import torch
 from test_model import build
-
-from compare import numbers_in, spread
-from model import MIXERS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,12 +16,12 @@ import data
 import evaluate
 import support.run
 import train
+from conftest import ROOT, TINY, bits, contents, log, losses, same, saved
 from model import load
 from support import processes
 from support.processes import Stopped
 
 import pytest
-from conftest import ROOT, TINY, bits, contents, log, losses, same, saved
 from processes import fork, fork_two, needs_fork, wait_until
 
 # 30 steps, three epochs, and best before the end; weights are kept at ten of the steps, twice at two of them

@@ -3,11 +3,11 @@
 import math
 import re
 
-import pytest
-import torch
-
 import sample
 from model import MIXERS, Config, LanguageModel, load
+
+import pytest
+import torch
 
 TEXT = " The café, naïve 日本 🙂👩‍👩‍👧.\n\tNot  so!\n The </s> end."
 
@@ -150,5 +150,5 @@ def test_a_model_that_has_learned_positions_says_how_many(workplace, tiny, refus
 
     train.main(tiny(run="gpt", mixer="attention", position="learned", max_steps=1))
     said = refusal(sample.main, settings(run="out/gpt", tokens=17))
-    assert said == "17 tokens: this model has learned 16 positions; shorten the text or write less\n"
+    assert said == "17 tokens: this model has learned 16 positions; shorten the text\n"
     sample.main(settings(run="out/gpt", tokens=16))

@@ -8,10 +8,10 @@ import sys
 import zipfile
 from functools import cache
 
-import pytest
 from conftest import REAL_DATA, ROOT
-
 from corpora import toyland
+
+import pytest
 
 FIRST_20K_WORDS = "ec1eb85773385e6a6354434274d33302ea7830182389ad31087b5ba2b53ad51a"
 

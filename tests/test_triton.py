@@ -5,6 +5,8 @@ are small here.
 
 import kernels
 from fast import operators
+from model import Config, LanguageModel
+from train import NextToken
 
 import numpy as np
 import pytest
@@ -197,6 +199,20 @@ def test_nothing_outside_the_tensors_is_read_or_written(B, T, H, K, V, monkeypat
     h = kernels.scan_triton("min_lstm", *projections, h0)
     grads += kernels.scan_backward_triton("min_lstm", (*projections, h0), h, torch.ones(h.shape))
     assert all(x.isfinite().all() for x in (*results, h, *grads)) and all(x.isnan().all() for x in margins)
+
+
+@pytest.mark.parametrize("mixer", ["hgrn2", "minlstm", "mamba"])
+def test_a_whole_model_with_triton_is_the_plain_one(mixer, tile):
+    """The training loss and all gradients: what model.py gives a kernel is what it is made for."""
+    config = Config(mixer=mixer, vocab_size=30, n_layer=2, d_model=8, n_head=2, d_mlp=8, d_state=4, conv=3)
+    objective, results = NextToken(LanguageModel(config)), []
+    tokens, targets = torch.randint(30, (2, 2, 20))
+    for form in ("loop", "triton"):
+        kernels.use_kernels(form, objective)
+        loss = objective(tokens, targets)["loss"]
+        results.append([loss.detach(), *torch.autograd.grad(loss, list(objective.parameters()))])
+    for plain, fast in zip(*results):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -344,8 +344,8 @@ def draw_results(path):
             pictures += draw_compared(results, path)
         elif "benchmarks" in results:
             pictures += draw_evaluated(results, path)
-        if not pictures:
-            raise ValueError("it has nothing to draw")
+    if not pictures:
+        raise UserError(f"{path}: there is nothing in it to draw")
     return pictures
 
 

@@ -73,7 +73,8 @@ def draw_lines(axis, rows, number, over, log):
     """Draw a line for each model, peers dashed, and what the machine's memory allows at best."""
     for name in dict.fromkeys(row["model"] for row in rows):
         points = {row[over]: UNITS.get(number, 1) * row[number] for row in rows if row["model"] == name}
-        color, dashes = OURS.get(name) or PEERS.get(name, "gray"), "-" if name in OURS else "--"
+        color = OURS.get(name) or PEERS.get(name)
+        dashes = "-" if name in OURS or name.startswith("ours") else "--"
         axis.plot(*zip(*points.items()), label=name, color=color, linestyle=dashes, marker="o")
     limit = {row[over]: 1e3 * row["floor_seconds"] for row in rows if "floor_seconds" in row}
     if limit:
