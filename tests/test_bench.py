@@ -148,8 +148,8 @@ def test_kernels_are_rows_for_each_size_and_way(kernels):
 
 
 def test_kernels_that_were_not_asked_for_stay(kernels):
-    kernels(kernels="small,linear_scan")
-    kernels(kernels="small", minutes=0)
+    kernels(recurrences="small,linear_scan")
+    kernels(recurrences="small", minutes=0)
     with open("bench.json", encoding="utf-8") as file:
         rows = json.load(file)["kernels"]["rows"]
     assert len(rows) == 9 and "seconds" in rows[0] and rows[-1]["failed"] == "no time was left"
@@ -164,7 +164,7 @@ def test_a_way_that_fails_is_a_row_that_says_so(kernels, monkeypatch):
         }  # fmt: skip
 
     monkeypatch.setitem(bench_kernels.KERNELS, "small", broken)
-    works, missing, breaks = kernels(kernels="small")[:3]
+    works, missing, breaks = kernels(recurrences="small")[:3]
     assert works["seconds"] > 0 and missing["failed"].startswith("not installed")
     assert breaks["failed"].startswith("AttributeError")
 
@@ -209,7 +209,7 @@ def test_all_models_learn_the_same_task_with_about_as_many_parameters():
     "wrong, remedy",
     [(dict(what="trian"), "did you mean 'train'"), (dict(models="HGRN"), "did you mean 'HGRN2'"),
      (dict(shapes="8*256"), "whole numbers"), (dict(shapes="8x0"), "whole numbers"),
-     (dict(kernels="liner_scan"), "did you mean 'linear_scan'"),
+     (dict(recurrences="liner_scan"), "did you mean 'linear_scan'"),
      (dict(n_head=3), "does not divide"), (dict(results="."), "is a folder")],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(wrong, remedy, refusal):

@@ -8,14 +8,15 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import config
 import data
 import evaluate
 from corpora import benchmarks
 from fast import scoring
+from kernels import use_kernels
 from model import MIXERS, Config, LanguageModel, load
+from support.files import fingerprint, save
+from support.settings import configure
 
-import checkpoint
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -87,23 +88,24 @@ def texts_of(source, real_data):
         odd += ["the cat and " * 40, "", " "]
         contexts = ("What?\nA cat.", "Good"), ("A", "b"), ("The cat. ", "A dog."), ("A dog.\n", "The cat.")
         return [("", x) for x in odd] + [*contexts]
-    real_data(data.BENCHMARKS[source])
+    real_data(benchmarks.BENCHMARKS[source])
     subtasks = list(benchmarks.read_benchmark(source).values())[1::5][:2]
     each = [benchmarks.ask(subtask, record) for subtask in subtasks for record in subtask.records[:3]]
     return [text for texts in each for text in texts[:5]]
 
 
-@pytest.mark.parametrize("protocol", ["2024", "2025"])
 @pytest.mark.parametrize("source", ["ours", "odd", "blimp", "supplement", "ewok_fast", "bear"])
-def test_scores_equal_brute_force(workplace, real_data, monkeypatch, source, protocol):
+def test_scores_equal_brute_force(workplace, real_data, monkeypatch, source):
     """One text at a time in float64 against shared prefixes and batches in float32: within 5e-6."""
     if source not in ("ours", "odd"):
         monkeypatch.setenv("NANORNN_DATA", str(real_data("blimp/blimp.zip").parent.parent))
-    model, tokenizer, _ = load("out/tiny")
     texts = texts_of(source, real_data)
-    with torch.no_grad():
-        found = evaluate.score_texts(model, evaluate.encode(tokenizer, texts, protocol))
-    assert found == pytest.approx([by_brute_force(model, tokenizer, *x, protocol) for x in texts], rel=5e-6)
+    for protocol in ("2024", "2025"):
+        model, tokenizer, _ = load("out/tiny")
+        with torch.no_grad():
+            found = evaluate.score_texts(model, evaluate.encode(tokenizer, texts, protocol))
+        exact = [by_brute_force(model, tokenizer, *text, protocol) for text in texts]
+        assert found == pytest.approx(exact, rel=5e-6), protocol
 
 
 def branching(n, seed=0):
@@ -121,22 +123,25 @@ def branching(n, seed=0):
 def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
     """Whatever the mixer, wherever scoring starts, in large batches and in batches of a sentence, in float64."""
     more = {"learned": dict(mixer="attention", position="learned"), "conv": dict(mixer="mingru", conv=4)}
-    config = Config(
-        n_layer=2, d_model=16, n_head=2, d_mlp=24, vocab_size=40, **more.get(mixer, dict(mixer=mixer))
-    )
+    more = more.get(mixer, dict(mixer=mixer))
+    config = Config(n_layer=2, d_model=16, n_head=2, d_mlp=24, vocab_size=40, **more)
     model, r = LanguageModel(config).double().eval(), random.Random(1)
     for weight in model.parameters():
         weight.data += 0.3 * torch.randn_like(weight)
     texts = [(ids, min(r.choice([1, 1, 1, 2, 4]), len(ids))) for ids in branching(80)]
-    monkeypatch.setitem(scores.BATCH_TOKENS, "cpu", room)
-    done, alone = [], []
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", room)
+    alone = []
     with torch.no_grad():
-        found = scores.score_texts(model, texts, done.append)
         for ids, first in texts:
             log_p = model(torch.tensor([ids]))[0][0].log_softmax(dim=-1)
             alone.append(sum(log_p[t - 1, ids[t]].item() for t in range(first, len(ids))))
     exact = 1e-11 if mixer == "hyena" else 1e-12  # whose Fourier transforms are as long as the longest text
-    assert found == pytest.approx(alone, rel=exact) and sum(done) == len(texts)
+    for form in ("loop", "torch"):
+        use_kernels(form, model)
+        done = []
+        with torch.no_grad():
+            found = evaluate.score_texts(model, texts, done.append)
+        assert found == pytest.approx(alone, rel=exact) and sum(done) == len(texts), form
 
 
 def test_batches_keep_to_their_size(monkeypatch):
@@ -144,12 +149,12 @@ def test_batches_keep_to_their_size(monkeypatch):
     rows = sorted(branching(300))
     texts = [([*row, 1], 1) for row in rows]
     for most in (1, 20, 10_000):
-        found = list(scores.batches(range(300), texts, most))
+        found = list(scoring.batches(range(300), texts, most))
         assert sum(found, []) == list(range(300))
         for some in found:
             part = [rows[i] for i in some]
             if len(some) > 1:
-                assert len(scores.as_tree(part)[0]) <= most and len(part) * max(map(len, part)) <= 4 * most
+                assert len(scoring.as_tree(part)[0]) <= most and len(part) * max(map(len, part)) <= 4 * most
 
 
 def test_a_short_text_is_scored_where_few_positions_are_known():
@@ -157,14 +162,14 @@ def test_a_short_text_is_scored_where_few_positions_are_known():
         mixer="attention", position="learned", context=3, n_layer=1, d_model=16, n_head=2, d_mlp=24
     )
     with torch.no_grad():
-        assert scores.score_texts(LanguageModel(config).eval(), [([1, 2, 3], 1)])[0] < 0
+        assert evaluate.score_texts(LanguageModel(config).eval(), [([1, 2, 3], 1)])[0] < 0
 
 
 def test_a_tree_has_one_node_for_each_prefix():
     """Against the set of all prefixes; each text's nodes carry its tokens."""
     for seed in range(20):
         rows = sorted(branching(2 + 3 * seed, seed))
-        tokens, paths = scores.as_tree(rows)
+        tokens, paths = scoring.as_tree(rows)
         assert len(tokens) == len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
         assert [[tokens[node] for node in path] for path in paths] == rows
 
@@ -173,7 +178,7 @@ def test_a_model_is_itself_again_after_an_error(workplace):
     model, tokens = load("out/tiny")[0], torch.tensor([[1, 2, 3]])
     before, _ = model(tokens)
     with pytest.raises(IndexError), torch.no_grad():
-        scores.score_texts(model, [([1, 2, 3], 1), ([1, 10**6, 3], 1)])
+        evaluate.score_texts(model, [([1, 2, 3], 1), ([1, 10**6, 3], 1)])
     assert torch.equal(model(tokens)[0], before)
 
 
@@ -188,7 +193,7 @@ def test_a_shared_prefix_is_read_once(workplace, monkeypatch):
         model, "features", lambda x, states=None: read.append(x.numel()) or features(x, states)
     )
     with torch.no_grad():
-        scores.score_texts(model, texts)
+        evaluate.score_texts(model, texts)
     assert sum(read) < 1.3 * len(texts[0][0])
 
 
@@ -204,7 +209,7 @@ def test_a_run_of_another_version_is_refused(workplace, refusal, change):
         "d_model": state | {"settings": settings | {"d_model": 32}},
         "nothing": {},
     }
-    checkpoint.save(new[change], "out/tiny/checkpoint.pt")
+    save(new[change], "out/tiny/checkpoint.pt")
     before = {path: path.read_bytes() for path in Path("out/tiny").iterdir()}
     said = refusal(evaluate.main, evaluate.Settings(run="out/tiny", tasks="toyland"))
     assert said.startswith("out/tiny/checkpoint.pt: not a model of this version of nanoRNN (")
@@ -216,20 +221,20 @@ def test_a_run_of_another_version_is_refused(workplace, refusal, change):
 def test_a_setting_that_a_run_does_not_know_yet_has_its_default(workplace):
     state = torch.load("out/tiny/checkpoint.pt", weights_only=True)
     del state["settings"]["conv"]
-    checkpoint.save(state, "out/tiny/checkpoint.pt")
+    save(state, "out/tiny/checkpoint.pt")
     assert load("out/tiny")[2].conv == 0
 
 
 def test_a_tokenizer_without_a_start_is_refused(workplace, refusal):
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    assert "has no <s>" in refusal(scores.encode, tokenizer, [("", "a")])
+    assert "has no <s>" in refusal(evaluate.encode, tokenizer, [("", "a")])
 
 
 def test_a_context_of_blanks_is_no_context(workplace):
     """Where nothing is before the text, it is scored after <s>."""
     tokenizer = load("out/tiny")[1]
     for protocol in ("2024", "2025"):
-        ids, first = scores.encode(tokenizer, [(" ", "The cat.")], protocol)[0]
+        ids, first = evaluate.encode(tokenizer, [(" ", "The cat.")], protocol)[0]
         assert first == 1 and ids[0] == tokenizer.token_to_id("<s>")
 
 
@@ -237,7 +242,7 @@ def test_scores_do_not_depend_on_the_batch(workplace, real_data, monkeypatch):
     model, tokenizer, _ = load("out/tiny")
     found = []
     for size in (1, 64, 4096):
-        monkeypatch.setitem(scores.BATCH_TOKENS, "cpu", size)
+        monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", size)
         with torch.no_grad():
             found.append(evaluate.score_texts(model, evaluate.encode(tokenizer, texts_of("ours", real_data))))
     assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] == pytest.approx(found[2], abs=1e-4)
@@ -270,7 +275,7 @@ def test_results_and_every_pair_are_written(pairs):
     assert results == json.loads(Path("out/tiny/results.json").read_text())
     assert results == json.loads(Path("results/copy.json").read_text())
     assert results["protocol"] == "2024"
-    assert results["checkpoint"] == checkpoint.fingerprint("out/tiny/checkpoint.pt")
+    assert results["checkpoint"] == fingerprint("out/tiny/checkpoint.pt")
     benchmark, rows = results["benchmarks"]["pairs"], lines_of("out/tiny/pairs_pairs.jsonl")
     assert [(row["uid"], row["i"]) for row in rows] == [(uid, i) for uid in sorted(pairs) for i in range(12)]
     for uid, subtask in benchmark["subtasks"].items():
@@ -467,7 +472,7 @@ def test_two_files_that_would_share_their_results_are_refused(pairs, refusal):
     Path("my").mkdir()
     for name in ("my/own.jsonl", "my_own.jsonl"):
         shutil.copy("pairs/twice.jsonl", name)
-    said = refusal(config.configure, evaluate.Settings(), ["--tasks=my/own.jsonl,my_own.jsonl"])
+    said = refusal(configure, evaluate.Settings(), ["--tasks=my/own.jsonl,my_own.jsonl"])
     assert "two of them would be 'my_own' in the results; rename a file" in said and said.count("\n") == 1
 
 
@@ -519,7 +524,6 @@ def test_paradigms_are_told_apart_by_uid_and_hidden_files_are_left_out(pairs):
     "line",
     [
         "{",
-        "",
         '{"sentence_good": "A."}',
         "[1]",
         '"text"',
@@ -535,6 +539,13 @@ def test_a_broken_line_is_named(pairs, refusal, line):
     assert (
         said.startswith("pairs/twice.jsonl:13: not a record of BLiMP, EWoK or BEAR") and said.count("\n") == 1
     )
+
+
+def test_blank_lines_are_left_out(pairs):
+    """The records after one keep the number of their line."""
+    path = Path("pairs/twice.jsonl")
+    path.write_text("\n" + path.read_text() + "\n")
+    assert [x["i"] for x in benchmarks.read_benchmark("pairs")["twice"].records] == [*range(1, 13)]
 
 
 @pytest.mark.parametrize(
@@ -654,7 +665,7 @@ def test_no_text_of_ewok_is_written(real):
 
 def damaged(real, task, change):
     """A benchmark's folder or archive under data/, its files changed by change(name, bytes) -> bytes or None."""
-    source, target = real / data.BENCHMARKS[task], Path("data", data.BENCHMARKS[task])
+    source, target = real / benchmarks.BENCHMARKS[task], Path("data", benchmarks.BENCHMARKS[task])
     target.parent.mkdir(parents=True)
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
@@ -715,7 +726,7 @@ def test_a_damaged_benchmark_is_refused(real, monkeypatch, refusal, task, change
     damaged(real, task, change)
     monkeypatch.delenv("NANORNN_DATA")
     line = refusal(benchmarks.read_benchmark, task)
-    assert said in line and line.count("\n") == 1 and line.startswith(f"data/{data.BENCHMARKS[task]}")
+    assert said in line and line.count("\n") == 1 and line.startswith(f"data/{benchmarks.BENCHMARKS[task]}")
 
 
 def test_another_password_is_refused(real, monkeypatch, refusal):
@@ -731,9 +742,9 @@ def test_another_password_is_refused(real, monkeypatch, refusal):
 def test_a_cut_archive_is_refused(real, monkeypatch, refusal):
     monkeypatch.delenv("NANORNN_DATA")
     for task in ("blimp", "ewok_fast", "bear"):
-        target = Path("data", data.BENCHMARKS[task])
+        target = Path("data", benchmarks.BENCHMARKS[task])
         target.parent.mkdir(parents=True)
-        target.write_bytes((real / data.BENCHMARKS[task]).read_bytes()[:-99])
+        target.write_bytes((real / benchmarks.BENCHMARKS[task]).read_bytes()[:-99])
         line = refusal(benchmarks.read_benchmark, task)
         assert line.startswith(f"{target}: cannot be read (") and line.count("\n") == 1
 
@@ -758,7 +769,7 @@ def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
     """Each is scored once; the mean is the paper's, of three benchmarks, where all are there."""
     for name in ("one", "two"):
         shutil.copytree("out/tiny", f"out/{name}")
-    checkpoint.save(torch.load("out/two/best.pt", weights_only=True) | {"step": 7}, "out/two/checkpoint.pt")
+    save(torch.load("out/two/best.pt", weights_only=True) | {"step": 7}, "out/two/checkpoint.pt")
     for name, scores_of in (("one", (80, 60, 50)), ("two", (70, 60, 40))):
         results = score(run=f"out/{name}")
         for task, value in zip(evaluate.MACRO, scores_of):
@@ -767,7 +778,7 @@ def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
     before = [Path(f"out/{name}/results.json").read_bytes() for name in ("one", "two")]
     Path("out/leaderboard.svg").touch()
     capsys.readouterr()
-    rows = evaluate.start(["out/leaderboard.svg", "out/one", "out/two", "--results=results/board.json"])
+    rows = evaluate.script(["out/leaderboard.svg", "out/one", "out/two", "--results=results/board.json"])
     printed = capsys.readouterr().out
     assert [Path(f"out/{name}/results.json").read_bytes() for name in ("one", "two")] == before
     found = {row["name"]: row["benchmarks"] for row in rows}
@@ -780,17 +791,17 @@ def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
         rows == json.loads(Path("results/board.json").read_text())
         and Path("out/leaderboard.svg").stat().st_size
     )
-    assert len(evaluate.start(["out/one", "out/two", "--tasks=pairs"])) == 16
-    assert len(evaluate.start(["out/one", "out/two", "--protocol=2025", "--tasks=pairs"])) == 2
+    assert len(evaluate.script(["out/one", "out/two", "--tasks=pairs"])) == 16
+    assert len(evaluate.script(["out/one", "out/two", "--protocol=2025", "--tasks=pairs"])) == 2
 
 
 def test_what_is_not_scored_yet_is_scored(pairs):
     shutil.copytree("out/tiny", "out/two")
-    rows = evaluate.start(["out/tiny", "out/two", "--tasks=pairs"])
+    rows = evaluate.script(["out/tiny", "out/two", "--tasks=pairs"])
     assert [row["name"] for row in rows] == ["tiny", "two"] and Path("out/two/pairs_pairs.jsonl").exists()
     shutil.copytree("pairs", "more")
     Path("out/two/pairs_pairs.jsonl").unlink()
-    assert set(evaluate.start(["out/two", "out/tiny", "--tasks=pairs,more"])[0]["benchmarks"]) == {
+    assert set(evaluate.script(["out/two", "out/tiny", "--tasks=pairs,more"])[0]["benchmarks"]) == {
         "pairs",
         "more",
     }
@@ -801,7 +812,7 @@ def test_what_is_not_scored_yet_is_scored(pairs):
 def test_a_damaged_run_among_several_is_named(pairs, refusal, capsys, content):
     Path("out/bad").mkdir()
     Path("out/bad/checkpoint.pt").write_bytes(content)
-    said = refusal(evaluate.start, ["out/bad", "out/tiny", "out/none", "--tasks=pairs"])
+    said = refusal(evaluate.script, ["out/bad", "out/tiny", "out/none", "--tasks=pairs"])
     assert "out/bad/checkpoint.pt is damaged" in said and "out/bad: no intact checkpoint here" in said
 
 
@@ -814,7 +825,7 @@ def test_a_kept_checkpoint_has_results_of_its_own(pairs):
 
 
 def test_no_runs_among_the_words(workplace, refusal):
-    assert "no runs among these" in refusal(evaluate.start, ["out/none", "README.md"])
+    assert "no runs among these" in refusal(evaluate.script, ["out/none", "README.md"])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -822,7 +833,7 @@ def test_no_runs_among_the_words(workplace, refusal):
 
 
 def test_the_answers_to_bear_are_its_tables_and_keep_their_capitals(tmp_path):
-    assert benchmarks.state("[X] of [Y].", "the Seine", "New York") == "The Seine of New York."
+    assert benchmarks.fill("[X] of [Y].", "the Seine", "New York") == "The Seine of New York."
     record = dict(sub_label="a", obj_id="Q2", obj_label="two, as the record says")
     (tmp_path / "P1.jsonl").write_text(jsonl([record]))
     relation = {
@@ -874,10 +885,10 @@ def test_the_best_of_our_runs_is_first_and_the_papers_are_of_2024(pairs, capsys)
             found["benchmarks"] = {"blimp_filtered": {"score": value, "interval": 1.0, "subtasks": {}}}
             Path(f"out/{name}/results.json").write_text(json.dumps(found))
         capsys.readouterr()
-        rows = evaluate.start(["out/one", "out/none", "out/two", f"--protocol={protocol}"])
+        rows = evaluate.script(["out/one", "out/none", "out/two", f"--protocol={protocol}"])
         said = capsys.readouterr().out.splitlines()
         assert "there is no checkpoint.pt in them: out/none" in said[0]
         assert [line.split()[0] for line in said[2:4]] == ["two", "one"]
         assert any(row.get("paper") for row in rows) == (protocol == "2024")
-    rows = evaluate.start(["out/one/best.pt", "out/two", "--tasks=pairs", "--protocol=2025"])
+    rows = evaluate.script(["out/one/best.pt", "out/two", "--tasks=pairs", "--protocol=2025"])
     assert [row["name"] for row in rows] == ["one/best", "two"]

@@ -58,7 +58,7 @@ class Settings:
     positions: str = "16 256 1024 4096"  # tokens already read when generation is timed
     pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
     pairs_each: int = 1000  # of each paradigm
-    kernels: str = ""  # which recurrences, with commas between; none: all
+    recurrences: str = ""  # which ones, with commas between; none: all
     minutes: float = 8.0  # after which no more of them are begun
     repeats: int = 9  # timings to take the median of
     threads: int = 0  # of the CPU; 0: as many as PyTorch takes
@@ -76,7 +76,7 @@ class Settings:
         Config(d_model=self.d_model, n_head=self.n_head, vocab_size=self.vocab_size, position="rope").check()
         if os.path.isdir(self.results):
             raise UserError(f"results = {self.results!r} is a folder: name a file in it")
-        for name, choices in (("models", bench_models.MODELS), ("kernels", bench_kernels.KERNELS)):
+        for name, choices in (("models", bench_models.MODELS), ("recurrences", bench_kernels.KERNELS)):
             words = getattr(self, name)
             for word in words.split(",") if words else ():
                 one_of(name, word, choices)
@@ -131,9 +131,9 @@ def main(s):
 
 def rows_to_keep(s, rows):
     """Rows in the file that are not measured again: those of kernels that were not asked for."""
-    if s.what != "kernels" or not s.kernels:
+    if s.what != "kernels" or not s.recurrences:
         return []
-    return [row for row in rows if row["kernel"] not in s.kernels.split(",")]
+    return [row for row in rows if row["kernel"] not in s.recurrences.split(",")]
 
 
 def as_text(value):

@@ -2,7 +2,7 @@
 The recurrences alone: ours beside the loop, the form for CPUs, and what others have written.
 
     python -m tools.bench kernels                          all, in 8 minutes at most
-    python -m tools.bench kernels --kernels=linear_scan    one of them; the rows of the others stay
+    python -m tools.bench kernels --recurrences=linear_scan    one of them; the rows of the others stay
 
 Each is timed over the length of a sequence at about the same number of tokens, without a gradient ("forward") and
 with it, all ways to compute it in turn. On a GPU the times are the GPU's own, without the launches, which only the
@@ -190,7 +190,7 @@ def measure(s):
     """Return rows, those of one kernel together, in the order of T."""
     device = find_device(s.device)
     sizes = SIZES.get(device.type, SIZES["cpu"])
-    asked = s.chosen("kernels", sizes)
+    asked = s.chosen("recurrences", sizes)
     cases = [(turn, name, size) for name in asked for turn, size in enumerate(sizes[name])]
     cases.sort(key=lambda case: case[0])
     clock, deadline, rows = Clock(device), time.monotonic() + 60 * s.minutes, []
