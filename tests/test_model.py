@@ -1,5 +1,6 @@
 """What every mixer promises, whatever is inside it, and that each is what its paper or best-known code says."""
 
+import re
 from pathlib import Path
 
 import train
@@ -300,8 +301,11 @@ SIZES = {
 
 @pytest.mark.parametrize("name, count", SIZES.items())
 def test_the_papers_models_have_the_papers_sizes(name, count):
-    """To the last parameter, and as the first lines of the settings file say."""
-    assert f"{count:,} parameters" in (ROOT / f"config/{name}.py").read_text(encoding="utf-8")
+    """To the last parameter, and as the first lines of the settings file say, or of its base."""
+    text = (ROOT / f"config/{name}.py").read_text(encoding="utf-8")
+    for base in re.findall(r'^base = "(.+)"', text, re.MULTILINE):
+        text += (ROOT / "config" / base).read_text(encoding="utf-8")
+    assert f"{count:,} parameters" in text
     with torch.device("meta"):
         model = LanguageModel(configure(train.Settings(), [str(ROOT / f"config/{name}.py")]))
     assert sum(parameter.numel() for parameter in model.parameters()) == count

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from compare import numbers_in, spread
+from compare import count_numbers, with_interval
 from model import MIXERS
 
 import pytest
@@ -170,7 +170,7 @@ def table_of_babyhgrn():
         )
         yield f"| {name} | {row['best']['val_loss']:.3f} ± {row['best']['interval']:.3f} | {' | '.join(scores)} |"
     for name, x in found["differences"].items():
-        each = (spread(x[task]["mean"], x[task], "+") for task in ("loss", *ASKED))
+        each = (with_interval(x[task]["mean"], x[task], "+") for task in ("loss", *ASKED))
         yield f"| **{name}, less {found['settings']['against']}** | {' | '.join(each)} |"
     for title, name, other in (
         ("Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"),
@@ -383,4 +383,4 @@ def test_states_have_the_size_that_the_table_of_mixers_gives(mixer):
             model = build(mixer=mixer, n_layer=1, d_model=D, context=512)
             (state,) = model(torch.randint(50, (1, T)))[1]
         lengths = dict(D=D, E=D, T=T, H=4, K=D // 4, N=16)
-        assert numbers_in(state) == eval(formula, lengths) and size in (None, numbers_in(state))
+        assert count_numbers(state) == eval(formula, lengths) and size in (None, count_numbers(state))

@@ -9,7 +9,7 @@ from pathlib import Path
 import data
 from baselines import MLSTM, Mamba
 from evaluate import encode
-from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, load, log_forget_gate
+from model import Block, HGRN2, MIXERS, MinGRU, MinLSTM, check_kernels, load, log_forget_gate
 from support.console import progress
 from support.files import fingerprint, replacing
 from support.settings import UserError, at_least
@@ -30,9 +30,11 @@ class Settings:
     text: str = ""  # what the model reads; none: from the validation text of its corpus
     layer: int = 0  # this one alone, the first is 1; 0: all that have forget gates
     picture: str = ""  # the file to draw; none: memory.svg or gates.svg in the run's folder
+    kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
 
     def check(self):
         at_least(0, self, "layer")
+        check_kernels(self.kernels)
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
             raise UserError(f"picture = {self.picture!r}: name a file that ends in .svg or .png")
 
@@ -42,7 +44,7 @@ def draw_memory(s):
     Draw the half-life of each channel of s.run, averaged over a text; medians by layer also go into a .json beside
     the picture. Returns the picture's path.
     """
-    model, tokenizer, trained = load(s.run)
+    model, tokenizer, trained = load(s.run, kernels=s.kernels)
     mixers, texts = gated_mixers(model, s.layer), read_texts(s, tokenizer, trained)
     path = Path(s.picture or trained.checkpoint.with_name("memory.svg"))
     beside = path.with_suffix(".json")
@@ -94,7 +96,7 @@ def draw_half_lives(axis, mixers, lives, floors):
 
 def draw_gates(s):
     """Draw what each channel of s.run forgets at each token of a text, the last layer on top. Returns the path."""
-    model, tokenizer, trained = load(s.run)
+    model, tokenizer, trained = load(s.run, kernels=s.kernels)
     mixers, tokens = gated_mixers(model, s.layer), read_texts(s, tokenizer, trained)[0]
     if not s.text:
         tokens = tokens[:, :32]
