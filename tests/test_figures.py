@@ -228,7 +228,7 @@ def inside(workplace, monkeypatch):
     """inside("memory", text="...") -> what would be drawn of out/tiny, laid out; floors are each channel's own."""
     model, tokenizer, trained = load("out/tiny")
     model.floors.table.data.normal_()
-    monkeypatch.setattr(figures_gates, "load", lambda run: (model, tokenizer, trained))
+    monkeypatch.setattr(figures_gates, "load", lambda run, kernels="auto": (model, tokenizer, trained))
     monkeypatch.setattr(figures_gates, "keep", lambda figure, path: figure)
 
     def call(what, **settings):
@@ -297,7 +297,7 @@ def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what
     for n, mixer in figures_gates.gated_mixers(model).items():
         gate = mixer.update if n % 3 == 2 else mixer.forget
         gate.weight.data.normal_(std=1)
-    monkeypatch.setattr(figures_gates, "load", lambda run: (model, tokenizer, trained))
+    monkeypatch.setattr(figures_gates, "load", lambda run, kernels="auto": (model, tokenizer, trained))
     text = "The cat sees the dog. " * 5
     path = figures_gates.PICTURES[what](figures_gates.Settings(text=text, picture=f"{what}.svg"))
     assert str(path) == f"{what}.svg" and 10_000 < Path(path).stat().st_size < 200_000

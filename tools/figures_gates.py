@@ -9,7 +9,7 @@ from pathlib import Path
 import data
 from baselines import MLSTM, Mamba
 from evaluate import encode
-from model import Block, HGRN2, MIXERS, MinGRU, MinLSTM, check_kernels, load, log_forget_gate
+from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, check_kernels, load, log_forget_gate
 from support.console import progress
 from support.files import fingerprint, replacing
 from support.settings import UserError, at_least
