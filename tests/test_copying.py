@@ -100,16 +100,16 @@ class Copier(nn.Module):
 def test_accuracy_is_the_share_of_answers_and_of_sequences_all_right(copying):
     """By hand: 150 answers in 50 sequences; three wrong, two of them in one sequence."""
     batch = data.Blocks("data/copying/train.bin", 15).read(range(50))
-    loss, accuracy = train.validation(Copier(batch[1]), [batch])
+    loss, accuracy = evaluate.validation(Copier(batch[1]), [batch])
     assert loss < 1e-6 and accuracy == {"tokens": 100, "sequences": 100}
-    loss, accuracy = train.validation(Copier(batch[1], [(0, 12), (0, 13), (7, 14)]), [batch])
+    loss, accuracy = evaluate.validation(Copier(batch[1], [(0, 12), (0, 13), (7, 14)]), [batch])
     assert accuracy == {"tokens": 98, "sequences": 96} and loss == pytest.approx(3 * 100 / 150)
-    assert train.validation(Copier(batch[1], [(0, 3)]), [batch])[1] == {"tokens": 100, "sequences": 100}
+    assert evaluate.validation(Copier(batch[1], [(0, 3)]), [batch])[1] == {"tokens": 100, "sequences": 100}
 
 
 def test_text_has_no_accuracy_and_every_token_counts(copying):
     tokens = torch.randint(16, (2, 15))
-    loss, accuracy = train.validation(Copier(tokens, [(0, 0)]), [(tokens, tokens.clone().fill_(5))])
+    loss, accuracy = evaluate.validation(Copier(tokens, [(0, 0)]), [(tokens, tokens.clone().fill_(5))])
     wrong = (tokens != 5).sum().item() + (tokens[0, 0] == 5).item()
     assert accuracy == {} and loss == pytest.approx(100 * wrong / 30)
 
