@@ -23,9 +23,9 @@ class LSTM(nn.Module):
     """
     Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the forget gate).
 
-        i_t, f_t, o_t = sigmoid(W x_t + R h_{t-1} + b)            what to add, keep and show    (E,) each
-        c_t = f_t c_{t-1} + i_t tanh(W_g x_t + R_g h_{t-1} + b_g)    the memory                 (E,)
-        h_t = o_t tanh(c_t)                                       what the gates see            (E,)
+        i_t, f_t, o_t = sigmoid(W x_t + R h_{t-1} + b)               what to add, keep and show    (E,) each
+        c_t = f_t c_{t-1} + i_t tanh(W_g x_t + R_g h_{t-1} + b_g)    the memory                    (E,)
+        h_t = o_t tanh(c_t)                                          what the gates see            (E,)
 
     The output is W_o h_t. `cell` holds the weights, named and initialised as torch.nn.LSTM's.
     """
@@ -72,7 +72,7 @@ class GRU(LSTM):
 
     @torch.compiler.disable
     def run(self, x, state):
-        """x (B, T, D) -> every h_t (B, T, E); the last (B, E)."""
+        """x (B, T, D) -> every h_t (B, T, E); the last h (B, E)."""
         W, R, b, b_R = self.cell.parameters()
         h = x.new_zeros(len(x), R.shape[1]) if state is None else state
         hs = []
@@ -86,8 +86,8 @@ class GRU(LSTM):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Exponential gates: weights e^s of any size, kept in range by the largest so far, m_t. Numerator and
-# denominator are both e^m_t too small, so m cancels; no gradient goes through it.
+# Exponential gates: weights e^s of any size, kept in range by the largest exponent so far, m_t. Numerator and
+# denominator are both divided by e^m_t, so m cancels; no gradient goes through it.
 
 
 class Aaren(nn.Module):
@@ -135,8 +135,8 @@ class MLSTM(nn.Module):
         S_t = e^(log f_t + m_{t-1} - m_t) S_{t-1} + e^(log i_t - m_t) k_t [v_t 1]^T     the memory    (K, V + 1)
         h_t = S_t^T q_t [:V] / max(|S_t^T q_t [V]|, e^-m_t)         what it answers                       (V,)
 
-    The output is W_o ((norm(h) + skip c) silu(z)). It has an MLP's width inside: of xLSTM's blocks with it,
-    none has another MLP. expand = 2 is the paper's.
+    The output is W_o ((norm(h) + skip c) silu(z)). It is as wide inside as an MLP, so xLSTM's blocks with it have
+    no other MLP. expand = 2 is the paper's.
     """
 
     def __init__(self, config, layer):
@@ -173,7 +173,7 @@ class MLSTM(nn.Module):
 
     @staticmethod
     def check(config):
-        """End with one line where the blocks of 4 do not divide the width inside."""
+        """Raise UserError if blocks of 4 do not divide the width inside."""
         width = config.expand * config.d_model
         if width % 4:
             raise UserError(f"mixer = 'mlstm' needs expand x d_model to be a multiple of 4, not {width}")
@@ -195,13 +195,14 @@ class SLSTM(nn.Module):
     xLSTM's scalar memory: an LSTM with exponential gates (Beck et al. 2024, arXiv:2405.04517). With
     silu(conv(x)) in x's place for i and f, W and R one block per head,
 
-        log i_t, log f_t, z_t, o_t = i~, logsigmoid(f~), tanh(z~), sigmoid(o~),  each ~ = W x_t + R h_{t-1} +
-        b m_t = max(log f_t + m_{t-1}, log i_t)                                           the stabiliser    (D,)
+        i~, f~, z~, o~ = W x_t + R h_{t-1} + b, each with its own weights
+        log i_t, log f_t, z_t, o_t = i~, logsigmoid(f~), tanh(z~), sigmoid(o~)          gates, new value  (D,) each
+        m_t = max(log f_t + m_{t-1}, log i_t)                                           the stabiliser    (D,)
         c_t = e^(log f_t + m_{t-1} - m_t) c_{t-1} + e^(log i_t - m_t) z_t               the memory        (D,)
         n_t = e^(log f_t + m_{t-1} - m_t) n_{t-1} + e^(log i_t - m_t)                   its weight        (D,)
         h_t = o_t c_t / n_t                                                             what gates see    (D,)
 
-    The output is norm(h). The paper has an MLP after it, GEGLU.
+    The output is norm(h). The paper follows it with an MLP, GEGLU.
     """
 
     no_decay = ("recurrent", "bias")
@@ -290,8 +291,8 @@ class BlockLinear(nn.Module):
 
 class CausalConv1d(nn.Conv1d):
     """
-    y_t = bias + sum_i weight_i x_{t-i}, each channel apart: forward(x, state=None) -> y, state, x and y (B,
-    T, channels). The state is the last width - 1 inputs before x; zeros before the first.
+    y_t = bias + sum_i weight_i x_{t-i}, each channel apart: forward(x, state=None) -> y, state, with x and y
+    (B, T, channels). The state is the last width - 1 inputs so far; before the first token they are 0.
     """
 
     no_decay = ("weight",)
@@ -357,7 +358,7 @@ class S4D(nn.Module):
         y_t = 2 Re(sum over N/2 of C (exp(dt A) - 1) / A h_t) + skip x_t    what it answers      (D,)
 
     and a gated linear layer of gelu(y_t). No weight here depends on the input, so a whole text can also be
-    one convolution, with the answer to a single 1 (fast/convolution.py). d_state = N counts real numbers: N/2
+    convolved at once with the response to a single 1 (fast/convolution.py). d_state = N counts real numbers: N/2
     decaying waves, each with its conjugate.
     """
 
@@ -377,15 +378,13 @@ class S4D(nn.Module):
         own = self.log_dt, self.log_decay, self.frequency, self.read, self.skip
         x, log_dt, log_decay, frequency, read, skip = at_least_float32(x, *own)
         A = torch.complex(-log_decay.exp(), frequency)  # (D, N/2)
-        log_decay = log_dt.exp().unsqueeze(-1) * A  # dt A
-        C = torch.view_as_complex(read) * (log_decay.exp() - 1) / A
-        y, h = self.run(x, log_decay, C, state)
+        dt_A = log_dt.exp().unsqueeze(-1) * A
+        C = torch.view_as_complex(read) * (dt_A.exp() - 1) / A
+        y, h = self.run(x, dt_A, C, state)
         return F.glu(self.output(F.gelu(y + skip * x)), dim=-1), h
 
     def run(self, x, log_decay, C, h):
-        """
-        x (B, T, D), log_decay, C (D, N/2), h (B, D, N/2) or None -> every 2 Re(C h_t) (B, T, D), the last h.
-        """
+        """x (B, T, D), log_decay, C (D, N/2), h (B, D, N/2) or None -> every 2 Re(C h_t) (B, T, D), the last h."""
         decay, y = log_decay.exp(), []
         h = torch.zeros_like(decay) if h is None else h
         for x_t in x.unbind(1):
@@ -407,8 +406,8 @@ class Hyena(nn.Module):
         y_t = W_o (q_t * (sum over s <= t of filter_{t-s} u_s + skip u_t))    u_t = k_t * v_t      (D,)
         filter_i = MLP(position_i) * exp(-rate i / (L - 1))                   i < L = context      (D,)
 
-    Order 2, as the authors' language models have it: an MLP with two layers of 64 inside and sin(w ...) for its
-    activation, of positions of 33 numbers, which are trained too. The state is every u_s so far, since the filter
+    Order 2, as in the authors' language models: the MLP has two layers of 64 inside and the activation sin(w ...),
+    and reads positions of 33 numbers, which are trained too. The state is every u_s so far, since the filter
     weighs each anew at each step: it grows, and with it the cost of a token. So Hyena does not generate cheaply.
     """
 
@@ -442,7 +441,7 @@ class Hyena(nn.Module):
             return F.conv1d(u, f.flip(0).mT.unsqueeze(1), groups=u.shape[1]).mT[:, -T:]
 
     def make_filter(self, length):
-        """-> its first values, (length, D), in float32 at least. UserError past the last."""
+        """The first `length` values of the filter, (length, D), in float32 at least; UserError if it has fewer."""
         context, D = len(self.positions), len(self.skip)
         if length > context:
             raise UserError(f"{length} tokens: this model's filter has {context}; shorten the text")

@@ -43,10 +43,9 @@ from corpora.benchmarks import read_benchmark
 from evaluate import PAPER, write_json
 from kernels import use_kernels
 from model import LanguageModel
-from support import processes
 from support.console import close_bars, progress, run_script, say
 from support.files import replacing
-from support.processes import Stopped, rank, restarts, wait_for_all
+from support.processes import Stopped, leave_processes, rank, restarts, wait_for_all
 from support.run import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
@@ -83,7 +82,7 @@ def main(args):
     check_folders(s, runs)
     try:
         train_all(rows)
-        processes.leave()
+        leave_processes()
         if rank() > 0:  # the rest is for one process
             return None
         found = {name: sizes[name] | summarize(rows[name]) for name in rows}

@@ -114,7 +114,7 @@ def prepare(name, files, s):
 
 
 def mark_unfinished(folder):
-    """Remove the meta.json of an earlier corpus: a folder without one is unfinished. Remove its targets, too."""
+    """Remove the meta.json of an earlier corpus, and its targets: a folder without meta.json is unfinished."""
     for name in ("meta.json", "train_targets.bin", "val_targets.bin"):
         (folder / name).unlink(missing_ok=True)
 
@@ -147,9 +147,9 @@ class Piece(NamedTuple):
 
 def split_documents(lines, longest=0):
     """
-    Lines, or parts of very long ones -> Pieces. An empty line ends a document and is left out, with the line break
-    before it; so does "", the end of a file; and with `longest`, so many lines. Each line begins with a space, so
-    that it has the same tokens as a sentence on its own.
+    Lines, or parts of very long ones -> Pieces. A document ends at an empty line, which is left out with the line
+    break before it, at "", the end of a file, and after `longest` lines, unless that is 0. Each line begins with a
+    space, so that it has the same tokens as a sentence on its own.
     """
     held, first = None, True  # a piece is held back until we know whether its document ends with it
     line_starts, count = True, 0
@@ -254,12 +254,12 @@ def batches(pieces):
 
 
 def is_held_out(document, share):
-    """Whether a document, given by its number, is kept for validation: the same ones on every machine."""
+    """True if a document, given by its number, is kept for validation: the same ones on every machine."""
     return zlib.crc32(b"%d" % document) < share * 2**32
 
 
 def hold_out_the_end(train, val, tokenizer, share):
-    """Move the last share of the tokens to validation, as a document: for texts with too few documents."""
+    """Move the last share of the tokens to validation, as one document: for texts with too few documents."""
     count = int(train.tokens * share) + 1
     train.file.seek(-2 * count, os.SEEK_END)
     end = np.frombuffer(train.file.read(), dtype="<u2").tolist()
@@ -289,9 +289,7 @@ def find(name, needed=True):
 
 
 def find_for(s):
-    """
-    The folder of the corpus. The first process makes what can be made, the others wait. Its tokens must fit.
-    """
+    """The folder of the corpus, made by the first process if need be; UserError if it does not fit the model."""
     if rank() == 0:
         find(s.corpus)
         if s.eval_pairs:
@@ -328,13 +326,13 @@ def data_folders():
 
 
 def check_name(corpus):
-    """Refuse what cannot name a folder under data/."""
+    """Raise UserError for a corpus that cannot name a folder under data/."""
     if not re.fullmatch(r"[\w-]+", corpus):
         raise UserError(f"corpus = {corpus!r} cannot name a folder under data/: use letters, digits, - and _")
 
 
 def read_meta(folder):
-    """A corpus's meta.json, once its token files are found to have the length and vocabulary that it states."""
+    """The content of a corpus's meta.json; UserError if its token files have another length or vocabulary."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -348,7 +346,7 @@ def read_meta(folder):
 
 
 def check_tokens(path, counts, vocab_size):
-    """ValueError if a token file, or its targets, are not what was counted."""
+    """Raise ValueError if a token file or its targets do not have the tokens that were counted."""
     if not path.exists():
         raise ValueError(f"{path.name} is missing")
     tokens = np.memmap(path, dtype="<u2", mode="r")
@@ -361,9 +359,9 @@ def check_tokens(path, counts, vocab_size):
 class Blocks:
     """
     A token file cut every `context` tokens into blocks of `context` + 1 tokens, so that every token is a target
-    once: of the token before it. Other targets, or none, stand in a second file of the same length.
-    Training reads an endless sequence of permutations of the blocks, each seeded by (seed, epoch): what a step
-    reads depends on nothing but its number.
+    once: that of the token before it. Other targets, or none, are in a second file of the same length. Training
+    reads an endless sequence of permutations of the blocks, each seeded by (seed, epoch): what a step reads
+    depends on nothing but its number.
     """
 
     def __init__(self, path, context, seed=0):
@@ -400,7 +398,7 @@ class Blocks:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     def in_order(self, count):
-        """Every token once: batches of `count` blocks in order, then the shorter rest of the text."""
+        """Yield every token once: batches of `count` blocks in order, then the shorter rest of the text."""
         for start in range(0, self.n, count):
             yield self.read(range(start, min(start + count, self.n)))
         if len(self.tokens) - 1 > self.n * self.context:

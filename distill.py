@@ -1,5 +1,5 @@
 """
-Train a student on its data and on what its teachers say of every next token.
+Train a student on its data and on its teachers' predictions of every next token.
 
     python train.py; python distill.py                              on toyland: a teacher, then its student
     python distill.py config/hgrn2_10m.py --teacher=out/hgrn2_10m   the paper's: a student of its teacher's size
@@ -7,7 +7,7 @@ Train a student on its data and on what its teachers say of every next token.
 
 The loss is (1 - alpha) cross-entropy + alpha temperature^2 KL(teacher || student), the mean over tokens (Hinton
 et al. 2015, arXiv:1503.02531). A teacher is a run folder, or a checkpoint in one such as out/NAME/best.pt, of any
-architecture and size that has the tokenizer of the corpus. All else is train.py's: its settings, its loop, its
+architecture and size that has the tokenizer of the corpus. All else is train.py's: its settings, its loop and its
 folder out/RUN, which is out/NAME_distilled where out/NAME would be the teacher's own.
 """
 
@@ -20,9 +20,9 @@ import data
 import train
 from kernels import at_least_float32
 from model import fastest_dtype, load
-from support import processes
 from support.console import progress, run_script, say
 from support.files import damage, fingerprint
+from support.processes import leave_processes
 from support.settings import UserError, configure, naming, one_of
 
 import torch
@@ -38,8 +38,8 @@ class Settings(train.Settings):
     alpha: float = 0.5  # weight of the divergence from the teacher; 1 - alpha: of the cross-entropy
     temperature: float = 1.0  # both distributions are softened by it; BabyLlama: 2
     mean_of: str = "logits"  # what is averaged over several teachers: logits or probabilities
-    sum_positions: bool = False  # weigh the divergence by context, as BabyLlama's code does unawares
-    teacher_is: str = ""  # filled in: what the teachers' checkpoints are, for a student that is continued
+    sum_positions: bool = False  # multiply the divergence by context, as BabyLlama's code does
+    teacher_is: str = ""  # filled in: hashes of the teachers' checkpoints, which a resumed run compares
 
     def check(self):
         super().check()
@@ -59,20 +59,17 @@ class Distillation(nn.Module):
         super().__init__()
         self.model, self.teachers = model, nn.ModuleList(teachers)
         self.temperature, self.mean_of = s.temperature, s.mean_of
-        self.hard, self.soft = (
-            1 - s.alpha,
-            s.alpha * s.temperature**2,
-        )  # T^2 keeps both gradients on one scale
+        # temperature^2 keeps the two gradients on one scale
+        self.hard, self.soft = 1 - s.alpha, s.alpha * s.temperature**2
         if s.sum_positions:
-            # BabyLlama's divergence is PyTorch's "batchmean", divided by the sequences of a batch but not by
-            # the T positions in each, while its cross-entropy is a mean over both: so it weighs T times as
-            # much.
+            # BabyLlama's divergence is PyTorch's "batchmean", divided by the sequences of a batch but not by the
+            # positions in each, while its cross-entropy is a mean over both.
             self.soft *= s.context
 
     def forward(self, tokens, targets):
         """
-        tokens, targets (B, T), -100 where there is no target -> {"loss": hard ce + soft kl, "ce":
-        cross-entropy, "kl": KL(teachers || student) at the temperature}, means over targets.
+        tokens, targets (B, T), -100 where there is no target -> {"loss": hard ce + soft kl, "ce": cross-entropy,
+        "kl": KL(teachers || student) at the temperature}, means over targets.
         """
         with torch.no_grad():
             taught = torch.stack(at_least_float32(*(teacher(tokens)[0] for teacher in self.teachers)))
@@ -90,11 +87,11 @@ class Distillation(nn.Module):
 
 
 def main(s, progress=progress):
-    """Train a student with settings s. Returns it."""
+    """Train a student with settings s -> the student."""
     teachers = find_teachers(s)
     s = replace(s, teacher_is=",".join(fingerprint(file_of(name))[:16] for name in teachers))
 
-    def objective(model):  # train.main calls it when it has a corpus, and before it writes anything
+    def objective(model):  # called by train.main once it has a corpus, before it writes anything
         check_tokenizers(s, teachers)
         device = model.embed.weight.device
         dtype = getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
@@ -107,8 +104,8 @@ def main(s, progress=progress):
 
 def find_teachers(s, planned=()):
     """
-    {name: (model, SHA-256 of its tokenizer)}; ends the script if one is missing, damaged or does not fit.
-    Those that are yet to be trained are `planned`, {name: settings}.
+    {name: (model, SHA-256 of its tokenizer)}; UserError if a teacher is missing, damaged or does not fit. Teachers
+    that are yet to be trained are in `planned`, {name: settings}; their model is None.
     """
     teachers = {}
     for name in s.teacher.split(","):
@@ -133,7 +130,7 @@ def find_teachers(s, planned=()):
 
 
 def check_fit(where, its, s):
-    """End the script if a model of settings `its` cannot teach a student of settings s."""
+    """Raise UserError if a model of settings `its` cannot teach a student of settings s."""
     if its.vocab_size != s.vocab_size:
         raise UserError(
             f"{where} has vocab_size = {its.vocab_size}, the student {s.vocab_size}: set them equal"
@@ -147,12 +144,12 @@ def file_of(teacher):
 
 
 def digest(folder):
-    """The SHA-256 of a run's or corpus's tokenizer."""
+    """SHA-256 of the tokenizer of a run or corpus."""
     return hashlib.sha256((folder / "tokenizer.json").read_text(encoding="utf-8").encode()).hexdigest()
 
 
 def check_tokenizers(s, teachers):
-    """End the script if a teacher means other words by its numbers than the corpus does."""
+    """Raise UserError if a teacher has another tokenizer than the corpus."""
     corpus = data.find(s.corpus)
     for name, (_, its) in teachers.items():
         if its != digest(corpus):
@@ -162,8 +159,8 @@ def check_tokenizers(s, teachers):
 
 def frozen(teacher, device, dtype):
     """
-    A teacher on the device, without gradients. In bfloat16 or float16 its layers' matrices are kept so, which
-    saves half of its memory and changes no bit of its logits: autocast would cast them at each use.
+    A teacher on the device, without gradients. In bfloat16 or float16 its linear layers are stored in that dtype,
+    which halves its memory and changes no bit of its logits: autocast would cast them at each use.
     """
     teacher = teacher.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     spared = {id(p) for p in train.undecayed(teacher)}  # some of these are used in float32
@@ -175,14 +172,14 @@ def frozen(teacher, device, dtype):
 
 
 def with_own_run(s):
-    """The settings, with another run where a student, named after the same file, would overwrite its teacher."""
+    """The settings, with another run name if the student, named after the same file, would replace its teacher."""
     taken = Path("out", s.run).resolve() in [file_of(name).parent.resolve() for name in s.teacher.split(",")]
     return replace(s, run=f"{s.run}_distilled") if taken else s
 
 
 def script(args):
     main(with_own_run(configure(Settings(), args, default="config/distill_toy.py")))
-    processes.leave()
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchma
 from model import check_kernels, find_device, load
 from support.console import progress, run_script
 from support.files import append, fingerprint, replacing
-from support.processes import rank, size, sum_over_processes
+from support.processes import rank, sum_over_processes, world_size
 from support.run import read_log
 from support.settings import UserError, configure, one_of
 from train import NextToken
@@ -68,7 +68,7 @@ class Settings:
 
 
 def main(s):
-    """Evaluate one run as settings s say; returns the content of results.json."""
+    """Evaluate one run as settings s say -> the content of its results.json."""
     device = find_device(s.device)
     model, tokenizer, trained = load(s.run, device, s.kernels)
     model = model.double() if s.dtype == "float64" else model
@@ -91,7 +91,7 @@ def main(s):
         print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
     for name, score in results.get("accuracy", {}).items():
         print(f"{name} right: {score:.1f} %")
-    known = read_results(folder / f"{prefix}results.json", what) or {"benchmarks": {}}  # by now, maybe more
+    known = read_results(folder / f"{prefix}results.json", what) or {"benchmarks": {}}  # may hold more by now
     results = what | results | {"benchmarks": known["benchmarks"] | results["benchmarks"]}
     write_json(folder / f"{prefix}results.json", results)
     if s.results:
@@ -102,7 +102,7 @@ def main(s):
 
 
 def known_or_made(s):
-    """As main, but scoring only those of the tasks that the run's results file does not hold yet."""
+    """Like main, but score only the tasks that the run's results file does not hold yet."""
     checkpoint = checkpoint_of(s.run)
     folder, prefix = place_of(checkpoint)
     results = read_results(folder / f"{prefix}results.json", identity(s, checkpoint))
@@ -116,16 +116,12 @@ def checkpoint_of(run):
 
 
 def place_of(checkpoint):
-    """
-    The folder of a checkpoint and the prefix of its results' names: best_ for best.pt, none for checkpoint.pt.
-    """
+    """The folder of a checkpoint and the prefix of its result files: best_ for best.pt, none for checkpoint.pt."""
     return checkpoint.parent, "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}_"
 
 
 def tasks_of(s, trained, tokenizer):
-    """
-    The tasks asked for, or those that go with the corpus; none by default without <s>, from which scores start.
-    """
+    """The tasks asked for, or by default those of the corpus: none without <s>, from which every score starts."""
     if s.tasks:
         return s.tasks.split(",")
     if trained.corpus == "toy":
@@ -142,7 +138,7 @@ def name_of(task):
 
 
 def identity(s, checkpoint):
-    """What identifies a set of results."""
+    """The fields that identify a set of results."""
     return {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(checkpoint)}
 
 
@@ -173,8 +169,8 @@ def encode(tokenizer, texts, protocol="2024"):
         a text without context    <s> text, all but <s> scored
         a text after a context    context text, without <s>; in 2025 with it; the text's tokens scored
 
-    In 2024 the text begins with a space in both cases, in 2025 only after a context. What a context ends with
-    that is blank counts to the text, as in lm-evaluation-harness.
+    In 2024 the text begins with a space in both cases, in 2025 only after a context. Blanks at the end of a
+    context count as part of the text, as in lm-evaluation-harness.
     """
     bos, always = data.start_of(tokenizer), " " if protocol == "2024" else ""
     whole = [context + " " + text if context else always + text for context, text in texts]
@@ -195,21 +191,19 @@ def encode_all(tokenizer, texts):
 
 def score_texts(model, texts, each_batch=lambda done: None):
     """
-    [(ids, first), ...] -> the natural logarithm of p(ids[first:] | ids[:first]) of each, in their order;
-    `first` is at least 1. each_batch(how many texts were finished) is called after each batch.
+    [(ids, first), ...] -> the natural logarithm of p(ids[first:] | ids[:first]) of each, in order; `first` is at
+    least 1. each_batch(number of texts finished) is called after each batch.
     """
     if kernels.form == "loop":
         return score_plainly(model, texts, each_batch)
-    from fast.scoring import score_tree  # the same, reading what texts share once
+    from fast.scoring import score_tree  # the same scores, with shared beginnings read once
 
     return score_tree(model, texts, each_batch)
 
 
 @torch.no_grad()
 def score_plainly(model, texts, each_batch=lambda done: None):
-    """
-    The sum of log p(token | tokens before) of each text: batches padded on the right, where nothing is read.
-    """
+    """The sum of log p(token | tokens before) of each text. Batches are padded on the right, after the text."""
     scores, order = [0.0] * len(texts), sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
     for start in range(0, len(texts), BATCH):
         some = order[start : start + BATCH]
@@ -236,7 +230,7 @@ def sentence_scores(model, tokenizer, sentences, protocol="2024"):
 
 
 def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda done: None):
-    """A Subtask -> its verdicts' rows, {"i": line, "good": log p, "bad": log p, ...}; see benchmarks.judge."""
+    """A Subtask -> its verdicts, [{"i": line, "good": log p, "bad": log p, ...}, ...]; see benchmarks.judge."""
     if subtask.kind == "bear":
         protocol = "2025"  # its authors' library reads the statement as it is
     rows, size = [], max(1, TEXTS_AT_ONCE // len(ask(subtask, subtask.records[0])))
@@ -265,8 +259,8 @@ def accuracy(model, tokenizer, task, each_batch=lambda: None):
 
 def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
     """
-    {uid: Subtask} -> {uid: rows}, also written to `path`. Each finished subtask is appended to a file beside
-    it, from which a stopped evaluation of the same model and records goes on; main removes it in the end.
+    {uid: Subtask} -> {uid: verdicts}, also written to `path`. Each finished subtask is appended to a file beside
+    it, from which an interrupted evaluation of the same model and records resumes; main removes it in the end.
     """
     part, header = part_of(path), what | {"records": digest(subtasks)}
     rows = read_part(part, header)
@@ -290,7 +284,7 @@ def part_of(path):
 
 
 def digest(subtasks):
-    """The SHA-256 of a benchmark's records."""
+    """SHA-256 of a benchmark's records."""
     hashing = hashlib.sha256()
     for uid, subtask in subtasks.items():
         for record in subtask.records:
@@ -299,7 +293,7 @@ def digest(subtasks):
 
 
 def read_part(part, header):
-    """The rows that an interrupted evaluation of the same model and records has left: {uid: rows}."""
+    """The verdicts that an interrupted evaluation of the same model and records has left: {uid: verdicts}."""
     lines = part.read_text(encoding="utf-8", errors="replace").splitlines() if part.exists() else []
     scores = {}
     try:
@@ -313,9 +307,9 @@ def read_part(part, header):
 
 def on_validation_text(model, trained):
     """
-    {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block}, and of a
-    corpus of answers their {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}};
-    the perplexity is None if the text is not here, or made anew with other tokens.
+    {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block} and, for a
+    corpus of answers, {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}}. The
+    perplexity is None if the text is not here, or has been prepared again with another tokenizer.
     """
     corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
     if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
@@ -330,15 +324,15 @@ def on_validation_text(model, trained):
 @torch.no_grad()
 def validation(model, batches, each_batch=lambda: None):
     """
-    Batches (tokens, targets), shared by all processes -> the mean loss of a target, in nats; and, if there
-    are targets at some places only, as in copying, {"tokens": % right, "sequences": % with all right}.
+    Batches (tokens, targets), divided among all processes -> the mean loss per target, in nats; and, if only some
+    positions have targets, as in copying, {"tokens": % right, "sequences": % with all right}, else {}.
     """
     loss_of = NextToken(model)
     kernels.use_kernels(kernels.form, loss_of)
     sums, device = [0.0] * 5, model.embed.weight.device
     for tokens, targets in batches:
         each_batch()
-        tokens, targets = (x[rank() :: size()].to(device) for x in (tokens, targets))
+        tokens, targets = (x[rank() :: world_size()].to(device) for x in (tokens, targets))
         if len(tokens):
             sums = [a + b for a, b in zip(sums, tally(loss_of, tokens, targets))]
     loss, count, right, all_right, sequences = sum_over_processes(*sums)
@@ -347,7 +341,7 @@ def validation(model, batches, each_batch=lambda: None):
 
 
 def tally(loss_of, tokens, targets):
-    """-> summed loss, targets; of answers also how many are right, in how many sequences all, and sequences."""
+    """Summed loss and number of targets; for answers also those right, sequences all right, sequences; else 0."""
     there = targets != -100
     count = there.sum().item()
     loss = loss_of(tokens, targets)["loss"].item() * count
@@ -362,7 +356,7 @@ def tally(loss_of, tokens, targets):
 
 
 def print_table(name, result, protocol):
-    """Subtasks below their phenomena, each with its score and 95 % interval."""
+    """Print the subtasks below their phenomena, each with its score and 95 % interval."""
     terms = defaultdict(list)
     for uid, x in result["subtasks"].items():
         terms[x["term"]].append((uid, x))
@@ -386,12 +380,12 @@ def print_table(name, result, protocol):
 # ----------------------------------------------------------------------------------------------------
 # Many runs
 
-MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # what the paper's zero-shot mean is of
+MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # the paper's zero-shot mean is over these
 PAPER = Path(__file__).parent / "results" / "papers.json"
 
 
 def compare(folders, flags):
-    """Run folders -> a table of them, and of the paper's rows, and its picture; evaluates what is not yet."""
+    """Print and draw a table of runs and of the paper's rows; what has not been scored yet is scored first."""
     from tools.figures import draw_leaderboard  # not above: matplotlib takes a second to load
 
     configure(Settings(), flags)  # refused before anything is said
@@ -430,7 +424,7 @@ def compare(folders, flags):
 
 
 def print_leaderboard(rows, columns):
-    """A row a run, the best of our own first by the last column; the paper's as they stand there."""
+    """Print a row for each run, ours before the paper's, each group sorted by the last column."""
     widths = [max(len(column) + 2, 8) for column in columns]
     print("per cent".ljust(44) + "parameters" + "".join(map(str.rjust, columns, widths)))
     for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(columns[-1], 0))):

@@ -6,16 +6,16 @@ The recurrences: as loops, and as Triton kernels for NVIDIA GPUs.
     selective_scan            h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t           Mamba
 
 Each chapter goes from slow to fast: the loop, which is what one would write on a blackboard and is the
-specification; the idea that makes it parallel; the Triton kernels; last the public function, which models
-call. use_kernels chooses between the forms. The form for CPUs, in few large PyTorch operations, is in
+specification; the idea that makes it parallel; the Triton kernels; last the public function, which models call.
+use_kernels chooses between the forms. The form for CPUs, in few large PyTorch operations, is in
 fast/recurrences.py. The tests hold all forms to the loop, values and gradients, for every gate from 0 to 1.
 
 All compute in float32 at least, also under autocast: a product of many gates does not survive bfloat16.
 
-What a GPU spends its time on is moving numbers, so a kernel reads its inputs once, keeps all that is between them
-and the result on the chip, and writes the result. A GPU runs many instances ("programs") of a function marked
-@jit at once; each finds out from its number which part of the data it owns: the first comment of each says which.
-On a machine without a GPU, TRITON_INTERPRET=1 runs them in Python, slowly; the tests do. Rules kept throughout:
+A GPU spends its time on moving numbers, so a kernel reads its inputs once, keeps intermediate results on the
+chip, and writes the output. A GPU runs many instances ("programs") of a function marked @jit at once; each finds
+out from its number which part of the data it owns, and the first comment of a kernel says which part that is. On
+a machine without a GPU, TRITON_INTERPRET=1 runs them in Python, slowly; the tests do. Rules kept throughout:
  * plain pointers; 64-bit offsets for all that grows with B x T; one-dimensional grids, which cannot be too long;
  * rows past T and columns past K or V are read as what changes nothing, and are not written;
  * the result of a product is transposed as a right factor only: as a left one, Triton 3.4 to 3.7.0 gets it
@@ -52,8 +52,8 @@ form = "auto"  # the one that is chosen; use_kernels sets it
 
 def use_kernels(new_form, module=None):
     """
-    Choose the form that the recurrences of this process run in, and put the fast forms of layers and losses
-    (fast/) in place inside `module`. Results stay the same to rounding, names of parameters to the letter.
+    Choose the form in which this process computes the recurrences of all models, and put the fast forms of layers
+    and losses (fast/) in place inside `module`. Results stay the same to rounding, parameter names to the letter.
 
         auto      the best for each tensor's device: triton on NVIDIA GPUs since the A100, else torch
         loop      what is written in model.py, baselines.py and in the loops below, and nothing else
@@ -79,7 +79,7 @@ def plain_class(module):
 
 
 def runs_triton(x):
-    """Whether x goes to the Triton form: on a recent NVIDIA GPU, or interpreted on a CPU; never in float64."""
+    """True if x goes to the Triton form: on a recent NVIDIA GPU, or interpreted on a CPU; never in float64."""
     if triton is None or form == "torch" or x.dtype == torch.float64:
         return False
     return generation(x.device) >= 8 or (INTERPRETED and x.device.type == "cpu")
@@ -116,13 +116,13 @@ def linear_scan_loop(a, b, h0=None):
     return torch.stack(hs, dim=1)
 
 
-# Steps can be joined: (a, b) followed by (a', b') is (a' a, a' b + b'). Joining is associative, so not all need
-# wait for each other: a tile of G groups of S steps is joined inside each group, then from group to group, and at
-# last takes in the h before it at once. The gradient is a linear scan run backwards: with db_t = dL/dh_t,
+# Steps can be joined: (a, b) followed by (a', b') is (a' a, a' b + b'). Joining is associative, so steps need not
+# all wait for each other: a tile of G groups of S steps is joined inside each group, then from group to group, and
+# then takes in the h before it at once. The gradient is a linear scan run backwards: with db_t = dL/dh_t,
 #
 #     db_t = a_{t+1} db_{t+1} + dh_t,   da_t = db_t h_{t-1},   dh_0 = a_1 db_1
 #
-# minGRU and minLSTM are linear scans whose a and b come from linear layers. Their kernels compute them on the
+# minGRU and minLSTM are linear scans whose a and b come from linear layers. Their kernels compute a and b on the
 # way in and the gradients of the layers' outputs on the way out: 3 and 4 tensors are moved in place of 8 and
 # 11. So there are three kinds of scan, of up to three inputs (B, T, D):
 #
@@ -131,8 +131,8 @@ def linear_scan_loop(a, b, h0=None):
 #     min_gru     -          gate     candidate    sigmoid(-gate)             sigmoid(gate) g(candidate)
 #     min_lstm    forget     input    candidate    f / (f + i)                i / (f + i) g(candidate)
 #
-# A thread is to have one channel and the S steps of a group, which it joins without asking any other. Triton lays
-# threads along the last axis first, that of channels, but would give each 8 of them to load at once, and then
+# Each thread should hold one channel and the S steps of a group, which it then joins on its own. Triton lays
+# threads along the last axis first, that of channels, but would give each thread 8 channels to load at once, and
 # have threads left for the steps. So it is not told that `one`, the distance from channel to channel, is 1.
 
 
@@ -162,7 +162,7 @@ def sigmoids(x):
 
 @jit
 def gates_of(keep, new, KIND: tl.constexpr):
-    """The gates as they are read -> what is kept of h, the share of the new."""
+    """The gates as read -> the share of h that is kept, the share of the new value."""
     if KIND == "linear":
         return keep, tl.full(keep.shape, 1.0, tl.float32)
     elif KIND == "min_gru":
@@ -175,7 +175,7 @@ def gates_of(keep, new, KIND: tl.constexpr):
 
 @jit
 def value_of(z, KIND: tl.constexpr):
-    """The value as it is read -> itself, or of min_gru and min_lstm g(z); its slope."""
+    """z as read -> the value, z itself or for min_gru and min_lstm g(z); its derivative."""
     if KIND == "linear":
         return z, tl.full(z.shape, 1.0, tl.float32)
     else:
@@ -185,9 +185,7 @@ def value_of(z, KIND: tl.constexpr):
 
 @jit
 def load_gates(keep, new, at, mask, KIND: tl.constexpr):
-    """
-    -> what is kept of h, the share of the new, and the gates as they are read; a kind without one has it twice.
-    """
+    """The share of h that is kept, the share of the new value, and the gates as read: one gate is given twice."""
     k = load(new if KIND == "min_gru" else keep, at, mask)
     n = load(new, at, mask) if KIND == "min_lstm" else k
     kept, share = gates_of(k, n, KIND)
@@ -196,7 +194,7 @@ def load_gates(keep, new, at, mask, KIND: tl.constexpr):
 
 @jit
 def join_groups(kept, h, carry):
-    """What each group does, kept and h (S, G, BD), and the h before all -> the h before each, and after all."""
+    """kept and h inside groups (S, G, BD), h before the tile (BD,) -> h before each group, h after the tile."""
     s, g = tl.arange(0, kept.shape[0])[:, None, None], tl.arange(0, kept.shape[1])
     last = s == kept.shape[0] - 1
     kept, h = tl.sum(tl.where(last, kept, 0.0), 0), tl.sum(tl.where(last, h, 0.0), 0)  # (G, BD)
@@ -212,8 +210,7 @@ def scan_forward(
     keep, new, value, h0, h, T, one, D: tl.constexpr, KIND: tl.constexpr,
     S: tl.constexpr, G: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    # One program: BD channels of one sequence, from its first step to its last, G groups of S steps at a
-    # time.
+    # One program: BD channels of one sequence, from its first step to its last, G groups of S steps at a time.
     blocks: tl.constexpr = (D + BD - 1) // BD
     sequence = (tl.program_id(0) // blocks).to(tl.int64)
     d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
@@ -257,14 +254,14 @@ def scan_backward(
         else:
             x, slope = value_of(load(value, last + at, mask), KIND)
             tl.store(dvalue + last + at, (db * share * slope).to(dvalue.dtype.element_ty), mask=mask)
-            dshare = db * a * share * (x - h_last)  # what a larger share of the new would bring
+            dr = db * a * share * (x - h_last)  # of r, where share = sigmoid(r) and a = sigmoid(-r)
             if KIND == "min_gru":
-                tl.store(dnew + last + at, dshare.to(dnew.dtype.element_ty), mask=mask)
+                tl.store(dnew + last + at, dr.to(dnew.dtype.element_ty), mask=mask)
             else:
                 _, closed_k = sigmoids(k)
                 _, closed_n = sigmoids(n)
-                tl.store(dkeep + last + at, (-dshare * closed_k).to(dkeep.dtype.element_ty), mask=mask)
-                tl.store(dnew + last + at, (dshare * closed_n).to(dnew.dtype.element_ty), mask=mask)
+                tl.store(dkeep + last + at, (-dr * closed_k).to(dkeep.dtype.element_ty), mask=mask)
+                tl.store(dnew + last + at, (dr * closed_n).to(dnew.dtype.element_ty), mask=mask)
         if start + S * G >= T:  # the first step has been reached
             dh_first = tl.sum(tl.sum(tl.where(t == 0, db * a, 0.0), 0), 0)
             tl.store(dh0 + sequence * D + d, dh_first.to(dh0.dtype.element_ty), mask=d < D)
@@ -272,10 +269,10 @@ def scan_backward(
 
 def scan_tile(kind, backward=False):
     """
-    -> steps of a group, groups and channels of a tile, warps. A warp has a group, a thread a channel of it:
-    its steps follow each other in one thread's registers. Chosen with no GPU at hand: 16 steps are as many as
-    fit there with Triton 3.7 (3.6 spills 8 to 24 bytes backward on an H100; there 8 steps would fit), for
-    about 20 instructions a step forward and 45 backward.
+    Steps of a group, groups and channels of a tile, and warps. A warp has a group, a thread a channel of it: its
+    steps follow each other in one thread's registers. Chosen with no GPU at hand: 16 steps are as many as fit
+    there with Triton 3.7 (3.6 spills 8 to 24 bytes backward on an H100; there 8 steps would fit), for about 20
+    instructions a step forward and 45 backward.
     """
     return 8 if backward and kind == "min_lstm" else 16, 8, 32, 8
 
@@ -293,7 +290,7 @@ def scan_triton(kind, keep, new, value, h0):
 
 
 def scan_backward_triton(kind, inputs, h, dh):
-    """inputs = keep, new, value, h0 -> the gradients of those that there are."""
+    """inputs = keep, new, value, h0 -> the gradients of those that are not None."""
     keep, new, value, h0 = contiguous(*inputs)
     B, T, D = value.shape
     S, G, BD, warps = scan_tile(kind, backward=True)
@@ -308,7 +305,7 @@ def scan_backward_triton(kind, inputs, h, dh):
 def linear_scan(a, b, h0=None):
     """
     a, b (B, T, D), h0 (B, D), zeros if None -> every h_t = a_t h_{t-1} + b_t, (B, T, D), in b's type. Here and
-    below, shapes or devices that do not fit together are a ValueError (but in the loops, which broadcast).
+    below, shapes or devices that do not match raise ValueError, except in the loops, which broadcast.
     """
     if form == "loop":
         return linear_scan_loop(a, b, h0).to(b.dtype)
@@ -331,7 +328,7 @@ def min_gru(gate, candidate, h0=None):
 
 
 def min_lstm(forget, input, candidate, h0=None):
-    """f, i = sigmoid(forget, input), h_t = (f h_{t-1} + i g(candidate)) / (f + i): likewise."""
+    """f, i = sigmoid(forget), sigmoid(input), h_t = (f h_{t-1} + i g(candidate)) / (f + i): as in min_gru."""
     if form == "loop":
         f, i, x = at_least_float32(forget, input, candidate)
         log_ratio = F.logsigmoid(f) - F.logsigmoid(i)  # log(f / i), finite also where both underflow
@@ -353,8 +350,7 @@ def g(x):
 
 def gated_linear_attention_loop(q, k, v, log_f, S0=None):
     """
-    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> every o_t (B, T, H, V), the
-    last S.
+    q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> every o_t (B, T, H, V), the last S.
     """
     q, k, v, log_f, S = at_least_float32(q, k, v, log_f, S0)
     f, o = log_f.exp(), []
@@ -367,10 +363,10 @@ def gated_linear_attention_loop(q, k, v, log_f, S0=None):
 
 def gated_linear_attention_chunks(q, k, v, log_f, S, C=16):
     """
-    The idea: C steps at a time, as matrix products. Let D_i = f_1 ... f_i be what is left in row i of a chunk
-    of what was there before it. Then row i reads v_j, j <= i, with the weight A_ij = (q_i D_i) . (k_j / D_j),
-    and the state with q_i D_i. Not for gates so near 0 that D_C underflows: there D_i / D_j must be made
-    otherwise, see below.
+    The idea, for reading: the loop's o, C steps at a time, as matrix products. Let D_i = f_1 ... f_i be what is
+    left in row i of a chunk of what was there before it. Then row i reads v_j, j <= i, with the weight A_ij =
+    (q_i D_i) . (k_j / D_j), and the state before the chunk with q_i D_i. This fails for gates so near 0 that D_C
+    underflows; the kernels compute D_i / D_j differently, see below.
     """
     causal, outputs = torch.ones(C, C, dtype=q.dtype, device=q.device).tril(), []
     q, k, v, log_f = (x.transpose(1, 2).split(C, dim=2) for x in (q, k, v, log_f))  # of (B, H, C, ...)
@@ -396,9 +392,9 @@ def gated_linear_attention_chunks(q, k, v, log_f, S, C=16):
 #
 #     decays = exp(M log f),    M (C, C) of zeros and ones: its row r marks the steps t over which row r decays,
 #
-#     SINCE_START   t <= r        from the chunk's start to r
-#     TO_END        t > r         from r to the chunk's end
-#     LEAF_ROWS     t <= r        both in a leaf, t not its first row: from that to r
+#     SINCE_START   t <= r          from the chunk's start to r
+#     TO_END        t > r           from r to the chunk's end
+#     LEAF_ROWS     t <= r          both in a leaf, t not its first row: from that row to r
 #     HALVES        t <= r or > r   both in one half of a block of 16, 32, ... rows: from r in the lower half back,
 #                                   or from r in the upper half on, to the boundary between them
 #
@@ -411,9 +407,9 @@ def gated_linear_attention_chunks(q, k, v, log_f, S, C=16):
 # being nothing beside 1 in float32, seven of them and a shift by 2^84 stay between 2^-84 and 2^84; a row's own
 # gate, the last of its decays, is taken as it is. Above the diagonal that may overflow, and is dropped.
 #
-# The gradient of a gate is made of the same rounded factors as the products. What a pair of rows adds in one
-# of them and takes away in the other then cancels for gates that do not lie between; of other factors a
-# residue would be left, which the sum over rows piles up.
+# The gradient of a gate is made of the same rounded factors as the products. What a pair of rows adds to one sum
+# and takes from the other then cancels for gates that do not lie between them; with other factors a residue would
+# be left, which the sum over rows piles up.
 
 LEAF = tl.constexpr(8)
 NOTHING = tl.constexpr(-104.0)  # below the log of the least float32: a gate that is 0
@@ -426,7 +422,7 @@ SINCE_START, TO_END, LEAF_ROWS, FROM_HERE, BEFORE, LEAF_BELOW, LEAF_ABOVE, HALVE
 
 @functools.cache
 def marks(C, dtype, device):
-    """All M: those of decays, those of sums over rows, and which rows and columns of A are of a square."""
+    """All M (how many, C, C): those of decays, those of sums over rows, and the masks of the squares of A."""
     r, t, half = torch.arange(C, device=device)[:, None], torch.arange(C, device=device), LEAF.value
     leaf = r ^ t < LEAF.value
     M = [t <= r, t > r, leaf & (t <= r) & (t % LEAF.value > 0), t >= r, t < r, leaf & (t < r), leaf & (t > r)]
@@ -437,7 +433,7 @@ def marks(C, dtype, device):
 
 
 def levels(C):
-    """How often a leaf doubles to a chunk."""
+    """The number of doublings from a leaf to a chunk."""
     return (C // LEAF.value).bit_length() - 1
 
 
@@ -457,7 +453,7 @@ def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
 
 @jit
 def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """x M, in the same way."""
+    """x M; an x that is not EXACT goes in two parts, as in add_summed."""
     total = tl.dot(x.to(DOT), M, input_precision="ieee")
     if not EXACT:
         total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
@@ -482,7 +478,7 @@ def on_diagonal(x):
 
 @jit
 def place(C: tl.constexpr, H: tl.constexpr, T, slices: tl.constexpr):
-    """Program number -> its slice, head of all, state of all, the chunk's first row of all (B T H), its rows."""
+    """Program number -> its slice, the number of its chunk, that chunk's first row in (B T H), rows left there."""
     pid, n = tl.program_id(0), tl.cdiv(T, C)
     chunk, bh = pid // slices % n, (pid // slices // n).to(tl.int64)
     return pid % slices, bh * n + chunk, (bh // H * T + chunk * C) * H + bh % H, T - chunk * C
@@ -501,7 +497,7 @@ def write_rows(p, x, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
 
 @jit
 def state(p, number, c, cv, K: tl.constexpr, V: tl.constexpr):
-    """Rows c and columns cv of one of many (K, V)."""
+    """Rows c and columns cv of one of many matrices (K, V)."""
     return tl.load(p + number * (K * V) + (c * V + cv), mask=(c < K) & (cv < V), other=0.0)
 
 
@@ -519,7 +515,7 @@ def gates(g, first, r, c, left, H: tl.constexpr, G: tl.constexpr):
 
 @jit
 def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.constexpr, DOT: tl.constexpr):
-    """k; where it is TIED to the gates exp(x), 1 - exp(x), by its series where the difference would round."""
+    """k or, where it is TIED to the gates exp(x), 1 - exp(x): by its series where the difference would round."""
     if not TIED:
         return read_rows(k, first, r, c, left, H, K).to(tl.float32)
     elif DOT == tl.float32:
@@ -531,7 +527,7 @@ def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.con
 
 @jit
 def leaf_decays(M, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """Of queries and of keys, since the first row of their leaf."""
+    """The decays of queries and growths of keys since the first row of their leaf."""
     most = tl.maximum(log_f, LEAST)
     within = summed(M, most, DOT, EXACT) + SHIFT
     return exp(within + (log_f - most)), exp(-within)  # a query's own gate is not clamped
@@ -544,9 +540,9 @@ def chunk_states(
     BK: tl.constexpr, BV: tl.constexpr, BACK: tl.constexpr, STARTED: tl.constexpr,
     DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    # One program: BK x BV of one head's state, from chunk to chunk. Forward, x and y are k and v, `states`
-    # those before each chunk; BACK, from the last to the first, they are q and do, and the gradients of those
-    # after it.
+    # One program: BK x BV of one head's state, from chunk to chunk. Forward, x and y are k and v, and `states`
+    # gets the state before each chunk. BACK goes from the last chunk to the first: x and y are q and do, and
+    # `states` gets the gradient of the state after each chunk.
     across: tl.constexpr = (V + BV - 1) // BV
     down: tl.constexpr = (K + BK - 1) // BK
     n, bh = tl.cdiv(T, C), (tl.program_id(0) // (down * across)).to(tl.int64)
@@ -621,8 +617,7 @@ def value_gradients(
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    # One program: BV columns of dv in one chunk, for one head; the first also dA, with dA^T above the
-    # diagonal.
+    # One program: BV columns of dv in one chunk, for one head; the first also dA, with dA^T above the diagonal.
     piece, number, first, left = place(C, H, T, (V + BV - 1) // BV)
     i = tl.arange(0, C)
     r, t = i[:, None], i[None, :]
@@ -649,7 +644,7 @@ def value_gradients(
 
 @jit
 def leaf_gradients(M, Z, Q, X, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """What rows of a leaf owe each other, but for each to itself: dq, dk and what log f owes."""
+    """dq, dk and the summands of dlog_f that come from pairs of different rows in a leaf."""
     C: tl.constexpr = Z.shape[0]
     decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
     query, key = (Q * decays).to(DOT), (X * growths).to(DOT)
@@ -660,7 +655,7 @@ def leaf_gradients(M, Z, Q, X, log_f, DOT: tl.constexpr, EXACT: tl.constexpr):
 
 @jit
 def halves_gradients(M, Z, Q, X, log_f, level, r, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """What halves of blocks owe each other, likewise."""
+    """dq, dk and the summands of dlog_f that come from pairs of rows in the two halves of a block."""
     C: tl.constexpr = Z.shape[0]
     lower = r & (LEAF << level) > 0
     decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
@@ -676,7 +671,7 @@ def state_gradients(
     v, states, do, dstates, number, first, r, c, left, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """What rows read of the state before the chunk and leave for after it, and all that goes across, (BK,)."""
+    """Through the states: do S^T and v dS^T (C, BK), before their decays, and the row sums of S * dS (BK,)."""
     read, left_behind = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
     across = tl.zeros([BK, BK], tl.float32)
     for start in range(0, V, BV):
@@ -722,8 +717,7 @@ def key_gradients(
     dK += left_behind
     if not TIED:
         write_rows(dk, dK, first, r, c, left, H, K)
-    # A gate owes for what rows from it on owe, for what rows before it leave behind, and for all that goes
-    # across.
+    # dlog_f_t sums over what rows from t on have read, what rows before t leave behind, and what goes across.
     owed += Q * read + tl.where(r == C - 1, decays * across[None, :], 0.0)
     dlog_f = -exp(log_f) * dK if TIED else tl.zeros([C, BK], tl.float32)
     dlog_f = add_summed(tl.load(M + BEFORE * C * C), X * left_behind, dlog_f, DOT, ALL_EXACT)
@@ -732,8 +726,7 @@ def key_gradients(
 
 
 # Widths of slices of K and V, warps, stages. Chosen with no GPU at hand, from what the compiler makes of them
-# (python -m tools.bench compile): the fewest instructions per number among those that keep everything in
-# registers.
+# (python -m tools.bench compile): the fewest instructions per number among those that spill no registers.
 TILES = {
     "bfloat16, Hopper": dict(
         chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 64, 4, 1),
@@ -755,17 +748,17 @@ def is_hopper(device):
 
 
 def in_bfloat16(q, v):
-    """Whether products are: in float16 the factors of a leaf would overflow, so they are in float32 there."""
+    """True if products are in bfloat16; for float16 they are in float32, as factors of a leaf would overflow."""
     return q.dtype == v.dtype == torch.bfloat16
 
 
 def attention_chunk(q, v):
-    """-> C"""
+    """The chunk length C."""
     return 64 if in_bfloat16(q, v) and is_hopper(q.device) else 32
 
 
 def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
-    """Start kernel(*tensors, ...), programs(slices of K, slices of V) of them, with its tiles."""
+    """Launch programs(slices of K, slices of V) programs of kernel(*tensors, ...), with its tiles."""
     T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
     bfloat16 = in_bfloat16(q, v)
     on_hopper = bfloat16 and is_hopper(q.device)
@@ -780,7 +773,7 @@ def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
 
 
 def saved_by_attend_triton(q, v, keep, dtype):
-    """States before chunks (B, H, n, K, V) and all A (B, T, H, C), empty; without any room unless `keep`."""
+    """Tensors for the states before chunks (B, H, n, K, V) and all A (B, T, H, C); of size 0 unless `keep`."""
     (B, T, H, K), V, C = q.shape, v.shape[-1], attention_chunk(q, v)
     dtype = torch.bfloat16 if in_bfloat16(q, v) else torch.float32
     states = q.new_empty(B if keep else 0, H, -(-T // C), K, V, dtype=dtype)
@@ -788,9 +781,7 @@ def saved_by_attend_triton(q, v, keep, dtype):
 
 
 def attend_triton(q, k, v, log_f, S0, results):
-    """
-    Fill results: o (B, T, H, V), the last S (B, H, K, V) and, if there is room, the states before chunks and A.
-    """
+    """Fill results = o (B, T, H, V), the last S (B, H, K, V) and, unless of size 0, states before chunks, A."""
     o, S, states, A = results
     q, k, v, log_f, S0 = contiguous(q, k, v, log_f, S0)
     inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q, v), q.shape[0] * q.shape[2]
@@ -805,9 +796,7 @@ def attend_triton(q, k, v, log_f, S0, results):
 
 
 def attend_backward_triton(inputs, saved, do, dS, gradients):
-    """
-    inputs = q, k, v, log_f, S0; saved = states, A. Fill the gradients of the inputs, but for those that are None.
-    """
+    """inputs = q, k, v, log_f, S0; saved = states, A. Fill those gradients of the inputs that are not None."""
     q, k, v, log_f, do, dS = contiguous(*inputs[:4], do, dS)
     states, A = saved
     dq, dk, dv, dlog_f, dS0 = gradients
@@ -831,8 +820,8 @@ def attend_backward_triton(inputs, saved, do, dS, gradients):
 def gated_linear_attention(q, k, v, log_f, S0=None):
     """
     q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> o (B, T, H, V) in v's type,
-    and the last S, in float32 at least. log_f are natural logarithms, at most 0; -inf closes a gate. It may
-    also be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f. q is not scaled.
+    and the last S, in float32 at least. log_f is the natural logarithm of f, at most 0; -inf is f = 0. It may also
+    be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f. q is not scaled.
     """
     if form == "loop":
         k = -torch.expm1(log_f).expand_as(q) if k is None else k
@@ -848,9 +837,7 @@ def gated_linear_attention(q, k, v, log_f, S0=None):
 
 
 def selective_scan_loop(x, dt, A, B, C, h0=None):
-    """
-    x, dt (B, T, E), A (E, N), B, C (B, T, N), h0 (B, E, N), zeros if None -> every y_t (B, T, E), the last h.
-    """
+    """x, dt (B, T, E), A (E, N), B, C (B, T, N), h0 (B, E, N) or None -> every y_t (B, T, E), the last h."""
     x, dt, A, B, C, h = at_least_float32(x, dt, A, B, C, h0)
     h, y = A.new_zeros(len(x), *A.shape) if h is None else h, []
     for t in range(x.shape[1]):
@@ -866,9 +853,9 @@ def selective_scan_loop(x, dt, A, B, C, h0=None):
 #
 # Backwards, h_t = kept_t + dt_t B_t x_t is computed again from the state saved before the tile, and its
 # gradient dh_t = C_t dy_t + owed_t with owed_{t-1} = exp(dt_t A) dh_t, from the last step to the first. The
-# gradient of dt_t A is dh_t kept_t. To get kept_t and dh_t by subtraction would leave nothing of them where
-# decays are small: the scans carry them along. To flip a tile and scan it in order costs nothing, as
-# registers are only renamed; Triton's own reverse=True sends all numbers from thread to thread.
+# gradient of dt_t A is dh_t kept_t. Subtraction would leave nothing of kept_t and dh_t where decays are small, so
+# the scans carry them along. Flipping a tile and scanning it in order costs nothing, since registers are only
+# renamed; Triton's own reverse=True sends all numbers from thread to thread.
 
 
 @jit
@@ -931,8 +918,8 @@ def selective_backward(
     x, dt, A, B, C, states, dy, dh, dx, ddt, dA, dB, dC, dh0, T, E,
     N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    # One program: the same, from the last tile to the first. Its parts of what is summed over channels or
-    # sequences: dB, dC (B, T, blocks, N), dA (B, E, N).
+    # One program: BE channels of one sequence, from the last tile to the first. It writes its part of the sums
+    # over channels, dB and dC (B, T, blocks, N), and over sequences, dA (B, E, N).
     blocks, tiles = tl.cdiv(E, BE), tl.cdiv(T, BT)
     sequence, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     e, n, i = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, BT)
@@ -977,13 +964,12 @@ def selective_backward(
 #
 # and a narrower backward tile has fewer (8 channels: 55), but makes the parts of dB and dC twice as large.
 
-
 STEPS = 16  # of a tile, in PyTorch's form too
-MOST_STATES = 128  # of a channel; more do not fit here
+MOST_STATES = 128  # of a channel; Triton's form has no room for more
 
 
 def selective_tile(E, N, backward):
-    """-> steps, states and channels of a tile, and its warps."""
+    """Steps, states and channels of a tile, and its warps."""
     BN = triton.next_power_of_2(N)
     most = max(1, (512 if backward else 2048) // BN)
     BE = min(16 if backward else 32, triton.next_power_of_2(E), most)
@@ -991,9 +977,7 @@ def selective_tile(E, N, backward):
 
 
 def selective_triton(inputs, results):
-    """
-    inputs = x, dt, A, B, C, h0; fill results = y, the last h and, if there is room, the states before all tiles.
-    """
+    """inputs = x, dt, A, B, C, h0; fill results = y, the last h and, unless of size 0, the states before tiles."""
     x, dt, A, B, C, h0 = contiguous(*inputs)
     y, h, states = results
     (batch, T, E), N = x.shape, A.shape[1]
@@ -1004,7 +988,7 @@ def selective_triton(inputs, results):
 
 
 def selective_backward_triton(inputs, states, dy, dh):
-    """-> the gradients of inputs = x, dt, A, B, C, h0."""
+    """The gradients of inputs = x, dt, A, B, C, h0."""
     x, dt, A, B, C, h0 = contiguous(*inputs)
     dy, dh = contiguous(dy, dh)
     (batch, T, E), N = x.shape, A.shape[1]

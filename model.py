@@ -3,9 +3,10 @@ A language model with a socket for its sequence mixer.
 
     tokens -> embed -> n_layer x [ x + mixer(norm(x)), then x + mlp(norm(x)) ] -> norm -> logits
 
-Read downwards. Config, LanguageModel and Block are what all models share; the mixers below them are what makes
-each model different. All of it is plain PyTorch and runs as it stands; kernels.use_kernels puts faster forms in
-its place and changes no result. To add a mixer, write a class with the same forward and name it in MIXERS.
+Read downwards. All models share Config, LanguageModel and Block; the mixers below them make each model different.
+All of it is plain PyTorch and runs as it stands. By default kernels.use_kernels puts faster forms in its place,
+with the same results: to see the effect of a change made here, run with --kernels=loop. To add a mixer, write a
+class with the same forward and name it in MIXERS.
 
 Shapes:  B batch   T time   D model width   H heads   K, V key and value width of a head   E expanded width
 """
@@ -57,7 +58,7 @@ class Config:
             for word in getattr(self, name).split() or [""]:
                 one_of(name, word, choices)
         for word in self.mixer.split():
-            if hasattr(MIXERS[word], "check"):  # what this mixer asks for besides
+            if hasattr(MIXERS[word], "check"):  # what this mixer alone requires
                 MIXERS[word].check(self)
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
@@ -78,7 +79,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        learned = config.position == "learned"  # positions that have a dropout of their own
+        learned = config.position == "learned"  # LearnedPositions has a dropout of its own
         self.dropout = nn.Dropout(0.0 if learned else config.dropout)
         self.layers = nn.ModuleList(layers(config))
         self.floors = ForgetFloors(config) if "hgrn2" in config.mixer.split() else None
@@ -94,7 +95,7 @@ class LanguageModel(nn.Module):
         return self.head(x), states
 
     def features(self, tokens, states=None):
-        """tokens (B, T) -> what the logits are made from, (B, T, D), and the new states."""
+        """tokens (B, T) -> the features that `head` turns into logits, (B, T, D), and the new states."""
         x, new_states = self.dropout(self.embed(tokens)), []  # (B, T, D)
         floors = self.floors() if self.floors else {}
         for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
@@ -105,7 +106,7 @@ class LanguageModel(nn.Module):
 
 
 def layers(config):
-    """Yield all between the embedding and the last norm, in order: forward(x, state=None) -> x, state."""
+    """Yield the layers between the embedding and the last norm; each has forward(x, state=None) -> x, state."""
     if config.position == "learned":
         yield LearnedPositions(config)
     for layer in range(config.n_layer):
@@ -127,7 +128,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None, *floor):
-        """`floor`, of HGRN2's forget gates, is passed on to the mixer."""
+        """x (B, T, D) -> x, state. `floor` goes to the mixer: it is given to HGRN2 alone, see ForgetFloors."""
         y, state = self.mixer(self.mixer_norm(x), state, *floor)
         x = x + self.dropout(y)
         if self.mlp:
@@ -142,7 +143,7 @@ def nth(pattern, layer):
 
 
 def make_norm(config, layer):
-    """The norm of a layer; the one after the last layer is of the first one's kind."""
+    """The norm of a layer. The one after the last layer is of the same kind as the first layer's."""
     return NORMS[nth(config.norm, layer)](config.d_model, config.norm_eps)
 
 
@@ -197,7 +198,7 @@ class LearnedPositions(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """Adds a causal convolution of the stream to it, before a mixer: minRNN's. State: the last inputs."""
+    """Adds a causal convolution of the stream to itself, as minRNN does before a mixer. State: the last inputs."""
 
     def __init__(self, config):
         super().__init__()
@@ -211,7 +212,7 @@ class CausalConv(nn.Module):
 # ----------------------------------------------------------------------------------------------------
 # The mixers. All have one signature: forward(x, state=None) -> y, state
 #     x, y    (B, T, D)
-#     state   everything the mixer remembers of the past, in float32; None before the first token
+#     state   all that the mixer remembers of the past, recurrences in float32; None before the first token
 
 
 class HGRN2(nn.Module):
@@ -249,8 +250,8 @@ class HGRN2(nn.Module):
 
 def log_forget_gate(z, floor):
     """
-    z (..., D), floor (D,), at least 0 and below 1 -> log f of f = floor + (1 - floor) sigmoid(z), in float32
-    at least. That f is the sigmoid of log(floor + e^z) - log(1 - floor), which is exact also where f is near 1.
+    z (..., D), floor (D,) in [0, 1) -> log f, where f = floor + (1 - floor) sigmoid(z), in float32 at least. It is
+    computed as logsigmoid(log(floor + e^z) - log(1 - floor)), which is exact also where f is near 1.
     """
     z, floor = at_least_float32(z, torch.as_tensor(floor, device=z.device))
     return F.logsigmoid(torch.logaddexp(z, floor.log()) - torch.log1p(-floor))
@@ -258,8 +259,8 @@ def log_forget_gate(z, floor):
 
 class ForgetFloors(nn.Module):
     """
-    Learned lower bounds for HGRN2's forget gates, one table for the whole stack: 0 in the first layer, then
-    rising, always below 1.
+    Learned lower bounds for HGRN2's forget gates, one table for the stack: 0 in the first layer, then rising,
+    always below 1.
 
         P = softmax(table) over the layers,   floor_l = P_1 + ... + P_l     (l = 0 is the first layer)
     """
@@ -272,7 +273,7 @@ class ForgetFloors(nn.Module):
         self.layers = [layer for layer in range(config.n_layer) if nth(config.mixer, layer) == "hgrn2"]
 
     def forward(self):
-        """-> {number of an HGRN2 layer: its floor (D,)}"""
+        """{number of an HGRN2 layer: its floor (D,)}."""
         P = self.table.softmax(dim=0)
         return {layer: P[1 : layer + 1].sum(dim=0) for layer in self.layers}
 
@@ -284,8 +285,8 @@ class MinGRU(nn.Module):
         z_t = sigmoid(W_z x_t)                      how much is new     (E,)
         h_t = (1 - z_t) h_{t-1} + z_t g(W_h x_t)    the memory          (E,)
 
-    with g(x) = x + 0.5 for x >= 0, else sigmoid(x), which keeps h positive, as the paper's log space needs
-    it. The output is W_o h_t. Unlike the paper's code, the scan is in real space, which is more exact.
+    with g(x) = x + 0.5 for x >= 0, else sigmoid(x), which keeps h positive, as the paper's log space requires. The
+    output is W_o h_t. Unlike in the paper's code, the scan is in real space, which is more exact.
     """
 
     no_decay = ("update", "candidate")  # as in the official code
@@ -350,7 +351,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(D, D, bias)
         self.output = nn.Linear(D, D, bias)
         self.n_head, self.rope = config.n_head, config.position == "rope"
-        self.dropout = config.dropout if config.position == "learned" else 0.0  # of weights: GPT-2's
+        self.dropout = config.dropout if config.position == "learned" else 0.0  # of weights, as GPT-2
 
     def forward(self, x, state=None):
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, D)
@@ -361,7 +362,7 @@ class Attention(nn.Module):
         if state is not None:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
         T, mask = q.shape[2], None
-        if start > 0 and T > 1:  # several tokens after others: none may see those after it
+        if start > 0 and T > 1:  # several tokens after others: each sees those up to itself
             mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
         dropout = self.dropout if self.training else 0.0
         o = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=start == 0)  # (B, H, T, K)
@@ -370,8 +371,8 @@ class Attention(nn.Module):
 
 def rotate(x, start, base=10_000):
     """
-    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t turn by t
-    base^(-2j/K). x (B, H, T, K), its first token at position `start`.
+    Rotary positions (Su et al. 2021, arXiv:2104.09864): features j and j + K/2 of token t are rotated by the angle
+    t base^(-2j/K). x (B, H, T, K), its first token at position `start`.
     """
     T, K = x.shape[-2:]
     speed = base ** (-torch.arange(0, K, 2, device=x.device, dtype=torch.float32) / K)  # (K/2,)
@@ -458,11 +459,10 @@ def check_kernels(form, device="auto"):
 
 def load(path, device="cpu", kernels="auto"):
     """
-    A run folder (its checkpoint.pt) or a checkpoint file in one -> (model ready to use, tokenizer, settings).
+    Load a run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
 
-    settings.checkpoint is the file that was read. `kernels` is the form that the model runs in, see
-    use_kernels. What was no setting yet when it was trained has its default. UserError if there is no
-    checkpoint, or if it is damaged or of another version.
+    settings.checkpoint is the file that was read; settings added since the run was trained have their defaults.
+    `kernels` goes to use_kernels. UserError if there is no checkpoint, or if it is damaged or of another version.
     """
     from support.files import read
 

@@ -20,8 +20,8 @@ from tokenizers.decoders import DecodeStream
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     prompt: str = ""  # how the text begins
-    tokens: int = 200  # the most to write; less if the text ends
-    temperature: float = 0.8  # below 1: bolder towards the likely; 0: always the likeliest
+    tokens: int = 200  # the most to generate; fewer if the text ends
+    temperature: float = 0.8  # below 1: likely tokens become likelier; 0: always the likeliest
     top_k: int = 0  # choose among this many likeliest tokens; 0: all
     top_p: float = 1.0  # choose among the fewest tokens that together have this probability
     seed: int = 0  # the same seed gives the same text
@@ -55,7 +55,7 @@ def main(s):
 
 @torch.inference_mode()
 def generate(model, tokens, s):
-    """Yields up to s.tokens tokens that follow the given ones; all that is kept between them is the states."""
+    """Yield up to s.tokens tokens that follow the given ones; only the states are kept between them."""
     device = model.embed.weight.device
     generator = torch.Generator(device).manual_seed(s.seed)
     tokens, states = torch.tensor([tokens], device=device), None

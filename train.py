@@ -18,10 +18,18 @@ from pathlib import Path
 import data
 from kernels import at_least_float32, use_kernels
 from model import Config, LanguageModel, check_kernels, fastest_dtype, find_device, read_tokenizer
-from support import processes
 from support.console import progress, run_script, say
 from support.files import alone_in
-from support.processes import Stop, Stopped, launched, rank
+from support.processes import (
+    Stop,
+    Stopped,
+    join_processes,
+    launched,
+    leave_processes,
+    local_rank,
+    rank,
+    world_size,
+)
 from support.run import Run
 from support.settings import UserError, at_least, configure, one_of
 
@@ -39,7 +47,7 @@ class Settings(Config):
     corpus: str = "toy"  # a folder under data/; see data.py
     run: str = "run"  # the folder under out/ that everything goes to; the settings file's name unless given
     batch_size: int = 16  # sequences in a step, over all processes
-    accumulate: int = 1  # passes that a process splits its share of the batch into, to save memory
+    accumulate: int = 1  # passes into which a process splits its share of the batch, to save memory
     epochs: int = 1  # times through the corpus
     max_steps: int = 0  # steps to take; 0: as epochs say
     optimizer: str = "adamw"  # adamw or adam
@@ -50,12 +58,12 @@ class Settings(Config):
     weight_decay: float = 0.1  # for matrices; not for norms, biases, floors, minRNN's gates
     beta1: float = 0.9  # Adam's memory of the gradient
     beta2: float = 0.95  # and of its square
-    grad_clip: float = 1.0  # longest gradient; 0: any
+    grad_clip: float = 1.0  # norm that the gradient is clipped to; 0: no clipping
     seed: int = 0  # of the initial weights, the order of the data, dropout
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "auto"  # float32, bfloat16, float16, float64; auto: the fastest that is safe here
     kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
-    compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA, but not loops
+    compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA; never with kernels = loop
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
@@ -119,8 +127,8 @@ class NextToken(nn.Module):
 
 def main(s, objective=NextToken, progress=progress):
     """
-    Train with settings s -> the model. `objective(model)` is a module (tokens, targets) -> {"loss": tensor to
-    minimise, and others to log}; `progress` makes the bar.
+    Train with settings s -> the model. `objective(model)` is a module (tokens, targets) -> {"loss": the tensor to
+    minimise, and others to log}; `progress` makes the progress bar.
     """
     device, dtype = prepare_device(s)
     corpus = data.find_for(s)
@@ -135,7 +143,7 @@ def main(s, objective=NextToken, progress=progress):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     module = objective(model)
-    use_kernels(s.kernels, module)  # the fast forms take the place of what is written in model.py and above
+    use_kernels(s.kernels, module)  # fast forms in place of what is written in model.py and above
     with alone_in(Path("out") / s.run):
         run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
@@ -173,7 +181,7 @@ def loop(run, module, autocast, train, val, progress):
 
 def take_step(run, module, autocast, train):
     """One update of the weights from the next batch: each process has its rows, in `accumulate` parts."""
-    s, size = run.s, processes.size()
+    s, size = run.s, world_size()
     parts, sums = s.accumulate * size, {}
     torch.manual_seed((s.seed * 1_000_003 + run.step) * size + rank())  # for dropout
     rate = learning_rate(run.step, s, run.steps)
@@ -208,11 +216,8 @@ def learning_rate(step, s, steps):
 
 @torch.no_grad()
 def validate(run, autocast, val, stop):
-    """Loss on all of the validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
-    from evaluate import (  # not above: a script that stands on its own, and imports this one
-        accuracy,
-        validation,
-    )
+    """Loss on the whole validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
+    from evaluate import accuracy, validation  # not above: evaluate.py imports this file
 
     run.check_finite()
     run.model.eval()
@@ -243,14 +248,14 @@ def finish(run):
 
 
 def prepare_device(s):
-    """Join the other processes -> the device of this one, the number format."""
+    """Join the other processes -> the device of this one, and the dtype to compute in."""
     device = find_device(s.device)
     if device.type == "cuda":
-        number = processes.local_rank() if launched() > 1 else device.index or 0
+        number = local_rank() if launched() > 1 else device.index or 0
         device = find_device(f"cuda:{number}")
         torch.cuda.set_device(device)
     nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
-    processes.join("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    join_processes("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
@@ -273,7 +278,7 @@ def undecayed(model):
 
 
 def compiled(module, s):
-    """torch.compile on CUDA, or where asked; never of loops. The plain model is what gets saved."""
+    """The module, compiled on CUDA or where asked, but never with loops. The plain model is what gets saved."""
     possible = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
     if s.compile == "no" or (s.compile == "auto" and not possible) or s.kernels == "loop":
         return module
@@ -283,12 +288,12 @@ def compiled(module, s):
 
 def parallel(module):
     """DDP, which averages the gradients of all processes."""
-    return DistributedDataParallel(module) if processes.size() > 1 else module
+    return DistributedDataParallel(module) if world_size() > 1 else module
 
 
 def script(args):
     main(configure(Settings(), args, default="config/toy.py"))
-    processes.leave()
+    leave_processes()
 
 
 if __name__ == "__main__":

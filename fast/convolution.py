@@ -1,10 +1,11 @@
 """
 S4D and Hyena as long convolutions, in place of baselines.py's loop over time and of its direct convolution.
 
-One Fourier transform of a whole text would let the rounding errors of later tokens into earlier outputs. So
-the text is halved until its pieces are short. Each is multiplied by a Toeplitz matrix; then, from pairs of
-pieces to the two halves of the text, what a first half adds to its second half, where all of it is past, goes
-through Fourier transforms. It is O(T log^2 T), and what comes later changes no bit.
+One Fourier transform of a whole text would let the rounding errors of later tokens into earlier outputs. So the
+text is halved until its pieces are short, and each piece is multiplied by a Toeplitz matrix. Then, from pairs
+of pieces up to the two halves of the text, the contribution of each first half to its second half, for which
+all of it is past, is computed by Fourier transforms. This is O(T log^2 T), and later tokens change no bit of
+earlier outputs.
 """
 
 import math
@@ -25,7 +26,7 @@ def hyena_convolve(self, u, f, T):
 
 
 def s4d_run(self, x, log_decay, C, h):
-    """baselines.S4D's run: the state's decaying waves summed over time, and read after each step"""
+    """baselines.S4D's run: the decaying waves of the state, summed over time and read after each step"""
     T = x.shape[1]
     y, last = causal_convolution(x, waves(C, log_decay, T)), sum_of_waves(x, log_decay)
     if h is not None:
@@ -51,7 +52,7 @@ def causal_convolution(x, k):
 
 
 def after(x, k, n):
-    """What x (..., T) adds to the n outputs after it, (..., n), when it is convolved with k (..., any length)."""
+    """The contribution of x (..., T), convolved with k (..., any length), to the n outputs after it, (..., n)."""
     T = x.shape[-1]
     both = torch.fft.rfft(x, T + n) * torch.fft.rfft(k, T + n)
     return torch.fft.irfft(both, T + n)[..., T:]

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 
 def put_in(module):
-    """Give every module inside that has faster methods (METHODS) those, by a subclass of its class."""
+    """Give each module inside `module` its faster methods (METHODS), if it has any, by a subclass of its class."""
     for part in module.modules():
         plain = type(part)
         methods = METHODS.get(plain if plain is nn.Linear else name_of(plain))
@@ -36,9 +36,7 @@ def put_in(module):
 
 
 def name_of(cls):
-    """
-    "model.HGRN2" for HGRN2 of model.py, wherever that was imported from; "train.NextToken" in `python train.py`.
-    """
+    """ "model.HGRN2" for HGRN2 of model.py, wherever that lies; "train.NextToken" also in `python train.py`."""
     file = cls.__module__.rpartition(".")[2]
     if file == "__main__":
         file = Path(getattr(sys.modules["__main__"], "__file__", "")).stem
@@ -47,7 +45,7 @@ def name_of(cls):
 
 @functools.cache
 def with_methods(cls, methods):
-    """A subclass with these (name, function) in place of its own."""
+    """A subclass of cls with these methods, (name, function) pairs, in place of its own."""
     return type(cls.__name__, (cls,), {"plain": cls, "__module__": cls.__module__, **dict(methods)})
 
 
@@ -61,7 +59,7 @@ def linear_forward(self, x):
 
 
 def block_linear_forward(self, x):
-    """baselines.BlockLinear's forward: of small blocks, four in one with zeros between are faster."""
+    """baselines.BlockLinear's forward, with four small blocks in one, and zeros between, where that is faster"""
     weight = self.weight
     if weight.shape[1] < 16 and len(weight) % 4 == 0:
         apart = torch.eye(4, dtype=x.dtype, device=x.device)
@@ -109,8 +107,8 @@ def rms_norm_forward(self, x):
 # ---------------------------------------------------------------------------------------------------
 # gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
 
-# For the gradient of a chain of elementwise functions PyTorch keeps what is between them. These two keep
-# their inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
+# For the gradient of a chain of elementwise functions PyTorch keeps all intermediate results. These two keep their
+# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
 
 
 class GatedUnit(torch.autograd.Function):
@@ -131,7 +129,7 @@ class LogForgetGate(torch.autograd.Function):
     def forward(ctx, z, floor):
         ctx.save_for_backward(z, floor)
         _, rest, f = forget_gate(z, floor)
-        lost = (1 - f).addcmul_(rest, 1 - floor, value=-1)  # by f to rounding, which near 1 is all of log f
+        lost = (1 - f).addcmul_(rest, 1 - floor, value=-1)  # by rounding f: near 1 that is all of log f
         return f.clamp_(min=1e-37).log_().add_(lost)
 
     @staticmethod
@@ -144,7 +142,7 @@ class LogForgetGate(torch.autograd.Function):
 
 
 def forget_gate(z, floor):
-    """-> s = sigmoid(z), 1 - s as exactly, and floor + (1 - floor) s, all in the type of floor."""
+    """s = sigmoid(z), 1 - s without cancellation, and f = floor + (1 - floor) s, all in the type of floor."""
     z = z.to(floor.dtype)
     s = torch.sigmoid(z)
     return s, torch.sigmoid(-z), (s * (1 - floor)).add_(floor)
@@ -152,9 +150,8 @@ def forget_gate(z, floor):
 
 def log_forget_gate(z, floor):
     """
-    log(floor + (1 - floor) sigmoid(z)): z (..., D), floor (D,), at least 0 and below 1 -> (..., D), in
-    float32 at least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between. At least log 1e-37, so that
-    it is a number.
+    z (..., D), floor (D,) in [0, 1) -> log(floor + (1 - floor) sigmoid(z)), (..., D), in float32 at least: in
+    bfloat16, 1 - f would be 0 or 1/256 and nothing between. It is finite: at least log 1e-37.
     """
     floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
     return LogForgetGate.apply(z, floor)
@@ -193,7 +190,7 @@ def min_lstm_forward(self, x, state=None):
 
 
 def for_states(*projections):
-    """As they are in training, else in float32 at least: a state carried on in bfloat16 loses small updates."""
+    """The projections, without gradients in float32 at least: a state kept in bfloat16 loses small updates."""
     return projections if torch.is_grad_enabled() else at_least_float32(*projections)
 
 
@@ -211,7 +208,7 @@ def gru_run(self, x, state):
     return h, last.squeeze(0)
 
 
-METHODS = {  # class: its faster methods
+METHODS = {  # class -> its faster methods
     "model.RMSNorm": {"forward": rms_norm_forward},
     "model.SwiGLU": {"forward": swiglu_forward},
     "model.HGRN2": {"forward": hgrn2_forward},

@@ -1,9 +1,9 @@
 """
 Linear layers at the full speed of a CPU: y_t = W x_t + b.
 
-PyTorch gives float32 products to the library MKL, which uses but half the width of an AMD processor. It also
-brings oneDNN, for bfloat16, which uses all of it in float32 too: 490 in place of 210 GFLOP/s on two cores
-with AVX-512. The gradients are products of the same kind, dx = dy W and dW = dy^T x.
+PyTorch gives float32 products to the library MKL, which uses only half the vector width of an AMD processor. It
+also brings oneDNN, for bfloat16, which uses the full width in float32 too: 490 in place of 210 GFLOP/s on two
+cores with AVX-512. The gradients are products of the same kind, dx = dy W and dW = dy^T x.
 """
 
 import torch
@@ -14,7 +14,7 @@ ROWS_FOR_ONEDNN = 16  # below, a product is too small to gain
 
 
 def onednn_pays(x):
-    """Return True where x @ weight.T is faster by oneDNN: float32, enough rows, a CPU with AVX-512."""
+    """True if x @ weight.T is faster by oneDNN: float32, enough rows, a CPU with AVX-512."""
     rows = x.numel() // max(1, x.shape[-1])
     return HAS_AVX512 and x.dtype == torch.float32 and x.device.type == "cpu" and rows >= ROWS_FOR_ONEDNN
 

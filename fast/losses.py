@@ -4,7 +4,7 @@ tensor of any language model, are never held whole: in place of train.NextToken 
 
 A loss needs one number of each row; its gradient with respect to the logits is p - onehot(target) or, of KL,
 (p - q) / temperature. So the slice that has just been made is turned into its gradient on the spot and
-multiplied into dx and dW, which are kept in its stead: no logit is computed twice.
+multiplied into dx and dW, which are kept instead: no logit is computed twice.
 
 Shapes:  D width   V vocabulary   N tokens of a batch   ... any, such as batch and time
 """
@@ -55,9 +55,10 @@ def linear_cross_entropy(x, weight, targets):
 
 def linear_distillation(x, weight, targets, teachers, how):
     """
-    The same and teachers [(features (..., D_i), head (V, D_i)), ...] -> the loss, hard cross-entropy + soft KL(q
-    || p), and these two; only the loss has a gradient, for x and weight. p is softmax(W x / temperature), q that
-    of the mean of the teachers' logits or, with mean_of = "probabilities", the mean of theirs.
+    x, weight, targets as above, teachers [(features (..., D_i), head (V, D_i)), ...] -> the loss, which is
+    hard cross-entropy + soft KL(q || p), the cross-entropy and the KL; only the loss has a gradient, for x and
+    weight. p is softmax(W x / temperature), and q that of the mean of the teachers' logits or, with
+    mean_of = "probabilities", the mean of their probabilities.
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -79,9 +80,9 @@ def summed_losses(
     numbers: list[float], mean_of: str, dtype: torch.dtype, with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """
-    x (N, D), weight (V, D), targets (N,), of teachers features (N, D_i) and heads (V, D_i); numbers = hard,
-    soft, temperature -> sums of the loss, cross-entropy and KL, and the loss's gradients with respect to x
-    and weight, or two empty tensors; matrix products in dtype, the rest in float32 at least.
+    x (N, D), weight (V, D), targets (N,), the teachers' features (N, D_i) and heads (V, D_i), numbers = hard,
+    soft, temperature -> sums of the loss, cross-entropy and KL, and the gradients of the loss with respect to x
+    and weight, or two empty tensors. Matrix products are in dtype, the rest in float32 at least.
     """
     teachers = [(y.to(dtype), head.to(dtype)) for y, head in zip(features, heads)]
     how = Teaching(*numbers, mean_of)
@@ -123,7 +124,7 @@ def sliced_losses(x, weight, targets, teachers, how, dtype, with_gradient):
     if with_gradient:
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
     x_low, weight_low = x.to(dtype), weight.to(dtype)
-    # float16 would lose small p - onehot here, before the factor of a gradient scaler has come
+    # in float16 small p - onehot would be lost here, before a gradient scaler has multiplied them
     x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
     minus_one = cross_entropy.new_tensor(-1.0)
     for start in range(0, len(x), SLICE):
@@ -162,8 +163,9 @@ def divergence(logits, teachers, how, dtype):
 @torch.no_grad()
 def next_token_log_p(x, weight, rows, tokens):
     """
-    x (N, D), weight (V, D) -> log p(tokens[j]) after x[rows[j]], for each j, in float32 at least: to evaluate.
-    Many tokens may be asked of one row, whose logits are made once; of rows that nobody asks for, none are.
+    x (N, D), weight (V, D) -> log p(tokens[j]) after x[rows[j]], for each j, in float32 at least, without
+    gradients. A row's logits are computed once, however many of its tokens are asked for, and not at all if
+    none is.
     """
     wanted, rows = rows.unique(return_inverse=True)
     rows, order = rows.sort()

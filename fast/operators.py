@@ -1,7 +1,6 @@
 """
-The recurrences of kernels.py in their fast forms, each as one operator to PyTorch (torch.library), forward
-and backward, whose inside torch.compile leaves alone: Triton's, which are in kernels.py, or PyTorch's in
-recurrences.py.
+The recurrences of kernels.py in their fast forms, each as one operator of PyTorch's (torch.library), forward and
+backward, whose inside torch.compile leaves alone: by Triton, in kernels.py, or by PyTorch, in recurrences.py.
 """
 
 import functools
@@ -18,14 +17,15 @@ ROWS_FOR_LOOP = 4  # up to here a loop is faster
 
 
 def fast_form(x):
-    """{name: function}: what the operators do with x."""
+    """{name: function}: the form, Triton's or PyTorch's, that the operators use for x."""
     return TRITON if runs_triton(x) else TORCH
 
 
 def check(**tensors):
     """
-    check(a=(a, "BTD"), h0=(h0, "BD")): in all but None a letter is the same length, at least 1, or it is a
-    ValueError that names the argument. No text is made before: torch.compile would compile for every length.
+    check(a=(a, "BTD"), h0=(h0, "BD")): a letter is the same length everywhere, at least 1, or a ValueError
+    names the argument; None fits. Text is made only for an error, or torch.compile would compile for every
+    length.
     """
     lengths, places = {"1": 1}, {}
     for name, (x, letters) in tensors.items():
@@ -46,7 +46,7 @@ def check(**tensors):
 
 
 def zeros_where_none(gradients, results):
-    """The gradients, and zeros for those of results that nothing was made of."""
+    """The gradients of results, with zeros in place of None."""
     return [torch.zeros_like(y) if dy is None else dy for dy, y in zip(gradients, results)]
 
 
@@ -69,7 +69,7 @@ def scan(kind: str, keep: Tensor | None, new: Tensor | None, value: Tensor, h0: 
 def scan_gradients(
     kind: str, keep: Tensor | None, new: Tensor | None, value: Tensor, h0: Tensor, h: Tensor, dh: Tensor
 ) -> list[Tensor]:
-    """-> the gradients of those of keep, new, value, h0 that there are"""
+    """The gradients of those of keep, new, value, h0 that are not None."""
     return fast_form(value)["scan_backward"](kind, (keep, new, value, h0), h, dh)
 
 
@@ -117,7 +117,7 @@ def scan_min_lstm(forget, input, candidate, h0=None):
 
 
 def scan_any(kind, keep, new, value, h0):
-    """A scan of this kind, in value's type."""
+    """every h_t (B, T, D) of a scan of this kind, in value's type."""
     h0 = value.new_zeros(value[:, 0].shape) if h0 is None else h0
     if runs_triton(value):
         return scan(kind, keep, new, value, h0)
@@ -132,7 +132,7 @@ def scan_any(kind, keep, new, value, h0):
 def attention(
     q: Tensor, k: Tensor | None, v: Tensor, log_f: Tensor, S0: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> o, the last S, and if asked what the gradient needs: states on the way, and in Triton all A"""
+    """o, the last S and, if `keep`, what the gradient needs: states on the way and, by Triton, all A."""
     results = attention_results(q, k, v, log_f, S0, keep)
     fast_form(q)["attend"](q, k, v, log_f, S0, results)
     return results
@@ -156,7 +156,7 @@ def attention_gradients(
     saved: list[Tensor],
     grads: list[Tensor],
 ) -> list[Tensor]:
-    """saved = states, A; grads = do, dS -> the gradients of those of q, k, v, log_f, S0 that there are"""
+    """saved = states, A; grads = do, dS -> the gradients of those of q, k, v, log_f, S0 that are not None."""
     inputs = q, k, v, log_f, S0
     gradients = [None if x is None else x.new_empty(x.shape) for x in inputs]
     fast_form(q)["attend_backward"](inputs, saved, *grads, gradients)
@@ -201,7 +201,7 @@ def attend(q, k, v, log_f, S0=None):
 
 
 def few_rows(q, k, v, log_f, S0):
-    """gated_linear_attention of few steps, as in generation: a loop with matrix products."""
+    """gated_linear_attention over few steps, as in generation: the loop, with matrix products."""
     dtype = v.dtype
     q, k, v, log_f, S = at_least_float32(q, k, v, log_f, S0)
     S = v.new_zeros(len(q), *q.shape[2:], v.shape[3]) if S is None else S
@@ -222,14 +222,14 @@ def few_rows(q, k, v, log_f, S0):
 def selective(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y, the last h, and if asked the states that the gradient needs"""
+    """y, the last h and, if `keep`, the states that the gradient needs."""
     results = selective_results(x, dt, A, B, C, h0, keep)
     selective_form(x, A)["selective"]((x, dt, A, B, C, h0), results)
     return results
 
 
 def selective_form(x, A):
-    """As fast_form; more than MOST_STATES states of a channel do not fit in Triton's."""
+    """fast_form(x), but PyTorch's for more than MOST_STATES states a channel, which Triton's has no room for."""
     if A.shape[1] <= MOST_STATES:
         return fast_form(x)
     return TORCH
@@ -246,7 +246,7 @@ def selective_results(x, dt, A, B, C, h0, keep):
 
 @torch.library.custom_op(f"{NAMESPACE}::selective_scan_gradients", mutates_args=())
 def selective_gradients(inputs: list[Tensor], states: Tensor, dy: Tensor, dh: Tensor) -> list[Tensor]:
-    """-> the gradients of inputs = x, dt, A, B, C, h0"""
+    """The gradients of inputs = x, dt, A, B, C, h0."""
     x, _, A, *_ = inputs
     return selective_form(x, A)["selective_backward"](inputs, states, dy, dh)
 

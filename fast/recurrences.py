@@ -1,6 +1,6 @@
 """
-The recurrences of kernels.py in few large PyTorch operations, their gradients by hand: the form for CPUs, and
-for GPUs on which Triton does not run. Nothing here changes a result.
+The recurrences of kernels.py in few large PyTorch operations, with gradients by hand: the form for CPUs, and for
+GPUs on which Triton does not run. Results are those of the loops.
 
 Shapes:  B batch   T time   D, E width   H heads   K, V key and value width of a head   N states of a channel
          C chunk length   n chunks
@@ -30,7 +30,7 @@ GPU_FACTOR = 32  # times as many numbers at once as on a CPU, where starting an 
 
 def chunked_scan(a, b, h0, reverse=False):
     """
-    a, b (B, T, D), h0 (B, D) -> every h_t; with `reverse`, from the last step to the first, after which h0 comes.
+    a, b (B, T, D), h0 (B, D) -> every h_t; with `reverse` time runs backwards, and h0 is the state after step T.
     """
     B, T, D = b.shape
     C = max(1, round((T / 2) ** 0.5))
@@ -56,7 +56,7 @@ def chunked_scan(a, b, h0, reverse=False):
 
 
 def linear_gradients(a, h0, h, dh):
-    """-> da, db, dh0: with db_t = dL/dh_t, db_t = a_{t+1} db_{t+1} + dh_t and da_t = db_t h_{t-1}."""
+    """da, db, dh0, where db_t = dL/dh_t: db_t = a_{t+1} db_{t+1} + dh_t and da_t = db_t h_{t-1}."""
     a_next = F.pad(a[:, 1:], (0, 0, 0, 1))
     db = chunked_scan(a_next, dh, torch.zeros_like(h0), reverse=True)
     da = torch.empty_like(db)
@@ -82,15 +82,14 @@ def min_rnn(kind, keep, new, value):
 
 
 def min_rnn_gradients(kind, inputs, h, dh):
-    """-> the gradients of those of inputs = keep, new, value, h0 that there are."""
+    """The gradients of those of inputs = keep, new, value, h0 that are not None."""
     keep, new, value, h0 = inputs
     a, share, g = min_rnn(kind, keep, new, value)
     da, db, dh0 = linear_gradients(a, h0, h, dh)
     dr = da.addcmul_(g, db, value=-1).mul_(a).mul_(share)
     s = value.clamp(max=0).sigmoid_()
-    slope = s.addcmul_(s, s, value=-1).add_(
-        value.clone().ge_(0), alpha=0.75
-    )  # of g: s - s^2, from 0 upwards 1
+    # The slope of g is s - s^2 below 0; from 0 upwards s is 1/2, and 3/4 more make it 1.
+    slope = s.addcmul_(s, s, value=-1).add_(value.clone().ge_(0), alpha=0.75)
     dvalue = db.mul_(share).mul_(slope)
     if kind == "min_gru":
         return [dr.neg_(), dvalue, dh0]
@@ -98,7 +97,7 @@ def min_rnn_gradients(kind, inputs, h, dh):
 
 
 def scan(kind, keep, new, value, h0):
-    """-> h (B, T, D)"""
+    """Every h_t, (B, T, D)."""
     if kind == "linear":
         return chunked_scan(keep, value, h0)
     a, share, g = min_rnn(kind, keep, new, value)
@@ -106,7 +105,7 @@ def scan(kind, keep, new, value, h0):
 
 
 def scan_backward(kind, inputs, h, dh):
-    """-> the gradients of those of inputs = keep, new, value, h0 that there are."""
+    """The gradients of those of inputs = keep, new, value, h0 that are not None."""
     if kind == "linear":
         keep, _, _, h0 = inputs
         return linear_gradients(keep, h0, h, dh)
@@ -137,8 +136,8 @@ def scan_backward(kind, inputs, h, dh):
 # in place of 1, which rounds nothing and cancels, every factor stays between 2^-96 and 2^96. What overflows
 # lies above the diagonal, and is dropped.
 #
-# Everywhere else gates are what they are, also 0: a product that underflows is right. No row's factors know
-# a later gate, so that the future cannot leak into the past even by rounding.
+# Everywhere else gates are taken as they are, also 0: a product that underflows is right. No row's factors know
+# a later gate, so the future cannot leak into the past even by rounding.
 
 LEAF, CHUNK = 8, 32  # rows
 SEGMENT = 2**17  # numbers of q (or v) that are worked on at once, so that they stay in a core's own cache
@@ -186,7 +185,7 @@ def halves(x, size):
 
 
 def leaf_decays(f):
-    """f (n B H, C, K) -> D_i0 2^72, then D_i,start and D_end,j of each leaf, all (n B H, C, K)."""
+    """f (n B H, C, K) -> D_i0 2^72, D_i,start and D_end,j within each leaf, all (n B H, C, K)."""
     least = torch.finfo(f.dtype).eps / 2
     since_first, since_start, to_end = f.clamp(min=least), f.clone(), torch.ones_like(f)
     f_rows, first, start, end = (leaves(x).unbind(1) for x in (f, since_first, since_start, to_end))
@@ -199,7 +198,7 @@ def leaf_decays(f):
 
 
 def join_blocks(since_start, to_end, size):
-    """Make the decays of blocks of `size` rows those of two joined, in place."""
+    """Turn the decays within blocks of `size` rows into those within pairs of them, in place."""
     (upper, lower), (end, _) = halves(since_start, size), halves(to_end, size)
     end *= lower[:, -1:]
     lower *= upper[:, -1:]
@@ -240,10 +239,10 @@ def attend(q, k, v, log_f, S, o_out, S_out):
     from_chunks(o, o_out)
 
 
-# Backwards, each sum is transposed. The gradient of the gates needs no sum of its own: log f_t is in every D_ij
-# with i >= t > j, and dL / dlog D_ij is q_i dq_i = k_j dk_j. So dlog_f_t is the sum of q_i dq_i over rows i >= t
-# less that of k_j dk_j over rows j >= t, which takes away the pairs that lie wholly behind t. Pairs with i = j
-# know no gate: they are left out, or their rounding would drown the gradient of gates near 0.
+# Backwards, each sum is transposed. The gradient of the gates needs no sum over pairs of its own: log f_t is in
+# every D_ij with i >= t > j, and dL / dlog D_ij is q_i dq_i = k_j dk_j. So dlog_f_t is the sum of q_i dq_i over
+# rows i >= t less that of k_j dk_j over rows j >= t, which removes the pairs whose rows are both from t on. Pairs
+# with i = j know no gate: they are left out, or their rounding would drown the gradient of gates near 0.
 
 
 def attend_backward(q, k, v, log_f, S, do, dS, outs):
@@ -270,7 +269,7 @@ def attend_backward(q, k, v, log_f, S, do, dS, outs):
 
 
 def between_halves(q, k, v, do, since_start, to_end, dq, dk, dv):
-    """Add what lower halves (1) owe to upper ones (0), and these to them."""
+    """Add the gradients of what lower halves, [1] of each pair, read from upper halves, [0]."""
     to_row, to_column = since_start[1], to_end[0]
     q, k, v, do = q[1] * to_row, k[0] * to_column, v[0], do[1]
     A, dA = torch.bmm(q, k.mT), torch.bmm(do, v.mT)
@@ -280,7 +279,7 @@ def between_halves(q, k, v, do, since_start, to_end, dq, dk, dv):
 
 
 def between_chunks(q, k, v, since_start, to_end, S, do, dS, dq, dk, dv):
-    """Add what goes through the states -> the first dS, and dlog_f but for the pairs inside leaves."""
+    """Add the gradients through the states -> the dS before all, and dlog_f but for pairs inside leaves."""
     q_start, k_end, across = q * since_start, k * to_end, since_start[:, -1]  # (n B H, C, K), (n B H, K)
     steps = across.view(-1, len(S), across.shape[-1], 1)
     S_before = carry(S, steps, (k_end.mT, v))[:-1].flatten(0, 1)  # (n B H, K, V)
@@ -299,7 +298,7 @@ def between_chunks(q, k, v, since_start, to_end, S, do, dS, dq, dk, dv):
 
 
 def inside_leaves(q, k, v, f, since_first, do, dq, dk, dv, dlog_f):
-    """Add what the rows of each leaf owe each other; all (leaves, 8, ...)."""
+    """Add the gradients of what rows of a leaf read from each other; all (leaves, 8, ...)."""
     q_row, k_column = q * since_first, k / since_first
     A, dA = torch.bmm(q_row, k_column.mT).tril_(), torch.bmm(do, v.mT)
     dv.add_(torch.bmm(A.mT, do))
@@ -314,19 +313,19 @@ def inside_leaves(q, k, v, f, since_first, do, dq, dk, dv, dlog_f):
 
 
 def suffix_sums(x):
-    """x (blocks, rows, K) -> in each row, the sum from it to the last row of its block."""
+    """x (blocks, rows, K) -> for each row, the sum from it to the last row of its block."""
     ones = x.new_ones(x.shape[1], x.shape[1]).triu()
     return torch.bmm(ones.expand(len(x), -1, -1), x)
 
 
 def saved_by_attend(q, v, keep, dtype):
-    """States between segments (n, B, H, K, V), empty, without any room unless `keep`; nothing in A's place."""
+    """A tensor for the states between segments (n, B, H, K, V), of size 0 unless `keep`; and nothing for A."""
     n = len(segments(q, v)) - 1 if keep else 0
     return q.new_empty(n, len(q), *q.shape[2:], v.shape[-1], dtype=dtype), q.new_empty(0)
 
 
 def attend_in_segments(q, k, v, log_f, S0, results):
-    """Fill results: o, the last S, and the states between segments unless there is no room for them."""
+    """Fill results = o, the last S and, unless of size 0, the states between segments."""
     o, S, between, _ = results
     pieces = segments(q, v)
     S_outs = [*between, S] if len(between) else [torch.empty_like(S) for _ in pieces[1:]] + [S]
@@ -336,7 +335,7 @@ def attend_in_segments(q, k, v, log_f, S0, results):
 
 
 def attend_in_segments_backward(inputs, saved, do, dS, gradients):
-    """inputs = q, k, v, log_f, S0. Fill their gradients, but for those that are None."""
+    """inputs = q, k, v, log_f, S0. Fill those of their gradients that are not None."""
     q, k, v, log_f, S0 = inputs
     between, _ = saved
     with torch.autocast(q.device.type, enabled=False):
@@ -373,13 +372,13 @@ LOG2_E = 1.4426950408889634  # exp(z) = 2^(z log2(e)), which takes a CPU half th
 
 
 def sequences(A, T, *tensors):
-    """The tensors, so many sequences at a time that their states in a chunk are about STATES numbers."""
+    """The tensors in groups of sequences whose states in a chunk are about STATES numbers."""
     most = STATES if A.device.type == "cpu" else GPU_FACTOR * STATES
     return zip(*(x.split(max(1, most // (A.numel() * min(T, STEPS)))) for x in tensors))
 
 
 def chunks(T):
-    """The slices of time."""
+    """The slices of T steps into chunks."""
     return [slice(t, min(t + STEPS, T)) for t in range(0, T, STEPS)]
 
 
@@ -394,12 +393,12 @@ def put(x, out, t):
 
 
 def space(x, A, more=0):
-    """For the states of a chunk and `more`: (steps, B, N, E), A being (N, E)."""
+    """Memory for the states of a chunk and `more` steps, (steps, B, N, E), A being (N, E)."""
     return A.new_empty(min(x.shape[1], STEPS) + more, len(x), *A.shape)
 
 
 def take_steps(added, dt, A, B, decay, h):
-    """From h[0], write a chunk's decays and the states after its steps -> both, cut to its length."""
+    """Write a chunk's decays, and from h[0] the states after its steps -> both, cut to its length."""
     decay, h = decay[: len(dt)], h[: len(dt) + 1]
     torch.mul(dt, A * LOG2_E, out=decay).exp2_()
     torch.mul(B.mT, added, out=h[1:])
@@ -410,9 +409,7 @@ def take_steps(added, dt, A, B, decay, h):
 
 
 def step_through(A, inputs, results):
-    """
-    Some sequences: fill results = y, the last h, and if there is room the states before chunks (B, n, N, E).
-    """
+    """Some sequences: fill results = y, the last h and, unless of size 0, states before chunks (B, n, N, E)."""
     x, dt, B, C, h0 = inputs
     y, h_last, states = results
     A = A.to(h_last.dtype).mT.contiguous()
@@ -467,9 +464,7 @@ def step_back(A, inputs, saved, gradients):
 
 
 def selective(inputs, results):
-    """
-    inputs = x, dt, A, B, C, h0; fill results = y, the last h, and if there is room the states before chunks.
-    """
+    """inputs = x, dt, A, B, C, h0; fill results = y, the last h and, unless of size 0, states before chunks."""
     x, dt, A, B, C, h0 = inputs
     with torch.autocast(x.device.type, enabled=False):
         for part in sequences(A, x.shape[1], x, dt, B, C, h0, *results):
@@ -477,7 +472,7 @@ def selective(inputs, results):
 
 
 def selective_backward(inputs, states, dy, dh):
-    """-> the gradients of inputs = x, dt, A, B, C, h0."""
+    """The gradients of inputs = x, dt, A, B, C, h0."""
     x, dt, A, B, C, h0 = inputs
     gradients = [z.new_empty(z.shape) for z in (x, dt, B, C, h0)]
     with torch.autocast(x.device.type, enabled=False):

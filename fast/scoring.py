@@ -1,6 +1,6 @@
 """
-How likely a language model finds a text, with little reading: in place of evaluate.score_plainly, with the
-same result.
+Log-probabilities of texts whose shared beginnings are read once: in place of evaluate.score_plainly, with the same
+result.
 
 Texts that begin alike are a tree, one node for each token after its past:
 
@@ -8,11 +8,10 @@ Texts that begin alike are a tree, one node for each token after its past:
                                - sleeps .         of a text is asked for, not read
                                - are asleep .
 
-What a causal model makes of a node depends on its past alone, and is the same in every text. So nearly all of
-a model, embedding, norms, MLPs, logits, reads the nodes (1, N); only what mixes along time is shown the texts
-(B, T), padded on the right, and inside it those linear layers that map each token by itself (PER_TOKEN) read
-the nodes again. So every mixer gains, also one with a large state, or with one that grows, and no state is
-ever copied.
+What a causal model computes at a node depends on its past alone, and is the same in every text. So nearly all
+of a model, embedding, norms, MLPs, logits, reads the nodes (1, N). Only what mixes along time reads the texts
+(B, T), padded on the right, and inside it the linear layers that map each token by itself (PER_TOKEN) read the
+nodes again. So every mixer gains, also one with a large state or one that grows, and no state is ever copied.
 """
 
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # nodes of a batch: a CPU works in its caches
-PADDING = 4  # at most so many times as many tokens, with padding, in the texts of a batch
+PADDING = 4  # the texts of a batch, with padding, have at most this many times BATCH_TOKENS tokens
 PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each token by itself
     "model.HGRN2": ("query", "forget", "input", "output"),
     "model.MinGRU": ("update", "candidate", "output"),
@@ -42,7 +41,7 @@ PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each tok
 
 
 def score_tree(model, texts, each_batch=lambda done: None):
-    """evaluate.score_plainly's arguments and result."""
+    """evaluate.score_plainly, reading shared beginnings once."""
     scores, device = [0.0] * len(texts), model.embed.weight.device
     order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])  # so that neighbours begin alike
     for some in batches(order, texts, BATCH_TOKENS[device.type]):
@@ -59,7 +58,7 @@ def score_tree(model, texts, each_batch=lambda done: None):
 
 
 def batches(order, texts, most):
-    """Yield the texts' numbers in order, so many at once that their trees have about `most` nodes."""
+    """Yield the numbers of texts in order, as many at once as make a tree of about `most` nodes."""
     some, nodes, longest, before = [], 0, 0, []
     for i in order:
         ids = texts[i][0][:-1]
@@ -74,7 +73,7 @@ def batches(order, texts, most):
 
 
 def as_tree(rows):
-    """Sorted lists of tokens -> the token of each node, and for each list the numbers of its nodes."""
+    """Sorted lists of tokens -> the token of each node of their tree, and the nodes of each list."""
     tokens, paths, before = [], [], []
     for row in rows:
         shared = common(before, row)
@@ -86,7 +85,7 @@ def as_tree(rows):
 
 
 def common(one, other):
-    """The number of tokens that two lists begin with alike."""
+    """The length of the beginning that two lists share."""
     for count, (a, b) in enumerate(zip(one, other)):
         if a != b:
             return count
@@ -94,7 +93,7 @@ def common(one, other):
 
 
 def layouts(paths, device):
-    """-> the node at each place of the texts (B, T), padded with a text's last; a place of each node (N,)."""
+    """The node at each place of the texts (B, T), padded with a text's last; a place of each node (N,)."""
     longest, places = max(map(len, paths)), {}
     for row, path in enumerate(paths):
         for t, node in enumerate(path):
@@ -105,7 +104,7 @@ def layouts(paths, device):
 
 @contextmanager
 def reading_nodes(model, nodes, places):
-    """Inside, model.features takes the nodes of a tree (1, N), in the order of `places`, and gives theirs."""
+    """While open, model.features maps the nodes of a tree (1, N), in the order of `places`, to their features."""
 
     def to_texts(x):
         """(1, N, D) -> (B, T, D)"""

@@ -1,4 +1,4 @@
-"""What a person sees of a script: progress bars, messages, and how it ends."""
+"""Progress bars, messages, and how a script ends."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 def run_script(main):
     """
-    main(arguments). A UserError, lack of memory or a file that cannot be used is one line on stderr and exit
+    Run main(arguments). A UserError, lack of memory or a file that cannot be used is one line on stderr and exit
     status 2; Ctrl-C and SIGTERM, which raise KeyboardInterrupt here, are one line and exit status 130.
     """
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
@@ -23,7 +23,7 @@ def run_script(main):
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
-    except Stopped:  # which has been said
+    except Stopped:  # main has said so
         sys.exit(130)
     except KeyboardInterrupt:
         leave("stopped", 130)
@@ -42,14 +42,14 @@ def run_script(main):
 
 
 def leave(message, status):
-    """End the script with a last line on stderr. Bars are closed first: they would be drawn again, below it."""
+    """Exit with a status and a last line on stderr."""
     close_bars()
     print(message, file=sys.stderr)
     sys.exit(status)
 
 
 def say(message):
-    """A line on the screen, once for all processes, without breaking the progress bar."""
+    """Print a line, once for all processes, without breaking the progress bar."""
     if rank() == 0:
         tqdm.write(message)
 
@@ -62,6 +62,6 @@ def progress(iterable=None, **options):
 
 
 def close_bars():
-    """Before a last message: or they would be drawn again, below it."""
+    """Close all progress bars, before a last message: tqdm would draw them again below it."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()

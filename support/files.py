@@ -22,8 +22,6 @@ from support.settings import UserError, reason
 import torch
 
 DIGEST = 64  # letters in a SHA-256
-
-
 SUFFIX = struct.pack("<H", DIGEST)  # a zip archive ends with the length of its comment, then the comment
 
 
@@ -41,8 +39,8 @@ def save(state, path, previous=None):
 
 def read(path):
     """
-    A checkpoint file, or the last good one of a run folder -> (state, on the CPU, its path).
-    A damaged file is named on stderr and the one before it is taken; with none left the script ends.
+    Read a checkpoint file, or the last good one of a run folder -> (state, on the CPU, its path). A damaged
+    file is named on stderr and the one before it is taken; UserError if none is left.
     """
     path = Path(path)
     candidates = [path / "checkpoint.pt", path / "previous.pt"] if path.is_dir() else [path]
@@ -53,7 +51,7 @@ def read(path):
             if not problem:
                 saved = torch.load(candidate, map_location="cpu", weights_only=True)
                 return with_current_names(saved), candidate
-        except Exception as error:  # whatever PyTorch says to a stranger's file with a right digest
+        except Exception as error:  # PyTorch's, for a file with a right digest that nanoRNN has not written
             problem = f"more than numbers and text, and nothing in a file is executed: {type(error).__name__}"
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
     if found:
@@ -64,8 +62,8 @@ def read(path):
 
 
 def with_current_names(saved):
-    """A checkpoint's weights by their names now: HGRN2's forget floors were once kept in each of its layers."""
-    weights = saved.get("model", {})
+    """A checkpoint with its weights' current names: HGRN2's forget floors were once kept in each of its layers."""
+    weights = saved.get("model", {}) if isinstance(saved, dict) else {}
     old = [name for name in weights if name.endswith(".mixer.floors.table")]
     if old:
         floors = [weights.pop(name) for name in old]
@@ -75,7 +73,7 @@ def with_current_names(saved):
 
 
 def damage(path):
-    """What is wrong with a checkpoint file; None if its bytes are those that were written."""
+    """The problem with a checkpoint file, in words; None if its bytes are those that were written."""
     try:
         with open(path, "rb") as file:
             digest, left = hashlib.sha256(), os.path.getsize(path) - len(SUFFIX) - DIGEST
@@ -91,7 +89,7 @@ def damage(path):
 
 
 def fingerprint(path):
-    """The SHA-256 that a checkpoint carries; of a damaged one, something else."""
+    """The SHA-256 that a checkpoint carries, unless it is damaged."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - DIGEST))
         return file.read().decode("ascii", "replace")
@@ -118,8 +116,8 @@ class HashingFile:
 @contextmanager
 def replacing(path, mode="w", previous=None):
     """
-    A new file that takes the place of `path` once it is complete and on disk; the old can stay as `previous`.
-    If writing fails, the old file is untouched, the new one removed, and the script ends with a line on why.
+    Open a new file that takes the place of `path` once it is complete and on disk; the old one can stay as
+    `previous`. If writing fails, the old file is untouched, the new one removed, and UserError says why.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
@@ -149,7 +147,7 @@ def replacing(path, mode="w", previous=None):
 
 
 def append(path, record):
-    """Add a line of JSON to a file; if that fails, the file stays as it was, and the script ends likewise."""
+    """Add a line of JSON to a file. If that fails, the file stays as it was, and UserError says why."""
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "a", encoding="utf-8", newline="\n") as file:
@@ -161,7 +159,7 @@ def append(path, record):
 
 
 def not_written(path, size, error):
-    """End the script."""
+    """Raise UserError for a file that could not be written."""
     full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))  # Windows has none
     when = "there is room" if full else "files can be written there"
     kept = f"what was there is kept: once {when}, the same command continues"
@@ -170,7 +168,7 @@ def not_written(path, size, error):
 
 @contextmanager
 def alone_in(folder):
-    """Hold a run's folder while this is open: two processes in it would mix their logs. Windows cannot."""
+    """Lock a run's folder while this is open: two processes in it would mix their logs. Not on Windows."""
     handle = None
     if rank() == 0 and find_spec("fcntl"):
         import fcntl

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, and how all of them stop at the same step."""
+"""The processes that torchrun starts, and how all of them stop at one step."""
 
 import os
 import signal
@@ -20,21 +20,21 @@ def local_rank():
 
 
 def launched():
-    """How many processes torchrun started; 1 without torchrun."""
+    """Number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def restarts():
-    """How often torchrun has restarted the processes, after one was killed."""
+    """Number of times that torchrun has restarted the processes, after one was killed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def size():
-    """How many processes are joined: 1 before join() and after leave()."""
+def world_size():
+    """Number of processes that are joined: 1 before join_processes() and after leave_processes()."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def join(backend):
+def join_processes(backend):
     """
     Join the other processes. Their addresses are exchanged under a store prefix unique to this restart,
     because those of an earlier one lead nowhere (github.com/pytorch/pytorch/issues/135712).
@@ -45,7 +45,7 @@ def join(backend):
         dist.init_process_group(backend, store=store, rank=rank_, world_size=size_)
 
 
-def leave():
+def leave_processes():
     """Leave the other processes: from here on each is alone."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -53,7 +53,7 @@ def leave():
 
 def sum_over_processes(*numbers):
     """The sum of each number over all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return numbers
     total = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(total)
@@ -61,7 +61,7 @@ def sum_over_processes(*numbers):
 
 
 def wait_for_all():
-    """Return when every process has come here."""
+    """Return once every process has called this."""
     sum_over_processes(0)
 
 
@@ -70,10 +70,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """While this is open, Ctrl-C and SIGTERM are noted; check() raises Stopped in all processes at one step."""
+    """While open, Ctrl-C and SIGTERM are only noted; check() raises Stopped in all processes at one step."""
 
     def __enter__(self):
-        self.asked, self.handlers_before = None, {}  # when
+        self.asked, self.handlers_before = None, {}  # the time of the first signal
         numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
         for number in numbers:
             ignored = signal.getsignal(number) == signal.SIG_IGN  # by nohup

@@ -13,23 +13,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from support.files import append, damage, read, replacing, save
-from support.processes import rank, restarts, size, sum_over_processes, wait_for_all
+from support.processes import rank, restarts, sum_over_processes, wait_for_all, world_size
 from support.settings import UserError
 
-# What a run may set otherwise when it is continued: how long, where and how often.
+# Settings that may change when a run is resumed: how long, where and how often.
 MAY_CHANGE = {"run", "epochs", "max_steps", "accumulate", "device", "kernels", "compile", "fresh"}
 MAY_CHANGE |= {"log_every", "eval_every", "save_every", "checkpoints"}
 
-
-# Words read, in millions, after which weights are kept, by the name that a submission gives them: chck_10M.
 MILLION = 1_000_000
-
-
+# Millions of words read after which weights are kept, under the name that a submission gives them: chck_10M.
 MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}  # the challenge of 2025
 
 
 def differences(then, now, may_change):
-    """Settings that contradict those of before, in words; "" if none does."""
+    """The settings that differ from those of before, in words; "" if none does."""
     changed = [x for x in then | now if x not in may_change and then.get(x) != now.get(x)]
     return "; ".join(f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
 
@@ -39,10 +36,10 @@ class Diverged(UserError):
 
 
 class Run:
-    """A model in training, how far it is, and the folder out/RUN that it is kept in."""
+    """A model in training, its progress, and its folder out/RUN."""
 
     def __init__(self, s, model, optimizer, scaler, corpus, steps, blocks):
-        """Fresh, or as the folder's last checkpoint says. `steps` in all, `blocks` in an epoch."""
+        """Start anew, or resume from the folder's last checkpoint. `steps` in all, `blocks` in an epoch."""
         self.s, self.steps, self.blocks, self.folder = s, steps, blocks, Path("out") / s.run
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.device = model.embed.weight.device
@@ -50,7 +47,7 @@ class Run:
         self.saved = None  # the step and last evaluation in checkpoint.pt
         self.corpus = data_digest(corpus)
         self.marks = find_marks(s, corpus, blocks)
-        self.unchecked = []  # (step, learning rate, losses, gradient norm) that nobody has looked at yet
+        self.unchecked = []  # (step, learning rate, losses, gradient norm), not yet checked for NaN and inf
         last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
         kept = sorted(self.folder.glob("chck_*.pt"))
         fresh = s.fresh and not restarts()
@@ -69,7 +66,7 @@ class Run:
             self.prepare_folder(corpus)
 
     def resume(self):
-        """Take up the last checkpoint, if it is of the same settings. Returns its path."""
+        """Load the last checkpoint, if it was made with the same settings. Returns its path."""
         saved, path = read(self.folder)
         self.refuse_another_run(saved, path)
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
@@ -84,7 +81,7 @@ class Run:
         return path
 
     def refuse_another_run(self, saved, path):
-        """Raise UserError if a checkpoint is of other settings or another corpus."""
+        """Raise UserError if a checkpoint was made with other settings or from another corpus."""
         then, now, may_change = saved["settings"], asdict(self.s), MAY_CHANGE
         if then.get("teacher_is") == now.get("teacher_is"):
             may_change = MAY_CHANGE | {"teacher"}  # the same one, by another path
@@ -97,7 +94,7 @@ class Run:
             raise UserError(f"{path} is of another corpus by the name {self.s.corpus!r}: {remedy}")
 
     def prepare_folder(self, corpus):
-        """Settings and tokenizer beside the checkpoints, and a log that ends where the checkpoint does."""
+        """Write settings and tokenizer beside the checkpoints, and cut the log off where the checkpoint is."""
         with replacing(self.folder / "settings.json") as file:
             file.write(json.dumps(self.settings(), indent=1) + "\n")
         with replacing(self.folder / "tokenizer.json") as file:
@@ -139,8 +136,8 @@ class Run:
 
     def keep_weights(self):
         """
-        Write chck_1M.pt, say, if this is its step: the weights without the optimizer. It comes before all that
-        saves the step, so the marks up to any step that a run goes on from are on disk. One that is whole stays.
+        Write chck_1M.pt, say, if this is its step: the weights without the optimizer. It is called before anything
+        saves the step, so the marks up to any step that a run resumes from are on disk. An intact one is kept.
         """
         for name in self.marks.get(self.step, ()):
             self.check_finite()
@@ -150,7 +147,7 @@ class Run:
             wait_for_all()
 
     def state(self):
-        """All that resuming needs; the order of the data and dropout follow from the step."""
+        """Everything that resuming needs; the order of the data and dropout follow from the step."""
         return self.weights() | {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -159,16 +156,16 @@ class Run:
         }
 
     def weights(self):
-        """All that a model needs, and what it was trained on."""
+        """The weights of the model, with its settings, its step and the digest of its corpus."""
         weights = self.model.state_dict()
         return {"settings": self.settings(), "model": weights, "step": self.step, "corpus": self.corpus}
 
     def settings(self):
-        """The settings that are kept. The form of the kernels is a choice of each process, not the run's."""
+        """The settings to keep: all but `kernels`, which each process chooses, and `fresh`."""
         return {name: value for name, value in asdict(self.s).items() if name not in ("fresh", "kernels")}
 
     def log(self, record):
-        """One line in log.jsonl: only what the next run with the same settings would log too, so no times."""
+        """Add a line to log.jsonl: only what another run with these settings would log too, so no times."""
         if rank() == 0:
             record = {"step": self.step, "epoch": self.step * self.s.batch_size / self.blocks} | record
             append(self.folder / "log.jsonl", record)
@@ -182,7 +179,7 @@ class Run:
         """Log the last update. Returns a line to show."""
         _, rate, losses, norm = self.unchecked[-1]
         self.check_finite()
-        means = sum_over_processes(*(x.item() / size() for x in losses.values()))
+        means = sum_over_processes(*(x.item() / world_size() for x in losses.values()))
         losses = dict(zip(losses, means))
         norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 left out
         self.log(losses | {"grad_norm": norm, "learning_rate": rate})
@@ -213,7 +210,7 @@ class Run:
         return f"val {loss:.3f}{scores}{macro}" + (f" (best: step {best['step']:,})" if best else "")
 
     def results(self):
-        """Yield lines on what a run has brought besides its last weights."""
+        """Yield lines on the best evaluation of a run and on the weights kept for BabyLM."""
         best = best_evaluation(read_log(self.folder))
         if best:
             where = f"step {best['step']:,}, epoch {best['epoch']:.2f}"
@@ -229,7 +226,7 @@ class Run:
         """Raise Diverged if a loss or gradient since the last check is NaN or inf, before anything is saved."""
         scaled = self.scaler.is_enabled()  # a float16 gradient may overflow: the scaler leaves out that step
         bad = [x for x in self.unchecked if not (x[2]["loss"].isfinite() and (scaled or x[3].isfinite()))]
-        if sum_over_processes(len(bad))[0]:  # the loss of one process is enough, for all end at one step
+        if sum_over_processes(len(bad))[0]:  # one process with a bad loss is enough: all end at one step
             if not bad:
                 raise Diverged("the loss of another process is NaN or inf")
             step, rate, losses, norm = bad[0]
@@ -246,7 +243,7 @@ class Run:
                 self.refuse(self.step, f"{name} contains NaN or inf")
 
     def refuse(self, step, what, rate=None):
-        """Raise Diverged, with nothing saved."""
+        """Raise Diverged; nothing is saved."""
         last = self.folder / "checkpoint.pt"
         rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
         known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
@@ -278,14 +275,14 @@ def best_evaluation(log):
 
 
 def data_digest(corpus):
-    """What a corpus is, wherever its files lie: its tokenizer, its counts, the digests of its sources."""
+    """SHA-256 of a corpus's tokenizer, counts and source digests: the same wherever its files lie."""
     meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
     parts = [(corpus / "tokenizer.json").read_text(encoding="utf-8"), meta["train"], meta["val"]]
     return hashlib.sha256(json.dumps(parts + sorted(meta["sources"].values())).encode()).hexdigest()
 
 
 def read_log(folder):
-    """The records of a run's log.jsonl, up to a line that is none, as one cut short by a kill."""
+    """The records of a run's log.jsonl, up to the first damaged line, such as one cut short by a kill."""
     path, records = Path(folder) / "log.jsonl", []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         try:

@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class UserError(Exception):
-    """A mistake of whoever runs this, said in one line; console.run_script shows it and exits with status 2."""
+    """A user's mistake, in one line; console.run_script prints it and exits with status 2."""
 
 
 @contextmanager
 def naming(where):
-    """Put a file, or a place in it, before the message of a UserError raised inside."""
+    """Prefix the message of a UserError raised inside with a file, or a place in it."""
     try:
         yield
     except UserError as error:
@@ -42,8 +42,8 @@ def configure(defaults, args, word=None, default=None):
     """
     configure(Settings(), ["config/small.py", "--n_layer=4"]) -> Settings with those fields replaced.
 
-    A bare word is a settings file (`default` if there is none) or a run folder to take settings from; where
-    `word` names a field, it is that field's value. --help prints all settings. settings.check() has the last say.
+    A bare word is a settings file (`default` if there is none) or a run folder to take settings from; or, if `word`
+    names a field, the value of that field. --help prints all settings. settings.check() is called at the end.
     """
     settings = replace(defaults, **given(defaults, args, word, default))
     settings.check()
@@ -51,7 +51,7 @@ def configure(defaults, args, word=None, default=None):
 
 
 def given(defaults, args, word=None, default=None):
-    """The same as {name: value}, only what a file or flag names, and not yet checked together."""
+    """The settings that a file or flag names, {name: value}, each of the right type, not yet checked together."""
     if "--help" in args or "-h" in args:
         print_help(defaults)
         sys.exit(0)
@@ -91,8 +91,8 @@ def read_flag(arg, defaults):
 
 def read_file(path, defaults):
     """
-    Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it. With a line
-    `base = "OTHER.py"`, a file in the same folder, what is not set here is as it is there.
+    Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it. A line
+    `base = "OTHER.py"` takes whatever is not set here from that file, in the same folder.
     """
     path = Path(path) / "settings.json" if os.path.isdir(path) else Path(path)
     if not path.exists() and (ROOT / path).exists():  # config/toy.py, from any folder
@@ -166,7 +166,7 @@ def typed(name, value, defaults, where):
 
 
 def one_of(name, value, choices):
-    """Refuse a value that is not among the choices."""
+    """Raise UserError, with a suggestion, if a value is not among the choices."""
     if value not in choices:
         close = difflib.get_close_matches(value, choices, n=1)
         hint = f"did you mean '{close[0]}'? Possible: " if close else "possible: "
@@ -174,7 +174,7 @@ def one_of(name, value, choices):
 
 
 def at_least(least, settings, *names):
-    """Refuse numbers below the least that makes sense, and those that are not numbers."""
+    """Raise UserError for numbers below `least`, and for NaN and inf."""
     for name in names:
         value = getattr(settings, name)
         if not least <= value < float("inf"):
@@ -192,7 +192,7 @@ def print_help(defaults):
 
 
 def reason(error):
-    """What went wrong, without the path that an OSError repeats."""
+    """The message of an error, without the path that an OSError repeats."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start:,} is not UTF-8"
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

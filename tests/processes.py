@@ -36,7 +36,7 @@ def fork(work, output=os.devnull, **environment):
         os.environ.update(environment)
         with file, redirect_stdout(file), redirect_stderr(file):
             work()
-            processes.leave()
+            processes.leave_processes()
 
     with open(output, "w") as file:
         process = multiprocessing.get_context("fork").Process(target=child)

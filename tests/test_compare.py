@@ -16,6 +16,7 @@ import compare
 import data
 import distill
 import evaluate
+import kernels
 import train
 from conftest import ROOT, contents, same
 from corpora import toyland
@@ -107,6 +108,15 @@ def test_the_picture_has_every_model(made, monkeypatch):
     figure = figures.draw_comparison(results, None)
     words = {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
     assert len(figure.axes) == 2 and {"HGRN2 (128)", "minGRU (16)", "epoch"} <= words
+
+
+def test_all_runs_have_the_form_of_the_kernels_that_is_asked_for(made, place):
+    models = {"HGRN2": {"mixer": "hgrn2", "learning_rates": [1e-2]}}
+    results = compare.main([write(models=models, kernels="loop", tasks="pairs")])
+    assert kernels.form == "loop"
+    losses = [x["val_loss"] for x in results["rows"]["HGRN2"]["runs"][0]["evaluations"]]
+    fast = [x["val_loss"] for x in evaluations(made[0] / "out/two/HGRN2-0.01-0")]
+    assert losses == pytest.approx(fast, rel=1e-5)
 
 
 def record(step, macro, loss=5.0, tasks=("blimp_filtered", "supplement", "ewok_filtered")):
@@ -408,6 +418,7 @@ REFUSED = {  # what the file says -> what is said of it
     "no model": (dict(models={"x": 3}), "models['x']: 3: should be settings"),
     "no models": (dict(models={}), "two.py: models: none named"),
     "its own seed": (dict(models={"x": {"seed": 1}}), "models['x']: 'seed' is not for a row"),
+    "its own kernels": (dict(models={"x": {"kernels": "loop"}}), "'kernels' is not for a row"),
     "no number": (dict(learning_rates=[1e-3, "high"]), "models['HGRN2']: learning_rates = [0.001, 'high']"),
     "no list": (dict(models={"x": {"learning_rates": 1e-3}}), "models['x']: learning_rates = 0.001: should"),
     "nothing to learn": (dict(learning_rates=[0]), "learning_rates = [0]: should be numbers"),

@@ -140,6 +140,7 @@ MISTAKES = {  # flag -> words that tell the remedy
     "--norm=rmsnrm": "did you mean 'rmsnorm'",
     "--optimizer=adamw adam": "ossible: adamw, adam",
     "--device=gpu": "cpu",
+    "--kernels=lop": "did you mean 'loop'",
     "--n_head=3": "n_head = 3 does not divide d_model = 256",
     "--vocab_size=100000": "at most 65536",
     "--accumulate=3": "batch_size = 16 is not a multiple of accumulate",
@@ -271,6 +272,7 @@ train.py tiny.py --optimizer=sgd                -> optimizer = 'sgd': possible: 
 train.py tiny.py --dtype=fp16                   -> dtype = 'fp16': possible: auto, float32, bfloat16
 train.py tiny.py --compile=True                 -> compile = 'True': possible: auto, yes, no
 train.py tiny.py --device=gpu                   -> device = 'gpu': can be auto, cuda, cuda:1 and so on, mps or cpu
+train.py tiny.py --kernels=triton               -> kernels = 'triton': needs Triton and an NVIDIA GPU
 train.py tiny.py --best_by=pairs                -> best_by = 'pairs', but eval_pairs names none
 train.py tiny.py --eval_pairs=toyladn           -> eval_pairs = 'toyladn': did you mean 'toyland'?
 train.py tiny.py --eval_pairs=missing.jsonl     -> eval_pairs = 'missing.jsonl': possible: toyland, toyland_ewok
@@ -353,6 +355,7 @@ evaluate.py out/tiny --tasks=pairs.jsonl --results=folder -> results = 'folder' 
 evaluate.py out/tiny --protocol=2023            -> ossible: 2024, 2025
 evaluate.py out/tiny --protocol 2025            -> --protocol has no value: write --protocol=2024
 evaluate.py out/tiny --dtype=float16            -> ossible: float32, bfloat16, float64
+evaluate.py out/tiny --kernels=fast             -> kernels = 'fast': possible: auto, loop, torch, triton
 evaluate.py out/tiny --device=cuda:x            -> device = 'cuda:x': can be
 sample.py out/none                              -> no checkpoint here
 sample.py out/tiny The cat                      -> out/tiny The cat: one at a time, please
