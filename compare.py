@@ -59,7 +59,7 @@ STUDENT_T = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # fo
 
 @dataclass
 class Settings(train.Settings):
-    """What is compared; all other settings are those of a run, for all runs."""
+    """The models to compare; all other settings are those of a run, shared by all runs."""
 
     models: dict = field(default_factory=dict)  # name of the row: {setting: value}, or a settings file
     learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
@@ -120,7 +120,7 @@ def plan(s, settings, file):
 
 
 def check_comparison(s, settings):
-    """Refuse what no row is to blame for."""
+    """Raise UserError for settings that do not work, whatever the rows are."""
     replace(train.Settings(), run=s.run).check()
     check_numbers("seeds", s.seeds or [s.seed], int)
     evaluate.Settings(tasks=s.tasks, device=s.device, kernels=s.kernels).check()
@@ -188,7 +188,7 @@ def row_settings(model, shared):
 
 
 def check_numbers(name, values, kind):
-    """Values, a list of numbers of a kind, each once, as such. UserError if they are none that make sense."""
+    """The values as numbers of this kind; UserError unless they are a list of sensible ones, each once."""
     good = isinstance(values, list) and all(makes_sense(x, kind) for x in values)
     if not good or len(set(values)) < len(values):
         example = f"[{kind(1)}, {kind(2)}]"
@@ -197,7 +197,7 @@ def check_numbers(name, values, kind):
 
 
 def makes_sense(x, kind):
-    """Return True for a number of the kind: a float must be above 0, as a rate, an int at least 0, as a seed."""
+    """True for a number of this kind: a float, as a rate, must be above 0, and an int, as a seed, at least 0."""
     if type(x) not in (int, kind):
         return False
     return 0 < x < math.inf or (kind is int and x == 0)
@@ -247,12 +247,12 @@ def count_numbers(state):
 
 
 def check_folders(s, runs):
-    """Remove the runs' folders if s.fresh; refuse one that holds another recipe."""
+    """Remove the runs' folders if s.fresh; UserError if one holds a run of another recipe."""
     for run in runs:
         if s.fresh and rank() == 0 and not restarts():
             shutil.rmtree(Path("out", run.run), ignore_errors=True)
         wait_for_all()
-        refuse_another_recipe(run, {"teacher"})  # a student's checkpoint of it is not known yet
+        refuse_another_recipe(run, {"teacher"})  # the teacher's checkpoint is not known yet
 
 
 def refuse_another_recipe(run, may_change=frozenset()):
@@ -273,8 +273,8 @@ def refuse_another_recipe(run, may_change=frozenset()):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Training: one run after the other in this process, for others would survive a kill -9 of this one and go on
-# writing. A run depends on nothing that the one before leaves behind: train.main sets its seeds.
+# Training: one run after the other, in this process, because processes of their own would survive a kill -9 of
+# this one and continue to write. A run depends on nothing that the one before leaves behind: train.main seeds it.
 
 
 def train_all(rows):
@@ -296,7 +296,7 @@ def train_one(run, bar):
     script = distill if isinstance(run, distill.Settings) else train
     share, diverged = BarShare(bar, run.run), False
     try:
-        with redirect_stdout(io.StringIO()):  # what train.py says of a run on its own
+        with redirect_stdout(io.StringIO()):  # what train.py prints for a single run
             script.main(run, progress=share)
     except Diverged as error:
         diverged = True
@@ -310,7 +310,7 @@ def train_one(run, bar):
     wait_for_all()
     gc.collect()
     torch.cuda.empty_cache()
-    if "torch._dynamo" in sys.modules:  # what torch.compile has made for this model
+    if "torch._dynamo" in sys.modules:  # forget what torch.compile has made for this model
         torch._dynamo.reset()
 
 
@@ -324,7 +324,7 @@ class BarShare:
         """Start: `total` tokens in the run, `initial` of them done before."""
         self.total, self.tokens, self.since = total, 0, time.perf_counter()
         if not self.bar.disable:
-            self.bar.initial += initial / total  # for the time left: it was not done while this bar ran
+            self.bar.initial += initial / total  # for the time left: done before this bar began
         self.bar.update(initial / total)
         return self
 
@@ -339,7 +339,7 @@ class BarShare:
         self.bar.update(min(tokens / self.total, self.end - self.bar.n))  # sums of shares are not exact
 
     def set_postfix_str(self, text, refresh=False):
-        """Show a text. train.main calls it when all tokens so far are really done, on a GPU as well."""
+        """Show a text. train.main calls this when all tokens so far are really done, on a GPU as well."""
         now = time.perf_counter()
         if self.tokens:
             self.speeds.append(self.tokens / (now - self.since))
@@ -574,7 +574,7 @@ def cells(best, scores):
 
 
 def paper_rows(results, scores):
-    """Rows of the paper's Table 2, its first experiment, if it has scores of all the same tasks."""
+    """Rows of the paper's Table 2, its first experiment, that have scores of all our tasks."""
     tasks, table = results["tasks"], []
     for row in results["paper"]:
         own = row["benchmarks"]
@@ -594,7 +594,7 @@ def with_interval(value, found, sign=""):
 
 
 def print_columns(table):
-    """Print rows of words, the first word of each to the left, the others to the right."""
+    """Print rows of words in columns, the first flush left, the others flush right."""
     widths = [max(len(word) for word in column) + 2 for column in zip(*table)]
     for name, *words in table:
         cells = [word.rjust(width) for word, width in zip(words, widths[1:])]

@@ -126,10 +126,7 @@ class NextToken(nn.Module):
 
 
 def main(s, objective=NextToken, progress=progress):
-    """
-    Train with settings s -> the model. `objective(model)` is a module (tokens, targets) -> {"loss": the tensor to
-    minimise, and others to log}; `progress` makes the progress bar.
-    """
+    """Train with settings s -> the model. `objective(model)` is a module like NextToken; it may log more."""
     device, dtype = prepare_device(s)
     corpus = data.find_for(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))

@@ -1,6 +1,6 @@
 # The same question on one GPU in half an hour: models of 6.9M parameters read the ten million words of English
 # once, HGRN2 and Llama each at three learning rates with two seeds; the students of HGRN2's best have seeds of
-# their own. By reckoning 90 s a run on an H100: 2,270 steps, 10 to 20 ms each, half a minute to compile; 14 runs,
+# their own. Estimated at 90 s a run on an H100: 2,270 steps, 10 to 20 ms each, half a minute to compile; 14 runs,
 # and a minute of evaluation for each of the best six. Not run yet.
 
 corpus = "english"

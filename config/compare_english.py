@@ -2,7 +2,7 @@
 # copy of BabyHGRN's first experiment. Make the corpus first, and fetch BLiMP:
 #     python data.py text english corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=8000
 #     python data.py blimp
-# By reckoning, about 90 s of an H100 each: 2,270 steps of 8k tokens, too small to fill it, 10 to 20 ms each
+# Estimated at about 90 s of an H100 each: 2,270 steps of 8k tokens, too small to fill it, 10 to 20 ms each
 # (xLSTM's one sLSTM layer goes step by step and takes longer), four times BLiMP, 5 to 10 s, half a minute to
 # compile. On two CPU cores: 18.6M tokens at 6,500/s and four times 60,000 pairs at 170/s are 70 minutes each, 7
 # hours in all.

@@ -159,7 +159,7 @@ def judge_template(template, scores, right):
 
 
 def is_right(row):
-    """Whether a verdict is right. A tie is, as in the BabyLM pipeline; BEAR's verdicts say it themselves."""
+    """True if a verdict is right. A tie is, as in the BabyLM pipeline; BEAR's verdicts say it themselves."""
     return row.get("right", row["good"] >= row["bad"])
 
 
@@ -269,7 +269,7 @@ def add_record(subtasks, record, task, file, i):
 
 
 def is_in_vocabulary(record):
-    """Whether BabyLM keeps an item of EWoK: it is marked so, or each of its words is in BabyLM's list."""
+    """True if BabyLM keeps an item of EWoK: it is marked so, or each of its words is in BabyLM's list."""
     if "in_babylm_vocab" in record:
         return record["in_babylm_vocab"]
     path = data.look_for("ewok/vocab.txt")
@@ -356,7 +356,7 @@ def read_texts(path, pattern=r"[^.][^/]*\.jsonl(\.gz)?"):
 
 
 def read_files(path, pattern):
-    """Yield (name, at most LARGEST + 1 bytes) of the same, sorted by name. Nothing is unpacked to disk."""
+    """Yield (name, at most LARGEST + 1 bytes) of those files, sorted by name. Nothing is unpacked to disk."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):

@@ -141,7 +141,7 @@ def obtain(name, folders, archive=None):
 
 
 def is_complete(path, part):
-    """Whether a part is there: its file, or every file of its folder, plain or .gz."""
+    """True if a part is there: its file, or every file of its folder, plain or .gz."""
     if not isinstance(part.rows, dict):
         return path.is_file()
     return all((path / name).is_file() or (path / f"{name}.gz").is_file() for name in part.rows)
@@ -165,7 +165,7 @@ def from_hub(part, name):
     hub(part.home, part.names, folder, by_hand)
     paths = [path for path in folder.glob(part.names) if is_expected(path.as_posix(), part)]
     files = {path.name: path.read_bytes() for path in paths}
-    shutil.rmtree(folder)  # wrong files, too, or the library would take them for complete the next time
+    shutil.rmtree(folder)  # also if they are wrong, or the library would take them for complete next time
     store(part, files, repo, by_hand)
 
 
@@ -191,7 +191,7 @@ def store(part, files, source, by_hand):
 
 
 def difference(part, files):
-    """How {name: bytes} differ from the expected files, as a message; None if they do not."""
+    """The first difference of {name: bytes} from the expected files, as a message; None if there is none."""
     if not files:
         return f"{part.names} is not in it"
     rows = {name: count_lines(raw) for name, raw in files.items()}
@@ -259,7 +259,7 @@ def add(files, name, member, part):
 
 
 def is_expected(path, part):
-    """Whether a path in an archive or on the hub, below whatever folders, is that of a part's file."""
+    """True if a path in an archive or on the hub, below whatever folders, is that of a part's file."""
     folder, _, pattern = part.names.rpartition("/")
     above, _, name = path.rpartition("/")
     wanted = not isinstance(part.rows, dict) or name in part.rows

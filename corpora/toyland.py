@@ -106,7 +106,7 @@ def conjugate(base):
 
 @cache
 def held_out(*words):
-    """Does this combination of words belong to the tests? One in five does."""
+    """True if this combination of words belongs to the tests, as one in five does."""
     return hashlib.sha256(" ".join(words).encode()).digest()[0] % 5 == 0
 
 
@@ -157,7 +157,7 @@ class Teller:
         return self.random.random() < p
 
     def pick(self, words):
-        """The first of the words is four times as likely as the last."""
+        """One of the words, the first of which is four times as likely as the last."""
         x = self.random.random()
         return words[int(len(words) * x * (0.4 + 0.6 * x))]
 
@@ -165,7 +165,7 @@ class Teller:
         return words[int(len(words) * self.random.random())]
 
     def familiar(self, words):
-        """The same, but a few tries are made to find a word of the cast."""
+        """A word as from `pick`, after a few tries to find one of the cast."""
         for _ in range(5):
             if (word := self.pick(words)) in self.cast:
                 break

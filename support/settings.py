@@ -42,8 +42,8 @@ def configure(defaults, args, word=None, default=None):
     """
     configure(Settings(), ["config/small.py", "--n_layer=4"]) -> Settings with those fields replaced.
 
-    A bare word is a settings file (`default` if there is none) or a run folder to take settings from; or, if `word`
-    names a field, the value of that field. --help prints all settings. settings.check() is called at the end.
+    A bare word is a settings file (`default` if there is none) or a run folder to take settings from; or, if
+    `word` names a field, the value of that field. --help prints all settings. The result is checked.
     """
     settings = replace(defaults, **given(defaults, args, word, default))
     settings.check()
@@ -111,9 +111,9 @@ def read_file(path, defaults):
 def read_json(text, path):
     """The text of a settings.json -> {name: (value, where it stands)}."""
     try:
-        return {name: (value, path) for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: expected settings as JSON ({error})") from error
+        return {name: (value, path) for name, value in dict(json.loads(text)).items()}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: expected settings as JSON, {{name: value}} ({error})") from error
 
 
 def read_literals(text, path):

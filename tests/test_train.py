@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def test_accumulating_changes_nothing(workplace, tiny):
     for accumulate in (1, 4):
         train.main(tiny(run=f"by{accumulate}", accumulate=accumulate, dtype="float64", max_steps=20))
     assert losses("by4") == pytest.approx(losses("by1"), abs=1e-9) and len(losses("by1")) == 20
+
+
+def test_it_trains_in_a_thread(workplace, tiny):
+    """As in a notebook's server, where Python allows no signal handlers."""
+    thread = threading.Thread(target=train.main, args=[tiny(run="threaded", max_steps=2)])
+    thread.start()
+    thread.join()
+    assert saved(run="threaded")["step"] == 2
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ Compare our scores with another tool's, on the folder that tools/export.py makes
 Prints a row for each benchmark and protocol, and adds it to results/agreement.json. Exits with status 2 if a score
 differs by more than the rounding of float32, or if a pair that is no near tie is judged differently.
 
-BLiMP and the Supplement are scored as evaluate.py does. EWoK's items, which may not be written anywhere as plain
-text, are read in memory from their locked archive and passed to the tools there. Their score is log P(target |
+BLiMP and the Supplement are scored as by evaluate.py. EWoK's items, which may not be written anywhere as plain
+text, are read from their locked archive into memory and passed to the tools there. Their score is log P(target |
 context), as the BabyLM pipelines compute it, in 2024 without <s> before the context.
 """
 
@@ -143,7 +143,7 @@ def agrees(row):
 
 
 def identity(row):
-    """The fields that identify a comparison: repeated, it replaces the row of before."""
+    """The fields that identify a comparison: one with the same fields replaces an earlier row."""
     return [row[name] for name in ("peer", "version", "transformers", "run", "benchmark", "protocol")]
 
 

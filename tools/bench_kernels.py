@@ -1,7 +1,7 @@
 """
 The recurrences alone: ours beside the loop, the form for CPUs, and what others have written.
 
-    python -m tools.bench kernels                          all, in 8 minutes at most
+    python -m tools.bench kernels                              all, in 8 minutes at most
     python -m tools.bench kernels --recurrences=linear_scan    one of them; the rows of the others stay
 
 Each is timed over the length of a sequence at about the same number of tokens, without a gradient ("forward") and
@@ -48,13 +48,8 @@ SIZES = {
     },
 }
 LONGEST_LOOP = 4096  # steps
-FOR_GPUS = (
-    "ours in PyTorch",
-    "ours, CUDA",
-    "fla",
-    "accelerated",
-    "mamba",
-)  # on a CPU the same as "ours", or not there
+# Beginnings of the names of ways that on a CPU are the same as "ours", or not there
+FOR_GPUS = ("ours in PyTorch", "ours, CUDA", "fla", "accelerated", "mamba")
 ENOUGH = 0.5  # seconds of timings for a way
 EXPONENTIALS = 16  # of a multiprocessor in a clock cycle
 

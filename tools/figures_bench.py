@@ -94,7 +94,7 @@ def draw_lines(axis, rows, number, over, log):
 
 
 def times_the_loop(rows):
-    """How many times as fast as their loops minGRU and minLSTM are, beside what their paper says, in lines."""
+    """The speed of minGRU and minLSTM over that of their loops, beside what their paper says, in lines of text."""
     lines = []
     for row in rows:
         claim = CLAIMS.get((row["model"], row["T"]))

@@ -1,4 +1,4 @@
-"""How all pictures look, and how they are saved."""
+"""The style of all pictures, and how they are saved."""
 
 import io
 import re

@@ -1,7 +1,4 @@
-"""
-What all benchmarks of tools.bench share: one clock, tasks timed alternately, peak memory, the machine, the results
-file.
-"""
+"""Shared by all benchmarks of tools.bench: clock, timing in turns, peak memory, the machine, the results file."""
 
 import json
 import math
@@ -171,7 +168,7 @@ def peak_of_task(task, device):
 
 
 def machine(s):
-    """Where this was measured: device, threads, PyTorch's version, system."""
+    """The machine: device, threads, PyTorch's version, system."""
     device = find_device(s.device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name_of_cpu(),
