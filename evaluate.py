@@ -27,13 +27,12 @@ from pathlib import Path
 import data
 import kernels
 from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchmark, summary
-from model import check_kernels, find_device, load
+from model import NextToken, check_kernels, find_device, load
 from support.console import progress, run_script
 from support.files import append, fingerprint, replacing
 from support.processes import rank, sum_over_processes, world_size
 from support.run import read_log
 from support.settings import UserError, configure, one_of
-from train import NextToken
 
 import torch
 
@@ -220,11 +219,6 @@ def score_plainly(model, texts, each_batch=lambda done: None):
     return scores
 
 
-def sentence_scores(model, tokenizer, sentences, protocol="2024"):
-    """Sentences -> their log-probabilities (natural logarithm), each read after <s>."""
-    return score_texts(model, encode(tokenizer, [("", sentence) for sentence in sentences], protocol))
-
-
 # ----------------------------------------------------------------------------------------------------
 # From a benchmark to its scores
 
@@ -328,7 +322,7 @@ def validation(model, batches, each_batch=lambda: None):
     positions have targets, as in copying, {"tokens": % right, "sequences": % with all right}, else {}.
     """
     loss_of = NextToken(model)
-    kernels.use_kernels(kernels.form, loss_of)
+    kernels.take_form(loss_of)
     sums, device = [0.0] * 5, model.embed.weight.device
     for tokens, targets in batches:
         each_batch()

@@ -66,11 +66,16 @@ def use_kernels(new_form, module=None):
     form = new_form
     if module is not None:
         for part in module.modules():
-            part.__class__ = plain_class(part)
-        if form != "loop":
-            from fast.layers import put_in
+            take_form(part)
 
-            put_in(module)
+
+def take_form(module):
+    """Give one module, not those inside it, the methods of the chosen form."""
+    module.__class__ = plain_class(module)
+    if form != "loop":
+        from fast.switch import fast_class
+
+        module.__class__ = fast_class(type(module))
 
 
 def plain_class(module):
@@ -79,10 +84,15 @@ def plain_class(module):
 
 
 def runs_triton(x):
-    """True if x goes to the Triton form: on a recent NVIDIA GPU, or interpreted on a CPU; never in float64."""
-    if triton is None or form == "torch" or x.dtype == torch.float64:
+    """Return True where x goes to the Triton form, which has no float64."""
+    return form != "torch" and x.dtype != torch.float64 and has_triton(x.device)
+
+
+def has_triton(device):
+    """Return True where the Triton kernels run: on NVIDIA GPUs since the A100, or interpreted on a CPU."""
+    if triton is None:
         return False
-    return generation(x.device) >= 8 or (INTERPRETED and x.device.type == "cpu")
+    return generation(device) >= 8 or (INTERPRETED and device.type == "cpu")
 
 
 def generation(device):

@@ -5,8 +5,8 @@ A language model with a socket for its sequence mixer.
 
 Read downwards. All models share Config, LanguageModel and Block; the mixers below them make each model different.
 All of it is plain PyTorch and runs as it stands. By default kernels.use_kernels puts faster forms in its place,
-with the same results: to see the effect of a change made here, run with --kernels=loop. To add a mixer, write a
-class with the same forward and name it in MIXERS.
+with the same results; a class that you change runs as you wrote it. To add a mixer, write a class with the same
+forward and name it in MIXERS.
 
 Shapes:  B batch   T time   D model width   H heads   K, V key and value width of a head   E expanded width
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from baselines import BASELINES, GEGLU, CausalConv1d, initialise_baseline
-from kernels import FORMS, at_least_float32, g, gated_linear_attention, linear_scan, runs_triton, use_kernels
+from kernels import FORMS, at_least_float32, g, gated_linear_attention, has_triton, linear_scan, use_kernels
 from support.settings import UserError, at_least, one_of
 
 import torch
@@ -99,7 +99,7 @@ class LanguageModel(nn.Module):
         x, new_states = self.dropout(self.embed(tokens)), []  # (B, T, D)
         floors = self.floors() if self.floors else {}
         for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
-            floor = floors.get(getattr(layer, "depth", None))
+            floor = floors.get(layer.depth)
             x, state = layer(x, state) if floor is None else layer(x, state, floor)
             new_states.append(state)
         return self.norm(x), new_states
@@ -113,6 +113,20 @@ def layers(config):
         if config.conv:
             yield CausalConv(config)
         yield Block(config, layer)
+
+
+class NextToken(nn.Module):
+    """The mean cross-entropy of the next token: what training minimises, and what DDP and torch.compile wrap."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, targets):
+        """tokens, targets (B, T), -100 where there is no target -> {"loss": mean over targets}."""
+        logits, _ = self.model(tokens)
+        (logits,) = at_least_float32(logits)  # (B, T, vocab)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
 
 
 class Block(nn.Module):
@@ -183,6 +197,8 @@ class GELU(nn.Module):
 class LearnedPositions(nn.Module):
     """Adds a learned vector per position, as GPT-2 does. State: how many tokens have been read."""
 
+    depth = None  # not a block
+
     def __init__(self, config):
         super().__init__()
         self.table = nn.Embedding(config.context, config.d_model)
@@ -199,6 +215,8 @@ class LearnedPositions(nn.Module):
 
 class CausalConv(nn.Module):
     """Adds a causal convolution of the stream to itself, as minRNN does before a mixer. State: the last inputs."""
+
+    depth = None
 
     def __init__(self, config):
         super().__init__()
@@ -451,7 +469,7 @@ def fastest_dtype(kind):
 def check_kernels(form, device="auto"):
     """Raise UserError if the recurrences cannot run in this form on the device."""
     one_of("kernels", form, FORMS)
-    if form == "triton" and not runs_triton(torch.empty(0, device=find_device(device))):
+    if form == "triton" and not has_triton(find_device(device)):
         raise UserError(
             "kernels = 'triton': needs Triton and an NVIDIA GPU (A100 or newer); set kernels = 'auto'"
         )
@@ -459,13 +477,16 @@ def check_kernels(form, device="auto"):
 
 def load(path, device="cpu", kernels="auto"):
     """
-    Load a run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
+    A run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
 
     settings.checkpoint is the file that was read; settings added since the run was trained have their defaults.
-    `kernels` goes to use_kernels. UserError if there is no checkpoint, or if it is damaged or of another version.
+    `kernels` is the form for use_kernels; None leaves the plain one. UserError if there is no checkpoint, or if it
+    is damaged or of another version.
     """
     from support.files import read
 
+    if kernels is not None:
+        one_of("kernels", kernels, FORMS)
     saved, path = read(path)
     try:
         names = {field.name for field in fields(Config)}
@@ -481,7 +502,8 @@ def load(path, device="cpu", kernels="auto"):
     if tokenizer.get_vocab_size() > config.vocab_size:
         words = f"{tokenizer.get_vocab_size():,} entries, the model {config.vocab_size:,}"
         raise UserError(f"{path.with_name('tokenizer.json')}: not this model's, it has {words}")
-    use_kernels(kernels, model)
+    if kernels is not None:
+        use_kernels(kernels, model)
     return model.to(device).eval(), tokenizer, settings
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import data
-from kernels import at_least_float32, use_kernels
-from model import Config, LanguageModel, check_kernels, fastest_dtype, find_device, read_tokenizer
+from kernels import use_kernels
+from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
 from support.processes import (
@@ -35,7 +35,6 @@ from support.settings import UserError, at_least, configure, one_of
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -84,6 +83,8 @@ class Settings(Config):
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
         check_kernels(self.kernels, self.device)
+        if self.compile == "yes" and self.kernels == "loop":
+            raise UserError("compile = 'yes', but kernels = 'loop': loops are not compiled; leave out one")
         one_of("checkpoints", self.checkpoints or "babylm", ("babylm",))
         one_of("best_by", self.best_by, ("loss", "pairs"))
         if self.eval_pairs:
@@ -111,20 +112,6 @@ class Settings(Config):
             raise UserError(f"run = {self.run!r} cannot name a folder")
 
 
-class NextToken(nn.Module):
-    """Mean cross-entropy of the next token. The one module that DDP and torch.compile wrap."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens, targets):
-        """tokens, targets (B, T), -100 where there is no target -> {"loss": mean over targets}."""
-        logits, _ = self.model(tokens)
-        (logits,) = at_least_float32(logits)  # (B, T, vocab)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
-
-
 def main(s, objective=NextToken, progress=progress):
     """Train with settings s -> the model. `objective(model)` is a module like NextToken; it may log more."""
     device, dtype = prepare_device(s)
@@ -146,34 +133,34 @@ def main(s, objective=NextToken, progress=progress):
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
         say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
         if run.step < steps or run.evaluated < run.step:
-            try:
-                loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
-            except Stopped:
-                run.save()
-                again = "the same command without --fresh" if s.fresh else "the same command"
-                say(f"stopped at step {run.step:,} of {steps:,} and saved; {again} continues")
-                raise
+            loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
         finish(run)
     return model
 
 
 def loop(run, module, autocast, train, val, progress):
-    """Evaluate, save and take steps until the last one is done, or until all processes are asked to stop."""
-    s, tokens = run.s, run.s.batch_size * run.s.context  # in a step
+    """Train to the last step, or until all processes are asked to stop: then save, and raise Stopped."""
+    tokens = run.s.batch_size * run.s.context  # in a step
     with progress(total=run.steps * tokens, initial=run.step * tokens, unit="tok") as bar, Stop() as stop:
-        while True:
-            run.keep_weights()
-            stop.check()
-            if run.evaluation_is_due():
-                bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
-            if run.save_is_due():
-                run.save()
-            if run.step >= run.steps:
-                break
-            take_step(run, module, autocast, train)
-            bar.update(tokens)
-            if run.step % s.log_every == 0:
-                bar.set_postfix_str(run.log_step(), refresh=False)
+        try:
+            while True:
+                run.keep_weights()
+                stop.check()
+                if run.evaluation_is_due():
+                    bar.set_postfix_str(validate(run, autocast, val, stop), refresh=False)
+                if run.save_is_due():
+                    run.save()
+                if run.step >= run.steps:
+                    break
+                take_step(run, module, autocast, train)
+                bar.update(tokens)
+                if run.step % run.s.log_every == 0:
+                    bar.set_postfix_str(run.log_step(), refresh=False)
+        except Stopped:
+            run.save()
+            again = "the same command without --fresh" if run.s.fresh else "the same command"
+            say(f"stopped at step {run.step:,} of {run.steps:,} and saved; {again} continues")
+            raise
 
 
 def take_step(run, module, autocast, train):

@@ -11,43 +11,12 @@ with the same results and the same parameters.
 Shapes:  D, E width in and out of a layer   ... any, such as batch and time
 """
 
-import functools
-import sys
-from pathlib import Path
-
-from fast.convolution import hyena_convolve, s4d_run
-from fast.linear import HAS_AVX512, linear
-from fast.losses import distillation_forward, next_token_forward
+from fast.linear import linear
 from kernels import at_least_float32, gated_linear_attention, min_gru, min_lstm
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.autograd.function import once_differentiable
-
-
-def put_in(module):
-    """Give each module inside `module` its faster methods (METHODS), if it has any, by a subclass of its class."""
-    for part in module.modules():
-        plain = type(part)
-        methods = METHODS.get(plain if plain is nn.Linear else name_of(plain))
-        if methods:
-            part.__class__ = with_methods(plain, methods)
-
-
-def name_of(cls):
-    """ "model.HGRN2" for HGRN2 of model.py, wherever that lies; "train.NextToken" also in `python train.py`."""
-    file = cls.__module__.rpartition(".")[2]
-    if file == "__main__":
-        file = Path(getattr(sys.modules["__main__"], "__file__", "")).stem
-    return f"{file}.{cls.__name__}"
-
-
-@functools.cache
-def with_methods(cls, methods):
-    """A subclass of cls with these methods, (name, function) pairs, in place of its own."""
-    return type(cls.__name__, (cls,), {"plain": cls, "__module__": cls.__module__, **dict(methods)})
-
 
 # ---------------------------------------------------------------------------------------------------
 # linear layers
@@ -206,22 +175,3 @@ def gru_run(self, x, state):
     """baselines.GRU's run, by the library's cell"""
     h, last = self.cell(x, None if state is None else state.unsqueeze(0))
     return h, last.squeeze(0)
-
-
-METHODS = {  # class -> its faster methods
-    "model.RMSNorm": {"forward": rms_norm_forward},
-    "model.SwiGLU": {"forward": swiglu_forward},
-    "model.HGRN2": {"forward": hgrn2_forward},
-    "model.MinGRU": {"forward": min_gru_forward},
-    "model.MinLSTM": {"forward": min_lstm_forward},
-    "baselines.LSTM": {"run": lstm_run},
-    "baselines.GRU": {"run": gru_run},
-    "baselines.BlockLinear": {"forward": block_linear_forward},
-    "baselines.S4D": {"run": s4d_run},
-    "baselines.Hyena": {"convolve": hyena_convolve},
-    "train.NextToken": {"forward": next_token_forward},
-    "distill.Distillation": {"forward": distillation_forward},
-}
-if HAS_AVX512:
-    METHODS[nn.Linear] = {"forward": linear_forward}
-METHODS = {name: tuple(methods.items()) for name, methods in METHODS.items()}

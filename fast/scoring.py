@@ -16,8 +16,8 @@ nodes again. So every mixer gains, also one with a large state or one that grows
 
 from contextlib import contextmanager
 
-from fast.layers import name_of
 from fast.losses import next_token_log_p
+from fast.switch import name_of
 from kernels import plain_class
 
 import torch

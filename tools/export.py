@@ -60,7 +60,7 @@ def main(s):
 
 def write_folder(run, s):
     """Export a run; config.json comes last, because a folder without it is no model yet."""
-    model, tokenizer, trained = load(run, kernels="loop")
+    model, tokenizer, trained = load(run, kernels=None)
     folder = choose_folder(trained.checkpoint, s.to)
     settings = {field.name: getattr(trained, field.name) for field in fields(Config)}
     config = config_json(settings, tokenizer, s.dtype)
