@@ -373,8 +373,8 @@ def gated_linear_attention_loop(q, k, v, log_f, S0=None):
 
 def gated_linear_attention_chunks(q, k, v, log_f, S, C=16):
     """
-    The idea, for reading: the loop's o, C steps at a time, as matrix products. Let D_i = f_1 ... f_i be what is
-    left in row i of a chunk of what was there before it. Then row i reads v_j, j <= i, with the weight A_ij =
+    The idea, for reading: the loop's results, C steps at a time, as matrix products. Let D_i = f_1 ... f_i be what
+    is left in row i of a chunk of what was there before it. Then row i reads v_j, j <= i, with the weight A_ij =
     (q_i D_i) . (k_j / D_j), and the state before the chunk with q_i D_i. This fails for gates so near 0 that D_C
     underflows; the kernels compute D_i / D_j differently, see below.
     """
