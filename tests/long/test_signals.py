@@ -90,9 +90,12 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
         process = fork(partial(run_script, main), "said")
         assert wait_until(lambda: catches_signals(process), process) and wait_until(ready, process)
         time.sleep(r.random() * times(min(delay, 0.5), delay))
-        os.kill(process.pid, [signal.SIGTERM, signal.SIGINT][(number + len(when)) % 2])
-        began = time.monotonic()
-        process.join(timeout=60)
+        for _ in range(3):  # Python loses an exception that is raised in a destructor: one presses again
+            began = time.monotonic()
+            os.kill(process.pid, [signal.SIGTERM, signal.SIGINT][(number + len(when)) % 2])
+            process.join(timeout=10)
+            if process.exitcode is not None:
+                break
         slowest = max(slowest, time.monotonic() - began)
         said = Path("said").read_text()
         lines = [line for line in said.splitlines() if "stopped" in line]
