@@ -194,10 +194,15 @@ def value_of(z, KIND: tl.constexpr):
 
 
 @jit
-def load_gates(keep, new, at, mask, KIND: tl.constexpr):
+def load_gates(keep, new, first, at, mask, KIND: tl.constexpr):
     """The share of h that is kept, the share of the new value, and the gates as read: one gate is given twice."""
-    k = load(new if KIND == "min_gru" else keep, at, mask)
-    n = load(new, at, mask) if KIND == "min_lstm" else k
+    if KIND == "min_gru":
+        k = load(new + first, at, mask)
+    else:
+        k = load(keep + first, at, mask)
+    n = k
+    if KIND == "min_lstm":
+        n = load(new + first, at, mask)
     kept, share = gates_of(k, n, KIND)
     return kept, share, k, n
 
@@ -229,8 +234,8 @@ def scan_forward(
     carry = load(h0, sequence * D + d, d < D)
     for start in range(0, T, S * G):
         first, mask = (sequence * T + start) * D, (steps < T - start) & (d < D)
-        a, share, _, _ = load_gates(keep, new, first + at, mask, KIND)
-        x, slope = value_of(load(value, first + at, mask), KIND)
+        a, share, _, _ = load_gates(keep, new, first, at, mask, KIND)
+        x, slope = value_of(load(value + first, at, mask), KIND)
         kept, H = tl.associative_scan((a, share * x), 0, join)
         before, carry = join_groups(kept, H, carry)
         H += kept * before[None, :, :]
@@ -252,17 +257,17 @@ def scan_backward(
     for start in range(0, T, S * G):
         t = T - 1 - start - steps
         last, mask = (sequence * T + T - 1 - start) * D, (t >= 0) & (d < D)
-        a_after, _, _, _ = load_gates(keep, new, last + D + at, mask & (t < T - 1), KIND)
-        kept, db = tl.associative_scan((a_after, load(dh, last + at, mask)), 0, join)
+        a_after, _, _, _ = load_gates(keep, new, last + D, at, mask & (t < T - 1), KIND)
+        kept, db = tl.associative_scan((a_after, load(dh + last, at, mask)), 0, join)
         before, carry = join_groups(kept, db, carry)
         db += kept * before[None, :, :]
-        h_last = tl.where(t > 0, load(h, last - D + at, mask & (t > 0)), h_before)
-        a, share, k, n = load_gates(keep, new, last + at, mask, KIND)
+        h_last = tl.where(t > 0, load(h + last - D, at, mask & (t > 0)), h_before)
+        a, share, k, n = load_gates(keep, new, last, at, mask, KIND)
         if KIND == "linear":
             tl.store(dkeep + last + at, (db * h_last).to(dkeep.dtype.element_ty), mask=mask)
             tl.store(dvalue + last + at, db.to(dvalue.dtype.element_ty), mask=mask)
         else:
-            x, slope = value_of(load(value, last + at, mask), KIND)
+            x, slope = value_of(load(value + last, at, mask), KIND)
             tl.store(dvalue + last + at, (db * share * slope).to(dvalue.dtype.element_ty), mask=mask)
             dr = db * a * share * (x - h_last)  # of r, where share = sigmoid(r) and a = sigmoid(-r)
             if KIND == "min_gru":
