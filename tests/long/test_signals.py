@@ -90,12 +90,12 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
         process = fork(partial(run_script, main), "said")
         assert wait_until(lambda: catches_signals(process), process) and wait_until(ready, process)
         time.sleep(r.random() * times(min(delay, 0.5), delay))
-        for _ in range(3):  # Python loses an exception that is raised in a destructor: one presses again
+        presses = 0
+        while process.exitcode is None and presses < 3:  # seldom, and not understood yet, the first press is lost
+            presses += 1
             began = time.monotonic()
             os.kill(process.pid, [signal.SIGTERM, signal.SIGINT][(number + len(when)) % 2])
             process.join(timeout=10)
-            if process.exitcode is not None:
-                break
         slowest = max(slowest, time.monotonic() - began)
         said = Path("said").read_text()
         lines = [line for line in said.splitlines() if "stopped" in line]
@@ -105,7 +105,7 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
             assert f"stopped at step {saved(run='busy')['step']:,} of" in lines[0]
         else:
             assert when not in ("training", "validation", "saving"), said
-        good += times(True, time.monotonic() - began < 5)
+        good += times(True, presses == 1 and time.monotonic() - began < 5)
     figure(f"Ctrl-C and SIGTERM: {when}", good, count, "one line, 130, within 5 s", slowest=round(slowest, 1))
 
 
