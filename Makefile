@@ -60,7 +60,7 @@ gpu-test:
 	$(PYTHON) -m pytest -q
 
 gpu-train: SIZES = --d_model=1024 --n_layer=24 --n_head=8 --d_mlp=2816 --vocab_size=32768 \
-	--shapes="32x512 8x2048" --models="HGRN2,minGRU,our Llama,transformers Llama"
+	--shapes="32x512 8x2048" --models="HGRN2,minGRU,our Llama,transformers Llama,fla HGRN2"
 gpu-train gpu-generate: SIZES += --dtype=bfloat16
 gpu-score: SIZES = --pairs=toyland
 

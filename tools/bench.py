@@ -13,8 +13,8 @@ Speed and memory: our models beside what one would otherwise run, on this machin
 All models have the same width, depth and tokens and about the same number of parameters. They are measured
 alternately in one process; figures are medians. The peers come with
 `pip install transformers "lm_eval[hf]" flash-linear-attention`; one that is missing, or runs out of memory, is a
-row that says so. Adds to results/bench_cpu.json (or _cuda, _mps; compile.json); draw the figures with
-`python -m tools.figures results/bench_cpu.json`.
+row that says so. Each replaces its own entry in results/bench_cpu.json (or _cuda, _mps; compile.json); draw the
+figures with `python -m tools.figures results/bench_cpu.json`.
 """
 
 import os
@@ -59,10 +59,12 @@ class Settings:
     pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
     pairs_each: int = 1000  # of each paradigm
     recurrences: str = ""  # which ones, with commas between; none: all
-    minutes: float = 8.0  # after which no more of them are begun
     repeats: int = 9  # timings to take the median of
     threads: int = 0  # of the CPU; 0: as many as PyTorch takes
-    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    device: str = "auto"  # cuda, cuda:1, mps, cpu; auto: the first of these there is
+    compile: str = (
+        "auto"  # torch.compile of training steps, peers' too: yes, no; auto: on CUDA, as train.py does
+    )
     dtype: str = "float32"  # float32, or bfloat16 by autocast
     results: str = ""  # the file that figures are added to; none: results/bench_DEVICE.json
 
@@ -71,6 +73,7 @@ class Settings:
         one_of("what", self.what, BENCHMARKS)
         at_least(1, self, "d_model", "n_layer", "n_head", "d_mlp", "vocab_size", "pairs_each", "repeats")
         at_least(0, self, "threads")
+        one_of("compile", self.compile, ("auto", "yes", "no"))
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
         find_device(self.device)
         Config(d_model=self.d_model, n_head=self.n_head, vocab_size=self.vocab_size, position="rope").check()
@@ -101,9 +104,12 @@ class Settings:
 
 
 def main(s):
-    """Measure, add the rows to the results file, print and return them."""
+    """Measure, replace this benchmark's entry in the results file, print and return its rows."""
     set_up(s)
     device, key = find_device(s.device), s.what
+    name = "compile" if s.what == "compile" else f"bench_{device.type}"
+    path = Path(s.results or f"results/{name}.json")
+    results = read_results(path)
     about = machine(s)
     if s.what in OF_MODELS:
         key = f"{s.what}_{s.dtype}"
@@ -111,12 +117,9 @@ def main(s):
     if s.what == "kernels":
         about |= bench_kernels.limits(device)
     rows = BENCHMARKS[s.what](s)
-
-    name = "compile" if s.what == "compile" else f"bench_{device.type}"
-    path = Path(s.results or f"results/{name}.json")
-    results = read_results(path)
-    before = results.get(key, {}).get("rows", [])
-    results[key] = about | {"rows": rows_to_keep(s, before) + rows}
+    if not rows:
+        raise UserError(f"{s.what} measures none of models = {s.models!r}")
+    results[key] = about | {"rows": rows}
     write_results(path, results)
     for row in rows:
         print("  ".join(f"{name} {as_text(value)}" for name, value in row.items()))
@@ -127,13 +130,6 @@ def main(s):
     if wrong:
         raise UserError(f"{len(wrong)} of {len(rows)} kernels are wrong")
     return rows
-
-
-def rows_to_keep(s, rows):
-    """Rows in the file that are not measured again: those of kernels that were not asked for."""
-    if s.what != "kernels" or not s.recurrences:
-        return []
-    return [row for row in rows if row["kernel"] not in s.recurrences.split(",")]
 
 
 def as_text(value):

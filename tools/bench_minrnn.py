@@ -16,7 +16,7 @@ from baselines import initialise_baseline
 from kernels import use_kernels
 from model import MIXERS, Config, find_device
 from support.console import progress
-from tools.bench_kernels import ENOUGH, Way
+from tools.bench_kernels import make_task
 from tools.measure import Clock, peak_of_task, take_turns
 
 import torch
@@ -43,22 +43,22 @@ def measure(s):
     clock, rows = Clock(device), []
     sizes = s.numbers("sizes") or SIZES.get(device.type, SIZES["cpu"])
     for B, T, D in progress(sizes, desc="minrnn"):
-        rows += measure_size(B, T, D, clock, range(max(3, s.repeats)))
+        rows += measure_size(B, T, D, clock, s.repeats)
     return rows
 
 
-def measure_size(B, T, D, clock, turns):
+def measure_size(B, T, D, clock, repeats):
     """Return a row for each layer, on B sequences of T tokens and width D."""
     device, rows = clock.device, []
     makers = {name: partial(make, name, device, B, T, D) for name in LAYERS}
-    times = take_turns(makers, clock, turns, enough=ENOUGH)
+    times = take_turns(makers, clock, range(repeats))
     for name in LAYERS:
         row = {"model": name, "B": B, "T": T, "D": D} | times[name]
-        loop = times.get(LOOPS.get(name), {})
         if "seconds" in row:
             row["peak_bytes"] = peak_of_task(makers[name](), device)
-        if "seconds" in row and "seconds" in loop:
-            row["times_the_loop"] = loop["seconds"] / row["seconds"]
+            loop = times.get(LOOPS.get(name), {})
+            if "seconds" in loop:
+                row["times_the_loop"] = loop["seconds"] / row["seconds"]
         rows.append(row)
     return rows
 
@@ -74,4 +74,9 @@ def make(name, device, B, T, D):
         use_kernels("auto", layer)
     layer.to(device)
     inputs = [torch.randn(B, T, D, device=device)]
-    return Way(lambda x: layer(x)[0].square().mean(), inputs, tuple(layer.parameters())).task(backward=True)
+
+    def loss(x):
+        y, _ = layer(x)
+        return y.square().mean()
+
+    return make_task(loss, inputs, backward=True, parameters=list(layer.parameters()))

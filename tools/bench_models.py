@@ -43,14 +43,14 @@ def ours(s, **options):
 
 
 class Theirs(nn.Module):
-    """A model of transformers with its own loss."""
+    """A model of transformers, or made like those, with its own loss."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, tokens, targets):
-        output = self.model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False)
+        output = self.model(input_ids=tokens, labels=tokens, use_cache=False)  # it shifts the labels itself
         return {"loss": output.loss}
 
 
@@ -65,14 +65,15 @@ def llama(s):
     return Theirs(LlamaForCausalLM(config))
 
 
-def gpt2(s):
-    from transformers import GPT2Config, GPT2LMHeadModel
+def fla_hgrn2(s):
+    """flash-linear-attention's HGRN2, whose kernels need a GPU."""
+    from fla.models import HGRN2Config, HGRN2ForCausalLM
 
-    config = GPT2Config(
-        vocab_size=s.vocab_size, n_embd=s.d_model, n_layer=s.n_layer, n_head=s.n_head, n_inner=3 * s.d_mlp // 2,
-        n_positions=8192, bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    config = HGRN2Config(
+        vocab_size=s.vocab_size, hidden_size=s.d_model, intermediate_size=s.d_mlp, num_hidden_layers=s.n_layer,
+        num_heads=s.n_head, expand_ratio=None, tie_word_embeddings=True,
     )  # fmt: skip
-    return Theirs(GPT2LMHeadModel(config))
+    return Theirs(HGRN2ForCausalLM(config))
 
 
 class TorchRNN(nn.Module):
@@ -102,11 +103,11 @@ MODELS = {
     "minLSTM": partial(ours, mixer="minlstm"),
     "our Llama": partial(ours, mixer="attention", position="rope"),
     "transformers Llama": llama,
-    "transformers GPT-2": gpt2,
+    "fla HGRN2": fla_hgrn2,
     "torch LSTM": partial(TorchRNN, kind=nn.LSTM, matrices=8),
     "torch GRU": partial(TorchRNN, kind=nn.GRU, matrices=6),
 }
-GENERATING = [name for name in MODELS if not name.startswith("torch ")]
+GENERATING = ["HGRN2", "minGRU", "minLSTM", "our Llama", "transformers Llama"]
 SCORING = ["HGRN2", "minGRU", "our Llama"]
 PEER = "transformers Llama"  # that lm-eval scores with
 
@@ -133,11 +134,14 @@ def limits(s):
     device = find_device(s.device)
     x = torch.randn(2048, s.d_model, device=device)
     weight = torch.randn(s.d_mlp, s.d_model, device=device)
-    products = {"flops": linear, "flops_of_torch": nn.functional.linear}
-    makers = {name: partial(partial, product, x, weight) for name, product in products.items()}
+    makers = {
+        "flops": lambda: partial(linear, x, weight),
+        "flops_of_torch": lambda: partial(nn.functional.linear, x, weight),
+    }
     with autocast(s):
         times = take_turns(makers, Clock(device), range(10 * s.repeats))
-    return {name: 2 * x.numel() * len(weight) / times[name]["seconds"] for name in times}
+    flops = 2 * len(x) * s.d_model * s.d_mlp
+    return {name: flops / times[name]["seconds"] for name in makers}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -147,7 +151,10 @@ def limits(s):
 def train(s):
     """Return a row for each shape and model: time, throughput and peak memory of a training step."""
     shapes, device = s.numbers("shapes"), find_device(s.device)
-    rows = [{"model": name, "B": B, "T": T} for B, T in shapes for name in s.chosen("models", MODELS)]
+    names = s.chosen("models", MODELS)
+    if device.type != "cuda":
+        names = [name for name in names if name != "fla HGRN2"]
+    rows = [{"model": name, "B": B, "T": T, "compiled": compiles(s)} for B, T in shapes for name in names]
     for row in progress(rows, desc="memory"):
         row |= in_own_process(s, size_and_memory, row["model"], row["B"], row["T"])
     clock = Clock(device)
@@ -165,13 +172,17 @@ def train(s):
     return rows
 
 
+def compiles(s):
+    return s.compile == "yes" or (s.compile == "auto" and find_device(s.device).type == "cuda")
+
+
 def size_and_memory(s, name, B, T):
     """Return the number of parameters, and the bytes that steps of B x T take beyond those of steps of 1 x 16."""
-    step, peaks = Step(make(s, name), s), []
+    step, device, peaks = Step(make(s, name), s), find_device(s.device), []
     for shape in ((1, 16), (B, T)):
         for _ in range(2):
             step(*random_tokens(s, *shape))
-        peaks.append(peak_of_process(find_device(s.device)))
+        peaks.append(peak_of_process(device))
     peak = None if None in peaks else peaks[1] - peaks[0]
     return {"peak_bytes": peak, "parameters": sum(p.numel() for p in step.module.parameters())}
 
@@ -186,6 +197,8 @@ class Step:
     def __init__(self, module, s):
         self.module, self.s = module, s
         self.optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+        if compiles(s):
+            self.module = torch.compile(module, dynamic=False)
 
     def __call__(self, tokens, targets):
         with autocast(self.s):
@@ -342,15 +355,11 @@ def seconds_to_first_step():
         log = Path(folder, "out", "toy", "log.jsonl")
         began = time.perf_counter()
         run = subprocess.Popen(command, cwd=folder, env=environment, **quiet)
-        while run.poll() is None and not has_loss(log):
+        while not log.exists() or '"loss"' not in log.read_text(encoding="utf-8"):
+            if run.poll() is not None:
+                raise UserError(f"{' '.join(command)}: ended before its first step; run it to see why")
             time.sleep(0.01)
         seconds = time.perf_counter() - began
-        if run.poll() is not None:
-            raise UserError(f"{' '.join(command)}: ended before its first step; run it to see why")
         run.kill()
         run.wait()
     return seconds
-
-
-def has_loss(log):
-    return log.exists() and '"loss"' in log.read_text(encoding="utf-8")

@@ -177,7 +177,6 @@ def examine(kernel, capability):
         "shared_bytes": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
-        "cp_async": len(re.findall(r"\bcp\.async\.c[ag]", ptx)),
     }
     heights = re.findall(r"tt\.dot .*: tensor<(\d+)x\d+xbf16>", kernel.asm["ttir"])
     wrong = []

@@ -1,7 +1,6 @@
 """Shared by all benchmarks of tools.bench: clock, timing in turns, peak memory, the machine, the results file."""
 
 import json
-import math
 import platform
 import re
 import statistics
@@ -39,29 +38,29 @@ class Clock:
     """
     clock(task) -> seconds from the call to the last result.
 
-    On a GPU the second-level cache is overwritten before each call. With queued=True the launches wait behind a
-    pause, so the time is the GPU's own; otherwise it includes the launches.
+    On a GPU the second-level cache is overwritten before each call. If `queued`, the launches wait behind a pause,
+    so the time is the GPU's own; otherwise it includes the launches.
     """
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self, device, queued=False):
+        self.device, self.queued = device, queued
         if device.type == "cuda":
             self.buffer = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
             self.start = torch.cuda.Event(enable_timing=True)
             self.end = torch.cuda.Event(enable_timing=True)
 
-    def __call__(self, task, queued=False):
+    def __call__(self, task):
         if self.device.type == "cuda":
-            return self.time_on_gpu(task, queued)
+            return self.time_on_gpu(task)
         began = time.perf_counter()
         task()
         if self.device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter() - began
 
-    def time_on_gpu(self, task, queued):
+    def time_on_gpu(self, task):
         self.buffer.zero_()
-        if queued:
+        if self.queued:
             torch.cuda._sleep(PAUSE_CYCLES)
         else:
             torch.cuda.synchronize()
@@ -72,14 +71,12 @@ class Clock:
         return self.start.elapsed_time(self.end) / 1000
 
 
-def take_turns(makers, clock, turns, queued=(), enough=math.inf, average=statistics.median):
+def take_turns(makers, clock, turns, average=statistics.median):
     """
     Time tasks alternately, so that whatever else the machine does meets all of them.
 
     makers     {name: function that returns the task to time}; a task is called twice to compile and warm up
     turns      an iterable: each of its items is a turn, in which each task is timed once
-    queued     names of the tasks that are timed without their launches
-    enough     seconds after which a task is not timed again, if it was timed three times
 
     Returns {name: {"seconds": average}}, or {"failed": reason} for a task that could not be made or run.
     """
@@ -87,13 +84,12 @@ def take_turns(makers, clock, turns, queued=(), enough=math.inf, average=statist
     times = {name: [] for name in makers}
     for _ in turns:
         for name, make in makers.items():
-            finished = len(times[name]) >= 3 and sum(times[name]) >= enough
-            if finished or name in failed:
+            if name in failed:
                 continue
             try:
                 if name not in tasks:
                     tasks[name] = warmed_up(make())
-                times[name].append(clock(tasks[name], name in queued))
+                times[name].append(clock(tasks[name]))
             except Exception as error:
                 tasks.pop(name, None)  # with its memory
                 failed[name] = {"failed": failure(error)}
@@ -194,8 +190,8 @@ def read_results(path):
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a results file of tools.bench ({reason(error)}); move it away")
 
 
