@@ -72,6 +72,7 @@ def table_of_english():
         score = f"{x['score']:.1f} ± {x['interval']:.1f}"
         yield f"| {title} | {n:,} | {score} | {x.get('chance', 50):.1f} | {theirs or ''} |"
         for reading, score in list(x.get("readings", {}).items())[1:]:
+            reading = reading.replace("|", r"\|")  # a bar alone would end the cell
             yield f"| EWoK read as {reading} | {n:,} | {score:.1f} | 50.0 | |"
 
 
@@ -324,6 +325,13 @@ def test_links_to_files_lead_somewhere():
             there = {"results/README.md": DETAILS, "../README.md": README}.get(target, there)
             headings = re.findall(r"(?m)^#+ (.*)", there)
             assert not place or place[1:] in [x.lower().replace(" ", "-") for x in headings], place
+
+
+def test_rows_of_tables_have_as_many_cells_as_their_heads():
+    for page in (README, DETAILS):
+        for table in re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE):
+            cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+            assert len(cells) == 1, table
 
 
 def test_commands_name_scripts_and_settings_files_that_exist():
