@@ -11,6 +11,7 @@ All pictures, drawn from the files that runs, evaluations and benchmarks write, 
 
 import json
 import math
+import re
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import cycle
@@ -21,16 +22,17 @@ from support.console import run_script
 from support.run import macro_score, read_log
 from support.settings import UserError, configure, reason
 from tools.figures_bench import draw_benches
-from tools.figures_style import DOTTED, draw_heat, keep, plain, plt, use_log_y
+from tools.figures_style import DOTTED, draw_heat, keep, label, plt, use_log_y
 
-CORRECT = "correct minimal pairs (%)"
+PAPERS = Path(__file__).parents[1] / "results" / "papers.json"  # the rows of the paper's tables
+CORRECT = "correct pairs (%)"
 FACTS = ("bear", "toyland_bear")  # how benchmarks that are no minimal pairs begin
 
 
 def learning_curve(folder):
     """Draw the log of a run folder: losses, scores, and what was learned when. Returns the picture's path."""
     folder = Path(folder)
-    return draw(read_log(folder), {}, folder / "learning_curve.svg", folder.name)
+    return draw(read_log(folder), {}, folder / "learning_curve.svg", folder.resolve().name)
 
 
 def draw(log, terms, path, title):
@@ -61,13 +63,13 @@ def draw_losses(axis, log, title):
     """Draw training and validation loss over steps; of a distilled model the cross-entropy alone."""
     training = "ce" if any("ce" in record for record in log) else "loss"
     thin, bold = {"linewidth": 0.8, "alpha": 0.6}, {"linewidth": 2, "marker": "o"}
-    for name, label, style in (training, "training", thin), ("val_loss", "validation", bold):
+    for name, words, style in (training, "training", thin), ("val_loss", "validation", bold):
         points = [(record["step"], record[name]) for record in log if name in record]
         if points:
-            axis.plot(*zip(*points), label=f"{label}, {points[-1][1]:.3f} at the end", **style)
+            axis.plot(*zip(*points), label=f"{words}, {points[-1][1]:.3f} at the end", **style)
     epochs = [record["step"] / record["epoch"] for record in log if record["epoch"]]
     axis.set_xlabel(f"step; an epoch is {epochs[0]:,.0f}" if epochs else "step")
-    axis.set_title(f"{title}: loss, nats per token")
+    axis.set_title(f"{label(title)}: loss, nats per token")
     axis.grid()
     if axis.lines:
         use_log_y(axis)
@@ -84,7 +86,7 @@ def draw_accuracy(axis, records):
         for task, result in record.get("pairs", {}).items():
             curves[task].append(result["score"])
     for name, scores in curves.items():
-        axis.plot(steps, scores, marker="o", label=f"{name}, {scores[-1]:.1f} last")
+        axis.plot(steps, scores, marker="o", label=f"{label(name)}, {scores[-1]:.1f} last")
     axis.set(title="correct answers (%)", xlabel="step")
     if "pairs" in records[0]:
         macro = [macro_score(record["pairs"]) for record in records]
@@ -92,12 +94,13 @@ def draw_accuracy(axis, records):
             axis.plot(steps, macro, linewidth=2, color="black", label=f"macro average, {macro[-1]:.1f} last")
         best = macro.index(max(macro))
         style = {"markersize": 14, "color": "#d7301f", "zorder": 3}
-        label = f"best, {macro[best]:.1f} at step {steps[best]:,}"
-        axis.plot(steps[best], macro[best], "*", label=label, **style)
+        words = f"best, {macro[best]:.1f} at step {steps[best]:,}"
+        axis.plot(steps[best], macro[best], "*", label=words, **style)
         axis.axhline(50, label="chance", **DOTTED)
         axis.set_title(CORRECT)
     axis.grid()
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2, "fontsize": 8}
+    axis.legend(handles=axis.lines, **below)  # named, or one whose label begins with _ would be left out
 
 
 def accuracies(records, terms):
@@ -116,7 +119,7 @@ def grouped(names, terms):
     many = len(names) > 30 and all(terms.get(name) for name in names)
     groups = defaultdict(list)
     for name in names:
-        groups[plain(terms[name] if many else name)].append(name)
+        groups[terms[name] if many else name].append(name)
     return groups
 
 
@@ -127,10 +130,12 @@ def draw_tables(figure, tables, steps):
     legible = len(steps) <= 20
     every = math.ceil(len(steps) / 10)
     for axis, (task, rows) in zip(axes, tables.items()):
-        draw_heat(axis, dict(sorted(rows.items(), key=lambda row: -sum(row[1]))), numbers=legible)
+        names = sorted(rows, key=lambda name: -sum(rows[name]))
+        labels = [label(name, 60) for name in names]
+        draw_heat(axis, labels, [rows[name] for name in names], numbers=legible)
         axis.tick_params(axis="y", labelsize=8)
         axis.set_xticks(range(0, len(steps), every), steps[::every])
-        axis.set(title=f"{task}: {CORRECT}", xlabel="step")
+        axis.set(title=f"{label(task)}: {CORRECT}", xlabel="step")
         if not legible:
             axis.set_xlabel("step; red is 0, yellow 50, blue 100")
 
@@ -146,12 +151,12 @@ def draw_benchmarks(benchmarks, terms, path):
         for name, group in groups[task].items():
             subtasks = [result["subtasks"][uid] for uid in group]
             interval = math.hypot(*(subtask["interval"] for subtask in subtasks)) / len(group)
-            bars.append((fmean(subtask["score"] for subtask in subtasks), interval, name))
+            bars.append((fmean(subtask["score"] for subtask in subtasks), interval, label(name, 60)))
         scores, intervals, names = zip(*sorted(bars))
-        axis.barh(names, scores, xerr=intervals, color="#74add1")
+        axis.barh(range(len(names)), scores, xerr=intervals, color="#74add1")
+        axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.axvline(result.get("chance", 50), **DOTTED)
-        axis.tick_params(axis="y", labelsize=8)
-        axis.set(title=f"{task}: {result['score']:.1f} % correct", xlim=(0, 100))
+        axis.set(title=f"{label(task)}: {result['score']:.1f} % correct", xlim=(0, 100))
     for axis in axes.flat[len(benchmarks) :]:
         axis.remove()
     return keep(figure, path)
@@ -170,7 +175,7 @@ def draw_leaderboard(rows, columns, path):
     shared = [task for task in shown if all(task in row["benchmarks"] for row in rows)]
     rows = sorted(rows, key=lambda row: sum(row["benchmarks"][task] for task in shared))
     rows.sort(key=lambda row: not row.get("paper"))
-    names = [row["name"] + (" (paper)" if row.get("paper") else "") for row in rows]
+    names = [label(row["name"], 40) + (" (paper)" if row.get("paper") else "") for row in rows]
     colors = ["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
     size = (3 + 1.6 * len(shown), 1 + 0.24 * len(rows))
     figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)
@@ -179,7 +184,7 @@ def draw_leaderboard(rows, columns, path):
         intervals = [row.get("intervals", {}).get(task, 0) for row in rows]
         bars = axis.barh(range(len(rows)), scores, xerr=intervals, color=colors)
         axis.bar_label(bars, fmt="{:.1f}", padding=2, fontsize=8)
-        axis.set_title(plain(task))
+        axis.set_title(label(task, 20))
         axis.margins(x=0.35)
         if not task.startswith(FACTS):  # whose chance is far below
             axis.axvline(50, **DOTTED)
@@ -195,8 +200,7 @@ def draw_comparison(results, path):
     """
     rows = {name: row for name, row in results["rows"].items() if row["best"]}
     panels = 3 if results.get("differences") else 2
-    size = (0.5 + 3.8 * panels, max(4, 0.4 * len(rows)))
-    figure, axes = plt.subplots(1, panels, figsize=size)
+    figure, axes = plt.subplots(1, panels, figsize=(0.5 + 3.8 * panels, max(4, 0.4 * len(rows))))
     styles = {}
     for number, (name, marker) in enumerate(zip(rows, cycle("osD^v<>PX*hp"))):
         styles[name] = {"color": plt.cm.tab20(2 * number % 20 + number // 10), "marker": marker}
@@ -204,9 +208,9 @@ def draw_comparison(results, path):
     if results["tasks"]:
         metric, form, title = "macro", ".1f", CORRECT
     draw_epochs(axes[0], rows, styles, metric)
-    axes[0].set_title(f"{results['comparison']}: {title}")
+    axes[0].set_title(f"{label(results['comparison'])}: {title}")
     draw_dots(axes[1], {name: row["best"] for name, row in rows.items()}, styles, metric, form)
-    axes[1].set_yticks(range(len(rows)), [f"{name} ({row['state']:,})" for name, row in rows.items()])
+    axes[1].set_yticks(range(len(rows)), [f"{label(name)} ({row['state']:,})" for name, row in rows.items()])
     axes[1].set(title="the best of each", xlabel="in brackets: numbers in the state of a sequence")
     if results.get("differences"):
         draw_differences(axes[2], results, styles)
@@ -234,7 +238,7 @@ def draw_differences(axis, results, styles):
     found = {name: numbers[metric] for name, numbers in results["differences"].items() if numbers}
     draw_dots(axis, found, styles, "mean", form)
     axis.axvline(0, **DOTTED)
-    axis.set_title(f"{plain(metric)}: {unit} above {results['settings']['against']!r}")
+    axis.set_title(f"{label(metric, 20)}: {unit} above {label(results['settings']['against'], 20)!r}")
 
 
 def draw_dots(axis, found, styles, metric, form):
@@ -247,23 +251,27 @@ def draw_dots(axis, found, styles, metric, form):
             text += f" ± {interval:{form.strip('+')}}"
         options = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         axis.annotate(text, (value, place), **options)
-    axis.set_yticks(range(len(found)), found)
+    axis.set_yticks(range(len(found)), map(label, found))
     axis.set_ylim(len(found) - 0.5, -0.7)
     axis.margins(x=0.25)
     axis.locator_params(axis="x", nbins=5)
 
 
 def compare_phenomena(paths):
-    """Draw a heat map a benchmark of run folders or result files, beside the first. Yields the pictures' paths."""
+    """Draw a heat map a benchmark of run folders or result files, beside the first. Returns the paths."""
     tables, terms = defaultdict(dict), {}
     for path in paths:
         for model, benchmarks in read_scores(path).items():
             for task, subtasks in benchmarks.items():
-                tables[task][model] = {name: subtask["score"] for name, subtask in subtasks.items()}
-                terms |= {name: subtask["term"] for name, subtask in subtasks.items() if "term" in subtask}
+                name = f"{path}: {model}" if model in tables[task] else model  # of two called alike
+                tables[task][name] = {uid: x["score"] for uid, x in subtasks.items()}
+                terms |= {uid: x["term"] for uid, x in subtasks.items() if "term" in x}
+    first = paths[0].name if paths[0].is_dir() else paths[0].stem
+    pictures = []
     for task, rows in tables.items():
-        name = paths[0].name if paths[0].is_dir() else paths[0].stem
-        yield draw_phenomena(rows, paths[0].with_name(f"{name}_{task}.svg"), task, terms)
+        name = re.sub(r"\W+", "_", task)  # a task may be a file of one's own
+        pictures.append(draw_phenomena(rows, paths[0].with_name(f"{first}_{name}.svg"), task, terms))
+    return pictures
 
 
 def read_scores(path):
@@ -303,16 +311,16 @@ def draw_phenomena(rows, path, title, terms):
     models = sorted(rows, key=lambda model: -means[model])
     columns = []
     for name, group in grouped(sorted(shared), terms).items():
-        columns.append([name, *(fmean(rows[model][uid] for uid in group) for model in models)])
+        columns.append([label(name, 60), *(fmean(rows[model][uid] for uid in group) for model in models)])
     columns.sort(key=lambda column: -sum(column[1:]))
     names, *scores = zip(*columns)
     figure, axis = plt.subplots(figsize=(max(6, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models)))
-    draw_heat(axis, {f"{model}  {means[model]:.1f}": row for model, row in zip(models, scores)})
+    draw_heat(axis, [f"{label(model)}  {means[model]:.1f}" for model in models], scores)
     axis.xaxis.tick_top()
     style = {"fontsize": 8, "rotation": 50, "ha": "left", "rotation_mode": "anchor"}
     axis.set_xticks(range(len(names)), names, **style)
     axis.tick_params(length=0)
-    axis.set_xlabel(f"{title}: {CORRECT}; beside the names, means of {len(shared)} paradigms")
+    axis.set_xlabel(f"{label(title)}: {CORRECT}; beside the names, means of {len(shared)} paradigms")
     return keep(figure, path)
 
 
@@ -322,12 +330,20 @@ def draw_phenomena(rows, path, title, terms):
 
 @contextmanager
 def intact(path):
-    """Raise UserError if a file that is read inside is damaged or no result file."""
+    """Raise UserError if a file that is read and drawn inside is damaged or no result file."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
         what = "not a result file of evaluate.py, compare.py or tools/bench.py, or cut short"
-        raise UserError(f"{path}: {what} ({reason(error)})") from error
+        raise UserError(f"{path}: {what} ({reason(e)})") from e
 
 
 def name_of(path):
@@ -366,18 +382,18 @@ def draw_evaluated(results, path):
 def draw_compared(results, path):
     """Draw a result file of compare.py: training, final scores beside the paper's, phenomena. Yields paths."""
     yield draw_comparison(results, path.with_suffix(".svg"))
-    rows, columns = [], {}
+    rows, tasks = [], {}
     for name, row in results["rows"].items():
-        columns |= row.get("benchmarks", {})
-        if row.get("benchmarks"):
-            scores = {task: result["score"] for task, result in row["benchmarks"].items()}
-            intervals = {task: result["interval"] for task, result in row["benchmarks"].items()}
+        found = row.get("benchmarks", {})
+        tasks |= found
+        if found:
+            scores, intervals = ({task: x[key] for task, x in found.items()} for key in ("score", "interval"))
             rows.append({"name": name, "benchmarks": scores, "intervals": intervals})
     if rows:
-        paper = [
-            row | {"paper": True} for row in results["paper"] if columns.keys() & row["benchmarks"].keys()
-        ]
-        yield draw_leaderboard(rows + paper, list(columns), path.with_name(f"{path.stem}_benchmarks.svg"))
+        for row in json.loads(PAPERS.read_text(encoding="utf-8"))["rows"]:
+            if tasks.keys() & row["benchmarks"].keys():
+                rows.append(row | {"paper": True})
+        yield draw_leaderboard(rows, list(tasks), path.with_name(f"{path.stem}_benchmarks.svg"))
     if rows or results["tasks"]:
         yield from compare_phenomena([path])
 
@@ -385,7 +401,8 @@ def draw_compared(results, path):
 def draw_any(path):
     """Draw a run folder or a result file. Returns the paths of the pictures."""
     if path.is_dir() and read_log(path):
-        return [learning_curve(path)]
+        with intact(path / "log.jsonl"):
+            return [learning_curve(path)]
     if path.suffix == ".json" and path.exists():
         return draw_results(path)
     raise UserError(f"{path}: neither a run folder with a log.jsonl nor a result file")
@@ -394,9 +411,7 @@ def draw_any(path):
 def main(args):
     """Draw what the arguments name and print the paths of the pictures."""
     if not args:
-        raise UserError(
-            "of what? python -m tools.figures out/toy, or python -m tools.figures results/toy.json"
-        )
+        raise UserError("of what? python -m tools.figures out/toy, or a result file, results/toy.json")
     command, *names = args
     if command in ("-h", "--help"):
         print(__doc__.strip())
@@ -408,10 +423,11 @@ def main(args):
     elif command == "phenomena":
         if not names:
             raise UserError("phenomena of what? python -m tools.figures phenomena out/toy results/toy_1.json")
-        pictures = list(compare_phenomena([Path(name) for name in names]))
+        with intact(" ".join(names)):
+            pictures = compare_phenomena([Path(name) for name in names])
         if not pictures:
-            problem = f"{' '.join(names)}: no scores of pairs"
-            raise UserError(f"{problem}; make some: python evaluate.py {names[0]}")
+            remedy = f"make some: python evaluate.py {names[0]}"
+            raise UserError(f"{' '.join(names)}: no scores of pairs; {remedy}")
         print(*pictures, sep="\n")
     else:
         for path in map(Path, args):

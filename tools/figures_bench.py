@@ -24,17 +24,21 @@ OURS = {
     "minLSTM": "#e6ab02",
     "our Llama": "#8856a7",
     "Mamba": "#8856a7",
+    "ours": "#d7301f",
+    "ours, k given": "#fc8d59",
+    "ours in PyTorch": "#e6ab02",
 }
-OURS |= {"ours": "#d7301f", "ours, k given": "#fc8d59", "ours in PyTorch": "#e6ab02"}
-PEERS = {"transformers Llama": "#045a8d", "transformers GPT-2": "#74a9cf"}  # drawn dashed
-PEERS |= {
+PEERS = {  # drawn dashed
+    "transformers Llama": "#045a8d",
+    "transformers GPT-2": "#74a9cf",
     "torch LSTM": "#238b45",
     "torch GRU": "#99d8c9",
     "LSTM, a loop": "#045a8d",
     "GRU, a loop": "#74a9cf",
+    "fla chunk_hgrn": "#045a8d",
+    "fla chunk_gla": "#045a8d",
+    "loop": "#8856a7",
 }
-PEERS |= {"fla chunk_hgrn": "#045a8d", "fla chunk_gla": "#045a8d", "fla fused_recurrent_hgrn": "#74a9cf"}
-PEERS |= {"accelerated-scan": "#238b45", "mamba_ssm": "#238b45", "loop": "#8856a7"}
 CLAIMS = {("minGRU", 512): 175, ("minLSTM", 512): 235, ("minGRU", 4096): 1324, ("minLSTM", 4096): 1361}
 
 

@@ -12,8 +12,8 @@ from evaluate import encode
 from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, check_kernels, load, log_forget_gate
 from support.console import progress
 from support.files import fingerprint, replacing
-from support.settings import UserError, at_least
-from tools.figures_style import DOTTED, add_legend, keep, plt
+from support.settings import UserError
+from tools.figures_style import DOTTED, add_legend, keep, label, plt
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,10 @@ class Settings:
 
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     text: str = ""  # what the model reads; none: from the validation text of its corpus
-    layer: int = 0  # this one alone, the first is 1; 0: all that have forget gates
     picture: str = ""  # the file to draw; none: memory.svg or gates.svg in the run's folder
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
 
     def check(self):
-        at_least(0, self, "layer")
         check_kernels(self.kernels)
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
             raise UserError(f"picture = {self.picture!r}: name a file that ends in .svg or .png")
@@ -41,37 +39,35 @@ class Settings:
 
 def draw_memory(s):
     """
-    Draw the half-life of each channel of s.run, averaged over a text; medians by layer also go into a .json beside
-    the picture. Returns the picture's path.
+    Draw the half-life of each channel of s.run, averaged over a text; medians by layer also go into memory.json in
+    the run's folder. Returns the picture's path.
     """
     model, tokenizer, trained = load(s.run, kernels=s.kernels)
-    mixers, texts = gated_mixers(model, s.layer), read_texts(s, tokenizer, trained)
-    path = Path(s.picture or trained.checkpoint.with_name("memory.svg"))
-    beside = path.with_suffix(".json")
-    if beside.exists() and '"medians"' not in beside.read_text(encoding="utf-8", errors="replace"):
-        problem = f"{beside}, where its numbers would go, is another file; name another"
-        raise UserError(f"picture = {str(path)!r}: {problem}")
+    mixers, texts = gated_mixers(model), read_texts(s, tokenizer, trained)
     gates = [forget_gates(model, mixers, tokens) for tokens in progress(texts, desc="reading")]
     lives = {n: half_life(torch.stack([log_f[n].mean(0) for log_f in gates]).mean(0)) for n in mixers}
     run, count = trained.checkpoint.parent.name, sum(map(torch.numel, texts))
-    found = {"run": run, "checkpoint": fingerprint(trained.checkpoint), "tokens": count}
-    found["medians"] = {n: round(life.median().item(), 2) for n, life in lives.items()}
-    with replacing(beside) as file:
-        file.write(json.dumps(found, indent=1) + "\n")
     figure, axis = plt.subplots(figsize=(9, 4.4), dpi=200)
-    axis.set_title(f"{run}: how long each channel remembers, on average over {count:,} tokens")
+    axis.set_title(f"{label(run)}: how long each channel remembers, on average over {count:,} tokens")
     axis.axhline(trained.context, label="length of its training sequences", **DOTTED)
     draw_half_lives(axis, mixers, lives, floors_of(model))
     longest = max(trained.context, *(life.max().item() for life in lives.values()))
     axis.set_ylim(0.1, 2 * longest)
     add_legend(figure, columns=3)
-    return keep(figure, path)
+    path = keep(figure, s.picture or trained.checkpoint.with_name("memory.svg"))
+    found = {"run": run, "checkpoint": fingerprint(trained.checkpoint), "tokens": count}
+    found["medians"] = {n: round(life.median().item(), 2) for n, life in lives.items()}
+    with replacing(trained.checkpoint.with_name("memory.json")) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+    return path
 
 
 def draw_half_lives(axis, mixers, lives, floors):
     """Draw {layer number: half-lives (channels,)} above those of their floors, sorted in each head."""
     many = sum(map(len, lives.values())) > 1000  # which would make a large file if they were not pixels
     style = {"fill": True, "baseline": 1e-9, "rasterized": many}
+    blue = style | {"color": "#74add1", "label": "half-life of a channel"}
+    dark = style | {"color": "#555555", "label": "the least its floor allows"}
     for place, (n, mixer) in enumerate(mixers.items()):
         n_head = getattr(mixer, "n_head", 1)
         floor = half_life(floors[n].log()) if n in floors else torch.zeros_like(lives[n])
@@ -80,11 +76,9 @@ def draw_half_lives(axis, mixers, lives, floors):
             left = place + 0.9 * head / n_head
             edges = torch.linspace(left, left + 0.85 / n_head, len(life) + 1).numpy()
             order = life.argsort()
-            axis.stairs(life[order].numpy(), edges, color="#74add1", label="half-life of a channel", **style)
+            axis.stairs(life[order].numpy(), edges, **blue)
             if least.any():
-                axis.stairs(
-                    least[order].numpy(), edges, color="#555555", label="the least its floor allows", **style
-                )
+                axis.stairs(least[order].numpy(), edges, **dark)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:,.9g}")
     axis.grid(axis="y")
@@ -97,7 +91,7 @@ def draw_half_lives(axis, mixers, lives, floors):
 def draw_gates(s):
     """Draw what each channel of s.run forgets at each token of a text, the last layer on top. Returns the path."""
     model, tokenizer, trained = load(s.run, kernels=s.kernels)
-    mixers, tokens = gated_mixers(model, s.layer), read_texts(s, tokenizer, trained)[0]
+    mixers, tokens = gated_mixers(model), read_texts(s, tokenizer, trained)[0]
     if not s.text:
         tokens = tokens[:, :32]
     if tokens.numel() > WORDS:
@@ -117,7 +111,9 @@ def draw_gates(s):
     bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
     bar.set_label("forgotten of what a channel holds")
     run = trained.checkpoint.parent.name
-    figure.suptitle(f"{run}: what each channel forgets at each word; in each head, the least is on top")
+    figure.suptitle(
+        f"{label(run)}: what each channel forgets at each word; in each head, the least is on top"
+    )
     return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
 
 
@@ -144,16 +140,14 @@ PICTURES = {"memory": draw_memory, "gates": draw_gates}
 GATED = (HGRN2, MinGRU, MinLSTM, Mamba, MLSTM)
 
 
-def gated_mixers(model, layer=0):
-    """{layer number, from 1 on: mixer} of layers with forget gates, all or one. UserError if there is none."""
+def gated_mixers(model):
+    """{layer number, from 1 on: mixer} of the layers with forget gates. UserError if there is none."""
     mixers = dict(enumerate((block.mixer for block in model.layers if isinstance(block, Block)), start=1))
     gated = {n: mixer for n, mixer in mixers.items() if isinstance(mixer, GATED)}
     if not gated:
         names = ", ".join(name for name, kind in MIXERS.items() if issubclass(kind, GATED))
         raise UserError(f"{type(mixers[1]).__name__} has no forget gates to draw; there are those of {names}")
-    if layer and layer not in gated:
-        raise UserError(f"layer = {layer}: the layers with forget gates are {', '.join(map(str, gated))}")
-    return {layer: gated[layer]} if layer else gated
+    return gated
 
 
 def floors_of(model):

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ matplotlib.use("svg")
 from support.files import replacing
 
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 from matplotlib.ticker import LogLocator, NullLocator
 
 matplotlib.rcParams |= {
@@ -23,14 +25,23 @@ matplotlib.rcParams |= {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+warnings.filterwarnings("ignore", "Glyph .* missing from font")  # see font_type
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # lines at chance and the like
+
+
+def label(name, longest=30):
+    """A name from a file or a folder as it is drawn: in one line, and a very long one without its middle."""
+    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
 def keep(figure, path):
     """Save a figure as .svg or .png, whole or not at all, and close it. Returns the path."""
     kind = Path(path).suffix[1:]
     picture = io.BytesIO()
-    figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    with matplotlib.rc_context({"svg.fonttype": font_type(figure)}):
+        figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
     picture = picture.getvalue()
     if kind == "svg":
         picture = re.sub(rb"\n *(<!--.*-->)?", b"\n", picture)  # indentation and comments are a tenth of it
@@ -38,6 +49,13 @@ def keep(figure, path):
         file.write(picture)
     plt.close(figure)
     return path
+
+
+def font_type(figure):
+    """Letters in an .svg are shapes or, if our font lacks one (Chinese, say), text for the viewer's fonts."""
+    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    letters = {letter for text in figure.findobj(matplotlib.text.Text) for letter in text.get_text()}
+    return "path" if all(ord(letter) in known or letter == "\n" for letter in letters) else "none"
 
 
 def use_log_y(axis):
@@ -54,23 +72,18 @@ def add_legend(figure, columns):
     """Name the lines of all panels once, below them."""
     handles = {}
     for axis in figure.axes:
-        for handle, label in zip(*axis.get_legend_handles_labels()):
-            handles.setdefault(label, handle)
+        for handle, words in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(words, handle)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
 
 
-def draw_heat(axis, rows, numbers=True):
-    """Draw {name: [percentages]} as rows of colours that the colour-blind can tell apart, and as numbers."""
-    axis.imshow(list(rows.values()), cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
-    axis.set_yticks(range(len(rows)), rows)
+def draw_heat(axis, labels, rows, numbers=True):
+    """Draw rows of percentages as colours that the colour-blind can tell apart, and as numbers."""
+    axis.imshow(rows, cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
+    axis.set_yticks(range(len(labels)), labels)
     axis.spines[:].set_visible(False)
     if numbers:
-        for y, scores in enumerate(rows.values()):
+        for y, scores in enumerate(rows):
             for x, score in enumerate(scores):
                 color = "white" if abs(score - 50) > 35 else "black"
                 axis.text(x, y, f"{score:.0f}", ha="center", va="center", fontsize=7, color=color)
-
-
-def plain(name):
-    """A name with spaces."""
-    return name.replace("_", " ")
