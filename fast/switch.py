@@ -74,7 +74,18 @@ def fast_class(plain):
 
 
 def subclass(plain, name, method):
-    return type(plain.__name__, (plain,), {"plain": plain, "__module__": plain.__module__, name: method})
+    own = {"plain": plain, "__module__": plain.__module__, "__reduce_ex__": reduce_to_plain, name: method}
+    return type(plain.__name__, (plain,), own)
+
+
+def reduce_to_plain(self, protocol):
+    """Tell pickle and copy to go by the plain class, which can be found by its name, and to make it fast again."""
+    return new_module, (self.plain,), self.__dict__
+
+
+def new_module(plain):
+    cls = fast_class(plain)
+    return cls.__new__(cls)
 
 
 def name_of(cls):

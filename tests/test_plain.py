@@ -1,9 +1,11 @@
 """The text is the program: what is written in model.py, and the loops, give all that the fast forms give."""
 
 import ast
+import copy
 import importlib.util
 import inspect
 import io
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -198,6 +200,17 @@ def test_the_switch_changes_classes_and_nothing_else(layout):
         assert objective.state_dict().keys() == keys
         now = dict(objective.named_parameters())
         assert all(now[name] is weight for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_with_fast_forms_can_be_copied_and_pickled(copied):
+    """As other people's tools do with whole modules: an average of weights, a process of its own."""
+    model = build(mixer="hgrn2")
+    use_kernels("auto", model)
+    same, tokens = copied(model), torch.randint(50, (2, 9))
+    assert [type(part) for part in same.modules()] == [type(part) for part in model.modules()]
+    assert same(tokens)[0].equal(model(tokens)[0])
+    assert same.embed.weight is not model.embed.weight
 
 
 def test_every_fast_method_takes_the_place_of_a_plain_one():
