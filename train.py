@@ -20,21 +20,11 @@ from kernels import use_kernels
 from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
-from support.processes import (
-    Stop,
-    Stopped,
-    join_processes,
-    launched,
-    leave_processes,
-    local_rank,
-    rank,
-    world_size,
-)
-from support.run import Run
+from support.processes import Stop, Stopped, join_processes, launched, leave_processes, rank, world_size
+from support.run import DECAY, Run, best_evaluation, read_log
 from support.settings import UserError, at_least, configure, one_of
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,7 +43,7 @@ class Settings(Config):
     learning_rate: float = 1e-3  # the highest one
     min_lr: float = 0.0  # the last one
     warmup: int = 0  # steps to rise from 0 to the highest
-    schedule: str = "cosine"  # linear, cosine or constant
+    schedule: str = "cosine"  # linear, cosine, constant or wsd (constant, then down in the last fifth)
     weight_decay: float = 0.1  # for matrices; not for norms, biases, floors, minRNN's gates
     beta1: float = 0.9  # Adam's memory of the gradient
     beta2: float = 0.95  # and of its square
@@ -69,6 +59,7 @@ class Settings(Config):
     checkpoints: str = ""  # babylm: also keep what a submission needs, chck_1M.pt for 1M words read and so on
     eval_pairs: str = ""  # minimal pairs to score at each evaluation, in training's dtype, such as toyland
     best_by: str = "loss"  # what best.pt is best at: loss (on the validation text) or pairs (macro score)
+    from_run: str = ""  # --from=RUN: begin with the weights of that run folder or checkpoint
     fresh: bool = False  # forget what out/RUN holds and start anew
 
     def check(self):
@@ -77,7 +68,7 @@ class Settings(Config):
         at_least(0, self, "epochs", "max_steps", "eval_every", "save_every", "warmup", "seed")
         at_least(0, self, "learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip")
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
-        one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
+        one_of("schedule", self.schedule, ("linear", "cosine", "constant", "wsd"))
         data.check_name(self.corpus)
         find_device(self.device, self.dtype)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
@@ -94,16 +85,13 @@ class Settings(Config):
         if self.best_by == "pairs" and not self.eval_pairs:
             raise UserError("best_by = 'pairs', but eval_pairs names none: set eval_pairs = 'toyland', say")
         if self.min_lr > self.learning_rate:
-            raise UserError(
-                f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}, the highest one"
-            )
+            raise UserError(f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}")
         if not self.max_steps and not self.epochs:
             raise UserError("max_steps = 0 and epochs = 0: nothing to do; set one of them")
         parts = self.accumulate * launched()
         if self.batch_size % parts:
-            raise UserError(
-                f"batch_size = {self.batch_size} is not a multiple of accumulate x processes = {parts}"
-            )
+            what = f"is not a multiple of accumulate x processes = {parts}"
+            raise UserError(f"batch_size = {self.batch_size} {what}")
         if self.beta1 >= 1 or self.beta2 >= 1:
             raise UserError(f"beta1 = {self.beta1}, beta2 = {self.beta2}: must be below 1")
         if self.seed >= 2**32:
@@ -118,10 +106,8 @@ def main(s, objective=NextToken, progress=progress):
     corpus = data.find_for(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
     if not train.n:
-        raise UserError(
-            f"{corpus}: {len(train.tokens)} tokens are not enough for context = {s.context}; lower it"
-        )
-    steps = s.max_steps or math.ceil(s.epochs * train.n / s.batch_size)
+        what = f"{len(train.tokens)} tokens are not enough for context = {s.context}"
+        raise UserError(f"{corpus}: {what}; lower it")
     torch.manual_seed(s.seed)
     model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -129,18 +115,23 @@ def main(s, objective=NextToken, progress=progress):
     module = objective(model)
     use_kernels(s.kernels, module)  # fast forms in place of what is written in model.py and above
     with alone_in(Path("out") / s.run):
-        run = Run(s, model, make_optimizer(model, s), scaler, corpus, steps, train.n)
+        run = Run(s, model, make_optimizer(model, s), scaler, corpus, train.n)
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
-        say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; step {run.step:,} of {steps:,}")
-        if run.step < steps or run.evaluated < run.step:
-            loop(run, parallel(compiled(module, s)), autocast, train, val, progress)
+        where = f"step {run.step:,} of {run.steps:,}, {run.tokens:,} tokens each"
+        say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; {where}")
+        warn_of_rates(run)
+        if run.step < run.steps or run.evaluated < run.step:
+            module = compiled(module, s)
+            if world_size() > 1:
+                module = DistributedDataParallel(module)  # averages the gradients of all processes
+            loop(run, module, autocast, train, val, progress)
         finish(run)
     return model
 
 
 def loop(run, module, autocast, train, val, progress):
     """Train to the last step, or until all processes are asked to stop: then save, and raise Stopped."""
-    tokens = run.s.batch_size * run.s.context  # in a step
+    tokens = run.tokens  # in a step
     with progress(total=run.steps * tokens, initial=run.step * tokens, unit="tok") as bar, Stop() as stop:
         try:
             while True:
@@ -190,12 +181,32 @@ def take_step(run, module, autocast, train):
 
 
 def learning_rate(step, s, steps):
-    """A line up for `warmup` steps, then a line, half a cosine or nothing down to min_lr at the end."""
+    """A line up for `warmup` steps; then what the schedule says, down to min_lr at the end."""
     if step < s.warmup:
         return s.learning_rate * (step + 1) / s.warmup
     done = (step - s.warmup) / max(1, steps - s.warmup)
-    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[s.schedule]
+    left = {
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "constant": 1.0,
+        "wsd": min(1.0, (steps - step) / (DECAY * steps)),
+    }[s.schedule]
     return s.min_lr + (s.learning_rate - s.min_lr) * left
+
+
+def warn_of_rates(run):
+    """Say if the learning rate rises for most of the run, or jumps because the run was made longer."""
+    s, steps = run.s, run.steps
+    if 2 * s.warmup > steps:
+        top = learning_rate(min(s.warmup, steps) - 1, s, steps)
+        what = f"the learning rate rises for most of the {steps:,} steps, to {top:.2g}"
+        say(f"warmup = {s.warmup:,}: {what}; lower warmup, or raise max_steps")
+    if run.planned != steps and 0 < run.step < steps:
+        then = learning_rate(min(run.step, run.planned) - 1, s, run.planned)
+        now = learning_rate(run.step, s, steps)
+        if not 0.9 < now / then < 1.1:
+            jump = f"the learning rate jumps from {then:.2g} to {now:.2g}"
+            say(f"{run.planned:,} steps were planned, now {steps:,}: {jump}; schedule = 'wsd' has none")
 
 
 @torch.no_grad()
@@ -221,9 +232,11 @@ def finish(run):
     if rank() == 0:
         from tools.figures import learning_curve  # not above: matplotlib takes a second to load
 
-        say(f"done: {run.step:,} of {run.steps:,} steps; learning curve: {learning_curve(run.folder)}")
-        for line in run.results():
-            say(line)
+        done = f"{run.step:,} of {run.steps:,} steps, {run.step * run.tokens:,} tokens"
+        say(f"done: {done}; learning curve: {learning_curve(run.folder)}")
+        best = best_evaluation(read_log(run.folder))
+        if best:
+            say(f"best macro score: {best['macro']:.1f} % at step {best['step']:,}")
         say(f"next: python evaluate.py {run.folder}; longer: --max_steps=N; anew: --fresh")
 
 
@@ -233,13 +246,7 @@ def finish(run):
 
 def prepare_device(s):
     """Join the other processes -> the device of this one, and the dtype to compute in."""
-    device = find_device(s.device)
-    if device.type == "cuda":
-        number = local_rank() if launched() > 1 else device.index or 0
-        device = find_device(f"cuda:{number}")
-        torch.cuda.set_device(device)
-    nccl = device.type == "cuda" and dist.is_nccl_available()  # Windows has none
-    join_processes("cpu:gloo,cuda:nccl" if nccl else "gloo")
+    device = join_processes(find_device(s.device))
     return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
@@ -268,11 +275,6 @@ def compiled(module, s):
         return module
     torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # a graph break compiles each block apart
     return torch.compile(module)
-
-
-def parallel(module):
-    """DDP, which averages the gradients of all processes."""
-    return DistributedDataParallel(module) if world_size() > 1 else module
 
 
 def script(args):

@@ -22,6 +22,7 @@ from support.settings import UserError, reason
 import torch
 
 DIGEST = 64  # letters in a SHA-256
+ALTERED = "its SHA-256 does not match: cut short, altered, or not written by nanoRNN"
 SUFFIX = struct.pack("<H", DIGEST)  # a zip archive ends with the length of its comment, then the comment
 
 
@@ -40,17 +41,23 @@ def save(state, path, previous=None):
 def read(path):
     """
     Read a checkpoint file, or the last good one of a run folder -> (state, on the CPU, its path). A damaged
-    file is named on stderr and the one before it is taken; UserError if none is left.
+    file is named on stderr and the one before it is taken; UserError if none is left. state["digest"] is the
+    SHA-256 of what was read, whatever train.py has written to that path meanwhile.
     """
     path = Path(path)
     candidates = [path / "checkpoint.pt", path / "previous.pt"] if path.is_dir() else [path]
     found = [candidate for candidate in candidates if candidate.exists()]
     for candidate in found:
-        problem = damage(candidate)
+        problem = ALTERED
         try:
-            if not problem:
-                saved = torch.load(candidate, map_location="cpu", weights_only=True)
-                return with_current_names(saved), candidate
+            with open(candidate, "rb") as file:
+                digest = intact_digest(file)
+                if digest:
+                    file.seek(0)
+                    saved = torch.load(file, map_location="cpu", weights_only=True)
+                    return with_current_names(saved) | {"digest": digest}, candidate
+        except OSError as error:
+            problem = reason(error)
         except Exception as error:  # PyTorch's, for a file with a right digest that nanoRNN has not written
             problem = f"more than numbers and text, and nothing in a file is executed: {type(error).__name__}"
         print(f"{candidate} is damaged ({problem}) and is not used", file=sys.stderr)
@@ -76,16 +83,22 @@ def damage(path):
     """The problem with a checkpoint file, in words; None if its bytes are those that were written."""
     try:
         with open(path, "rb") as file:
-            digest, left = hashlib.sha256(), os.path.getsize(path) - len(SUFFIX) - DIGEST
-            while left > 0:
-                piece = file.read(min(left, 1 << 20))
-                digest.update(piece)
-                left -= len(piece)
-            digest.update(b"\0\0")  # where the comment's length was still 0
-            whole = file.read() == SUFFIX + digest.hexdigest().encode()
+            return None if intact_digest(file) else ALTERED
     except OSError as error:
         return reason(error)
-    return None if whole else "its SHA-256 does not match: cut short, altered, or not written by nanoRNN"
+
+
+def intact_digest(file):
+    """The SHA-256 that an open checkpoint carries, if it is that of its bytes; else None."""
+    digest = hashlib.sha256()
+    left = os.fstat(file.fileno()).st_size - len(SUFFIX) - DIGEST
+    while left > 0:
+        piece = file.read(min(left, 1 << 20))
+        digest.update(piece)
+        left -= len(piece)
+    digest.update(b"\0\0")  # where the comment's length was still 0
+    whole = file.read() == SUFFIX + digest.hexdigest().encode()
+    return digest.hexdigest() if whole else None
 
 
 def fingerprint(path):
@@ -188,6 +201,8 @@ def alone_in(folder):
     finally:
         if handle is not None:
             os.close(handle)  # as the end of the process does, kill -9 included
+            with suppress(OSError):
+                folder.rmdir()  # if nothing was written there
 
 
 def sync_folder(folder):

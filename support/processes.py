@@ -4,9 +4,14 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
+
+from support.settings import UserError
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(hours=12)  # that processes wait for another: the first may have to fetch a corpus
 
 
 def rank():
@@ -34,15 +39,26 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def join_processes(backend):
+def join_processes(device):
     """
-    Join the other processes. Their addresses are exchanged under a store prefix unique to this restart,
-    because those of an earlier one lead nowhere (github.com/pytorch/pytorch/issues/135712).
+    Join the other processes -> the device of this one: each of several takes the GPU of its own number. Their
+    addresses are exchanged under a store prefix unique to this restart, because those of an earlier one lead
+    nowhere (github.com/pytorch/pytorch/issues/135712).
     """
+    cuda = device.type == "cuda"
+    if cuda:
+        number = local_rank() if launched() > 1 else device.index or 0
+        if number >= torch.cuda.device_count():
+            what = f"there are {torch.cuda.device_count()} GPUs for {number + 1} processes or more"
+            raise UserError(f"{what} here; lower torchrun's --nproc_per_node")
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
     if launched() > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if cuda and dist.is_nccl_available() else "gloo"  # Windows has no NCCL
         store, rank_, size_ = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"restart {restarts()}", store)
-        dist.init_process_group(backend, store=store, rank=rank_, world_size=size_)
+        dist.init_process_group(backend, store=store, rank=rank_, world_size=size_, timeout=PATIENCE)
+    return device
 
 
 def leave_processes():

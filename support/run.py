@@ -3,23 +3,29 @@ A run: the folder out/RUN, what is saved in it, logged and resumed.
 
     checkpoint.pt   the last one       previous.pt   the one before       best.pt   the best by validation
     chck_10M.pt     the weights after 10 million words, where they are asked for
+    before_decay.pt with schedule = "wsd": from here the run is continued when it is made longer
+    log.jsonl       losses and scores, the same whenever the run is repeated       times.jsonl   its speed
 """
 
 import hashlib
 import json
 import math
+import shlex
+import time
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
+from model import Config, load, read_tokenizer
 from support.files import append, damage, read, replacing, save
 from support.processes import rank, restarts, sum_over_processes, wait_for_all, world_size
-from support.settings import UserError
+from support.settings import UserError, naming
 
 # Settings that may change when a run is resumed: how long, where and how often.
 MAY_CHANGE = {"run", "epochs", "max_steps", "accumulate", "device", "kernels", "compile", "fresh"}
 MAY_CHANGE |= {"log_every", "eval_every", "save_every", "checkpoints"}
 
+DECAY = 0.2  # share of the steps, at the end, in which the learning rate of schedule = "wsd" falls
 MILLION = 1_000_000
 # Millions of words read after which weights are kept, under the name that a submission gives them: chck_10M.
 MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}  # the challenge of 2025
@@ -38,37 +44,50 @@ class Diverged(UserError):
 class Run:
     """A model in training, its progress, and its folder out/RUN."""
 
-    def __init__(self, s, model, optimizer, scaler, corpus, steps, blocks):
-        """Start anew, or resume from the folder's last checkpoint. `steps` in all, `blocks` in an epoch."""
-        self.s, self.steps, self.blocks, self.folder = s, steps, blocks, Path("out") / s.run
+    def __init__(self, s, model, optimizer, scaler, corpus, blocks):
+        """Start anew, or resume from the folder's last checkpoint. There are `blocks` blocks in an epoch."""
+        self.s, self.blocks, self.folder = s, blocks, Path("out") / s.run
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.tokens = s.batch_size * s.context  # in a step
+        self.steps = self.planned = count_steps(asdict(s), blocks)  # now, and when it was last started
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
         self.saved = None  # the step and last evaluation in checkpoint.pt
         self.corpus = data_digest(corpus)
         self.marks = find_marks(s, corpus, blocks)
         self.unchecked = []  # (step, learning rate, losses, gradient norm), not yet checked for NaN and inf
-        last, previous, best = (self.folder / f"{name}.pt" for name in ("checkpoint", "previous", "best"))
+        last, previous = self.folder / "checkpoint.pt", self.folder / "previous.pt"
         kept = sorted(self.folder.glob("chck_*.pt"))
-        fresh = s.fresh and not restarts()
-        taken = self.resume() if not fresh and (last.exists() or previous.exists()) else None
-        if kept and not taken and not fresh:  # killed before the first checkpoint
+        fresh, taken = s.fresh and not restarts(), None
+        if not fresh and (last.exists() or previous.exists()):
+            taken = self.resume()
+        elif kept and not fresh:
             self.refuse_another_run(*read(kept[0]))
+        if s.from_run and not taken:
+            self.start_from(s.from_run, corpus)
         wait_for_all()  # no file changes before all processes have read it
         if rank() == 0:
             for file in self.folder.glob("*.unfinished"):
                 file.unlink()
             if fresh:
-                for file in (last, previous, best, *kept):
+                others = (self.folder / name for name in ("best.pt", "before_decay.pt", "times.jsonl"))
+                for file in (last, previous, *others, *kept):
                     file.unlink(missing_ok=True)
             if taken == previous and last.exists():  # the next save would keep it in place of the good one
                 last.replace(self.folder / "damaged.pt")
             self.prepare_folder(corpus)
+        self.clock = self.step, time.perf_counter()  # when the throughput was last measured
+        self.began = self.clock[1]
 
     def resume(self):
         """Load the last checkpoint, if it was made with the same settings. Returns its path."""
         saved, path = read(self.folder)
         self.refuse_another_run(saved, path)
+        self.planned = count_steps(saved["settings"], self.blocks)
+        early = self.folder / "before_decay.pt"
+        longer = self.s.schedule == "wsd" and self.steps > self.planned
+        if longer and saved["step"] > decay_start(self.planned) and early.exists():
+            saved, path = read(early)
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
             raise UserError(
                 f"{path}: holds weights alone, or is of an earlier version; start anew with --fresh"
@@ -80,14 +99,31 @@ class Run:
         self.saved = self.step, self.evaluated
         return path
 
+    def start_from(self, source, corpus):
+        """Take the weights of another run; UserError unless its model and its tokenizer are the same."""
+        where = f"from_run = {source!r}"
+        with naming(where):
+            model, tokenizer, its = load(source, kernels=None)
+        shape = {field.name for field in fields(Config)} - {"dropout", "context"}
+        if self.s.position == "learned" or "hyena" in self.s.mixer:
+            shape.add("context")
+        then, now = ({name: getattr(x, name) for name in sorted(shape)} for x in (its, self.s))
+        listed = differences(then, now, may_change=())
+        if listed:
+            raise UserError(f"{where} is another model ({listed}): set these as they are there")
+        if tokenizer.to_str() != read_tokenizer(corpus).to_str():
+            raise UserError(f"{where} has another tokenizer than {corpus}: set the corpus that it has read")
+        self.model.load_state_dict(model.state_dict())
+
     def refuse_another_run(self, saved, path):
         """Raise UserError if a checkpoint was made with other settings or from another corpus."""
-        then, now, may_change = saved["settings"], asdict(self.s), MAY_CHANGE
+        then = asdict(type(self.s)()) | saved["settings"]  # of an earlier version, perhaps, with fewer
+        now, may_change = asdict(self.s), MAY_CHANGE
         if then.get("teacher_is") == now.get("teacher_is"):
             may_change = MAY_CHANGE | {"teacher"}  # the same one, by another path
         listed = differences(then, now, may_change)
         if listed:
-            remedy = "set them back, or use --run=NAME or --fresh"
+            remedy = "set them back, or use --run=NAME (with --from to keep the weights) or --fresh"
             raise UserError(f"{path} was made with other settings ({listed}): {remedy}")
         if saved.get("corpus") != self.corpus:
             remedy = "start anew with --fresh"
@@ -136,8 +172,9 @@ class Run:
 
     def keep_weights(self):
         """
-        Write chck_1M.pt, say, if this is its step: the weights without the optimizer. It is called before anything
-        saves the step, so the marks up to any step that a run resumes from are on disk. An intact one is kept.
+        Write chck_1M.pt, say, if this is its step: the weights without the optimizer; and before_decay.pt. It is
+        called before anything saves the step, so the marks up to any step that a run resumes from are on disk. An
+        intact one is kept.
         """
         for name in self.marks.get(self.step, ()):
             self.check_finite()
@@ -145,6 +182,11 @@ class Run:
             if rank() == 0 and damage(self.folder / name):  # none yet, or not whole
                 save(self.weights(), self.folder / name)
             wait_for_all()
+        if self.s.schedule == "wsd" and self.step == decay_start(self.steps):
+            self.check_finite()
+            self.check_weights()
+            if rank() == 0:
+                save(self.state(), self.folder / "before_decay.pt")
 
     def state(self):
         """Everything that resuming needs; the order of the data and dropout follow from the step."""
@@ -183,7 +225,18 @@ class Run:
         losses = dict(zip(losses, means))
         norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 left out
         self.log(losses | {"grad_norm": norm, "learning_rate": rate})
-        return ", ".join(f"{name} {losses[name]:.3f}" for name in losses) + f", lr {rate:.1e}"
+        self.log_time()
+        shown = "".join(f"{name} {losses[name]:.3f}, " for name in losses)
+        return f"step {self.step:,}, {shown}lr {rate:.1e}"
+
+    def log_time(self):
+        """Add a line to times.jsonl; seconds count from the start of this process's training."""
+        now, (step, then) = time.perf_counter(), self.clock
+        speed = (self.step - step) * self.tokens / (now - then)
+        self.clock = self.step, now
+        record = {"step": self.step, "tokens": self.step * self.tokens, "seconds": round(now - self.began, 3)}
+        if rank() == 0:
+            append(self.folder / "times.jsonl", record | {"tokens_per_second": round(speed)})
 
     def log_evaluation(self, loss, accuracy, pairs):
         """
@@ -203,24 +256,12 @@ class Run:
                 save(self.state(), self.folder / "best.pt")
         answers = {"accuracy": accuracy} if accuracy else {}
         self.log({"val_loss": loss} | answers | scored)
+        self.clock = self.step, time.perf_counter()
         best = best_evaluation(read_log(self.folder))
         scores = "".join(f", {name} right {accuracy[name]:.1f} %" for name in accuracy)
         scores += "".join(f", {task} {pairs[task]['score']:.1f} %" for task in pairs)
         macro = f", macro {scored['macro']:.1f} %" if len(pairs) > 1 else ""
         return f"val {loss:.3f}{scores}{macro}" + (f" (best: step {best['step']:,})" if best else "")
-
-    def results(self):
-        """Yield lines on the best evaluation of a run and on the weights kept for BabyLM."""
-        best = best_evaluation(read_log(self.folder))
-        if best:
-            where = f"step {best['step']:,}, epoch {best['epoch']:.2f}"
-            is_it = self.s.best_by == "pairs" and self.best == best["macro"]
-            file = self.folder / "best.pt" if is_it else f"best.pt is the best by {self.s.best_by}"
-            yield f"best macro score: {best['macro']:.1f} % at {where}; {file}"
-        names = [name for step in sorted(self.marks) for name in self.marks[step]]
-        kept = [name for name in names if (self.folder / name).exists()]
-        if names:
-            yield f"kept for BabyLM: {', '.join(kept) or f'none; {names[0]} is due at step {min(self.marks):,}'}"
 
     def check_finite(self):
         """Raise Diverged if a loss or gradient since the last check is NaN or inf, before anything is saved."""
@@ -243,12 +284,31 @@ class Run:
                 self.refuse(self.step, f"{name} contains NaN or inf")
 
     def refuse(self, step, what, rate=None):
-        """Raise Diverged; nothing is saved."""
-        last = self.folder / "checkpoint.pt"
+        """Raise Diverged, with a command that goes on at half the rate; nothing is saved."""
         rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
-        known = f"the last good checkpoint is {last if last.exists() else 'none yet'}"
-        remedy = f"Lower it, or grad_clip; {known}"
-        raise Diverged(f"step {step}: {what}, at a learning rate of {rate:.2g}. {remedy}")
+        script = "distill.py" if hasattr(self.s, "teacher") else "train.py"
+        command = ["python", script, str(self.folder), f"--learning_rate={self.s.learning_rate / 2:.2g}"]
+        if self.s.min_lr:
+            command.append(f"--min_lr={self.s.min_lr / 2:.2g}")
+        last = self.folder / "checkpoint.pt"
+        if last.exists():
+            command += [f"--from={last}", f"--run={self.s.run}_lower"]
+            remedy = "Go on from the last good checkpoint at half the rate"
+        else:
+            command.append("--fresh")
+            remedy = "Start anew at half the rate"
+        where = f"step {step}: {what}, at a learning rate of {rate:.2g}"
+        raise Diverged(f"{where}. {remedy}: {shlex.join(command)}")
+
+
+def count_steps(settings, blocks):
+    """The steps that settings, as a dictionary, ask for on a corpus of so many blocks."""
+    return settings["max_steps"] or math.ceil(settings["epochs"] * blocks / settings["batch_size"])
+
+
+def decay_start(steps):
+    """The step from which the learning rate of schedule = "wsd" falls."""
+    return steps - math.ceil(DECAY * steps)
 
 
 def find_marks(s, corpus, blocks):
@@ -281,9 +341,9 @@ def data_digest(corpus):
     return hashlib.sha256(json.dumps(parts + sorted(meta["sources"].values())).encode()).hexdigest()
 
 
-def read_log(folder):
-    """The records of a run's log.jsonl, up to the first damaged line, such as one cut short by a kill."""
-    path, records = Path(folder) / "log.jsonl", []
+def read_log(folder, name="log.jsonl"):
+    """The records of a run's log.jsonl or times.jsonl, up to the first damaged line, as a kill leaves one."""
+    path, records = Path(folder, name), []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         try:
             record = json.loads(line)

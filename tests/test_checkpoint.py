@@ -31,6 +31,7 @@ def same(one, other):
 
 def test_what_is_saved_is_what_is_read(folder):
     state, path = files.read(folder)
+    assert state.pop("digest") == files.fingerprint(path)
     assert same(state, STATE) and path == folder / "checkpoint.pt"
     assert files.read(folder / "previous.pt")[0]["step"] == 6
     assert sorted(file.name for file in folder.iterdir()) == ["checkpoint.pt", "previous.pt"]

@@ -227,6 +227,25 @@ def test_how_long_and_how_often_may_change(workplace, tiny):
     assert saved()["step"] == 32
 
 
+def test_a_run_made_longer_says_how_its_learning_rate_jumps(workplace, tiny, capsys):
+    train.main(tiny(max_steps=60))
+    said = "30 steps were planned, now 60: the learning rate jumps from 3.4e-05 to 0.0054; "
+    assert said in capsys.readouterr().out
+    for max_steps in (4, 8):
+        train.main(tiny(run="flat", schedule="constant", max_steps=max_steps))
+    assert "jumps" not in capsys.readouterr().out
+
+
+def test_a_wsd_run_made_longer_is_as_if_it_had_been_long_from_the_start(workplace, tiny, capsys):
+    """It continues from where its learning rate was still constant, twice."""
+    s = tiny(run="long", schedule="wsd", max_steps=17, save_every=3, warmup=2)
+    train.main(s)
+    for max_steps in (5, 11, 17):
+        train.main(replace(s, run="longer", max_steps=max_steps))
+    same(contents("longer"), contents("long"))
+    assert "jumps" not in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------
 # Two processes
 

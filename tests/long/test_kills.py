@@ -32,7 +32,7 @@ HEAVY = dict(
 )  # fmt: skip
 WHOLE = {
     *("checkpoint.pt", "previous.pt", "best.pt"),
-    *("settings.json", "tokenizer.json", "log.jsonl", "learning_curve.svg"),
+    *("settings.json", "tokenizer.json", "log.jsonl", "times.jsonl", "learning_curve.svg"),
 }
 
 
