@@ -13,7 +13,9 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
+import textwrap
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -36,6 +38,33 @@ def naming(where):
 
 OF_ANOTHER = dict.fromkeys(("models", "learning_rates", "seeds", "against"), "compare.py")
 OF_ANOTHER |= dict.fromkeys(("teacher", "alpha", "temperature"), "distill.py")
+FLAGS = {"from": "from_run"}  # a word of Python cannot be a field's name
+USUAL = {  # setting or value: what else it is often called
+    "learning_rate": "lr rate",
+    "batch_size": "bs batch",
+    "max_steps": "steps iters max_iters iterations",
+    "epochs": "num_train_epochs",
+    "n_layer": "layers depth num_layers num_hidden_layers",
+    "n_head": "heads num_heads num_attention_heads",
+    "d_model": "dim width hidden hidden_size embed n_embd",
+    "d_mlp": "ffn intermediate_size",
+    "context": "block_size seq_len sequence_length max_length",
+    "weight_decay": "wd",
+    "mixer": "model arch",
+    "corpus": "data dataset",
+    "to": "out output out_dir",
+    "run": "name out output out_dir",
+    "tasks": "benchmarks",
+    "device": "gpu cuda",
+    "tokens": "length max_tokens max_new_tokens",
+    "samples": "n num_samples num_return_sequences",
+    "float32": "fp32 single",
+    "float16": "fp16 half",
+    "bfloat16": "bf16",
+    "float64": "fp64 double",
+    "attention": "transformer gpt gpt2 llama",
+}
+NOT_PATHS = "prompt", "text"  # settings in which ~ is a letter
 
 
 def configure(defaults, args, word=None, default=None):
@@ -52,41 +81,80 @@ def configure(defaults, args, word=None, default=None):
 
 def given(defaults, args, word=None, default=None):
     """The settings that a file or flag names, {name: value}, each of the right type, not yet checked together."""
-    if "--help" in args or "-h" in args:
-        print_help(defaults)
-        sys.exit(0)
-    flags = {}
-    for arg in args:
-        if arg.startswith("-"):
-            flags |= read_flag(arg, defaults)
-    words = [arg for arg in args if not arg.startswith("-")] or [default] * bool(default)
-    if word and len(words) > 1:
+    words, settings = read_args(args, defaults)
+    if default and not words:
+        words = [default]
+    asked = {"--help", "-h"} & set(args)
+    if word and len(words) > 1 and not asked:
         raise UserError(f"{' '.join(words)}: one at a time, please")
-    if word or not words:
-        return ({word: words[0]} if words else {}) | flags
-    settings = {"run": Path(words[-1]).stem}  # unless one of them names it
-    for arg in words:
-        settings |= read_file(arg, defaults)
-        if os.path.isdir(arg):  # as it may have been copied from another place
-            settings["run"] = Path(arg).resolve().name
-    return settings | flags
+    if word and words:
+        check_run(words[0])
+        settings = {word: words[0]} | settings
+    else:
+        settings = read_files(words, defaults) | settings
+    if asked:
+        print_help(replace(defaults, **settings))
+        sys.exit(0)
+    return settings
 
 
-def read_flag(arg, defaults):
-    """ "--n_layer=4" -> {"n_layer": 4}; "--fresh" alone is True."""
+def read_args(args, defaults):
+    """["config/small.py", "--n_layer=4"] -> (["config/small.py"], {"n_layer": 4})."""
+    words, settings = [], {}
+    args = [arg for arg in args if arg not in ("--help", "-h")]
+    for arg, following in zip(args, [*args[1:], ""]):
+        if arg.startswith("-"):
+            settings |= read_flag(arg, following, defaults)
+        else:
+            check_word(arg, defaults)
+            words.append(os.path.expanduser(arg))
+    return words, settings
+
+
+def read_flag(arg, following, defaults):
+    """ "--n_layer=4" -> {"n_layer": 4}; "--fresh" alone is True. `following` is the next argument."""
     name, equals, text = arg.lstrip("-").partition("=")
+    name = FLAGS.get(name, name)
     default = value_of(name, defaults, f"--{name}")
     if not equals:
         if isinstance(default, bool):
             return {name: True}
-        raise UserError(f"--{name} has no value: write --{name}={default}")
-    if isinstance(default, str):
-        return {name: text}
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text
+        value = default
+        if following and not following.startswith("-"):
+            value = shlex.quote(following)
+        raise UserError(f"--{name} has no value: write --{name}={value}")
+    value = text
+    if not isinstance(default, str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass  # not of the right type then
     return {name: typed(name, value, defaults, f"--{name}")}
+
+
+def check_word(text, defaults):
+    """Raise UserError for a word that was meant as a flag: n_layer=4, or one with a dash from a word processor."""
+    flag = text.lstrip("\u2013\u2014\u2212")
+    name = flag.partition("=")[0]
+    if name in vars(defaults) and not os.path.exists(text):
+        raise UserError(f"{text}: did you mean --{flag if '=' in flag else name + '=VALUE'}?")
+
+
+def check_run(path):
+    """Raise UserError for a run that is not there, if another has nearly its name."""
+    close = nearest(Path(path).name, [folder.name for folder in Path("out").glob("*")])
+    if close and not os.path.exists(path):
+        raise UserError(f"{path}: there is no such run; did you mean out/{close}?")
+
+
+def read_files(paths, defaults):
+    """The settings of files and run folders, the last word wins; the last path also names the run."""
+    settings = {"run": Path(paths[-1]).stem} if paths else {}
+    for path in paths:
+        settings |= read_file(path, defaults)
+        if os.path.isdir(path):  # as it may have been copied from another place
+            settings["run"] = Path(path).resolve().name
+    return settings
 
 
 def read_file(path, defaults):
@@ -94,26 +162,36 @@ def read_file(path, defaults):
     Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it. A line
     `base = "OTHER.py"` takes whatever is not set here from that file, in the same folder.
     """
-    path = Path(path) / "settings.json" if os.path.isdir(path) else Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "settings.json"
     if not path.exists() and (ROOT / path).exists():  # config/toy.py, from any folder
         path = ROOT / path
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        where = "nanoRNN's own are in config/"
-        raise UserError(f"{path}: cannot read these settings ({reason(error)}); {where}") from error
-    lines = read_json(text, path) if path.suffix == ".json" else read_literals(text, path)
+        hint = "nanoRNN's own are in config/"
+        close = nearest(path.stem, [file.stem for file in ROOT.glob("config/*.py")])
+        if close and not path.exists():
+            hint = f"did you mean config/{close}.py?"
+        raise UserError(f"{path}: cannot read these settings ({reason(error)}); {hint}") from error
+    lines = read_json(text, path, defaults) if path.suffix == ".json" else read_literals(text, path)
     base = lines.pop("base", (None, None))[0]
     settings = read_file(path.parent / base, defaults) if base else {}
     return settings | {name: typed(name, value, defaults, where) for name, (value, where) in lines.items()}
 
 
-def read_json(text, path):
+def read_json(text, path, defaults):
     """The text of a settings.json -> {name: (value, where it stands)}."""
     try:
-        return {name: (value, path) for name, value in dict(json.loads(text)).items()}
+        settings = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected settings as JSON, {{name: value}} ({error})") from error
+    unknown = [name for name in settings if name not in vars(defaults)]
+    if unknown:
+        remedy = "use that version, or take them out of the file"
+        raise UserError(f"{path}: of another version or script, it has {', '.join(unknown)}; {remedy}")
+    return {name: (value, path) for name, value in settings.items()}
 
 
 def read_literals(text, path):
@@ -147,30 +225,46 @@ def value_of(name, defaults, where):
     names = [field.name for field in fields(defaults)]
     if name in names:
         return getattr(defaults, name)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"did you mean '{close[0]}'?" if close else "--help lists all of them"
-    hint = f"that is one of {OF_ANOTHER[name]}'s" if name in OF_ANOTHER else hint
+    close = nearest(name, names)
+    hint = "--help lists all of them"
+    if close:
+        hint = f"did you mean '{close}'?"
+    if name in OF_ANOTHER:
+        hint = f"that is one of {OF_ANOTHER[name]}'s"
     raise UserError(f"{where}: there is no setting '{name}'; {hint}")
 
 
+def nearest(word, choices):
+    """The one of some words that was meant by a misspelt one; None if none is near."""
+    plain = {re.sub(r"[\W_]", "", choice.lower()): choice for choice in choices}
+    for choice, others in USUAL.items():
+        if choice in choices and word.lower().replace("-", "_") in others.split():
+            return choice
+    close = difflib.get_close_matches(re.sub(r"[\W_]", "", word.lower()), plain, n=1)
+    return plain[close[0]] if close else None
+
+
 def typed(name, value, defaults, where):
-    """The value, if it has the type of the default; whole numbers may stand for floats."""
+    """The value, if it has the type of the default; whole numbers may stand for floats, ~ for the home folder."""
     default = value_of(str(name), defaults, where)
     if isinstance(default, float) and type(value) is int and abs(value) < 1e300:
-        value = float(value)
+        return float(value)
     if type(value) is not type(default):
-        raise UserError(
-            f"{where}: {name} = {value!r} is not of type {type(default).__name__}, like {default!r}"
-        )
+        kind = type(default).__name__
+        raise UserError(f"{where}: {name} = {value!r} is not of type {kind}, like {default!r}")
+    if isinstance(value, str) and name not in NOT_PATHS:
+        return ",".join(map(os.path.expanduser, value.split(",")))
     return value
 
 
 def one_of(name, value, choices):
     """Raise UserError, with a suggestion, if a value is not among the choices."""
     if value not in choices:
-        close = difflib.get_close_matches(value, choices, n=1)
-        hint = f"did you mean '{close[0]}'? Possible: " if close else "possible: "
-        raise UserError(f"{name} = {value!r}: {hint}{', '.join(choices)}")
+        close = nearest(value, choices)
+        hint = f"did you mean '{close}'? Possible: " if close else "possible: "
+        error = UserError(f"{name} = {value!r}: {hint}{', '.join(choices)}")
+        error.choices = {name: list(choices)}
+        raise error
 
 
 def at_least(least, settings, *names):
@@ -181,14 +275,31 @@ def at_least(least, settings, *names):
             raise UserError(f"{name} = {value}: must be a number, at least {least}")
 
 
-def print_help(defaults):
-    """Every setting with its default and the comment beside it, read from the dataclasses themselves."""
+def print_help(settings):
+    """Every setting with its value, the comment beside it in the dataclass, and what else it can be."""
     script = sys.modules["__main__"]
     print((script.__doc__ or "").strip() + "\n\nSettings:")
-    for cls in reversed(type(defaults).__mro__[:-1]):
-        lines = re.findall(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(cls), re.MULTILINE)
+    for cls in reversed(type(settings).__mro__[:-1]):
+        lines = re.findall(r"^    (\w+): \w+ = .*?(?:  # (.*))?$", inspect.getsource(cls), re.MULTILINE)
         for name, meaning in lines:
-            print(f"  --{name}={getattr(defaults, name)}".ljust(32) + meaning)
+            value = textwrap.shorten(str(getattr(settings, name)), 100, placeholder=" ...")
+            choices = choices_of(name, settings)
+            if not all(choice in meaning for choice in choices):
+                meaning = f"{meaning}; possible: {', '.join(choices)}"
+            first, *others = textwrap.wrap(meaning, 80) or [""]
+            print(f"  --{name}={value}".ljust(30) + f"  {first}")
+            for line in others:
+                print(" " * 34 + line)
+
+
+def choices_of(name, settings):
+    """The words that a setting may be: those that its check lists when it is given another one."""
+    if isinstance(getattr(settings, name), str):
+        try:
+            replace(settings, **{name: "?"}).check()
+        except UserError as error:
+            return getattr(error, "choices", {}).get(name, [])
+    return []
 
 
 def reason(error):

@@ -19,18 +19,19 @@ import evaluate
 import sample
 import train
 from conftest import TINY
+from model import MIXERS
 from support.settings import configure
+from tools import export
 
 import pytest
-import torch
 
 ROOT = Path(train.__file__).parent
-SCRIPTS = {
-    "train.py": train,
-    "distill.py": distill,
-    "data.py": data,
-    "evaluate.py": evaluate,
-    "sample.py": sample,
+SCRIPTS = {  # name -> module, the settings file that it takes if none is given
+    "train.py": (train, "toy.py"),
+    "distill.py": (distill, "distill_toy.py"),
+    "data.py": (data, ""),
+    "evaluate.py": (evaluate, ""),
+    "sample.py": (sample, ""),
 }
 
 
@@ -66,10 +67,11 @@ def test_the_run_is_named_after_the_file_unless_it_has_a_name(tmp_path):
         ("--mixer=hgrn2 hgrn2 attention", "hgrn2 hgrn2 attention"),
         ("--fresh", True),
         ("--fresh=False", False),
+        ("-n_layer=4", 4),
     ],
 )
 def test_flags_are_read_as_the_type_of_the_default(flag, value):
-    name = re.match(r"--(\w+)", flag)[1]
+    name = re.match(r"-+(\w+)", flag)[1]
     found = getattr(read(flag), name)
     assert found == value and type(found) is type(value)
 
@@ -119,76 +121,6 @@ def test_every_file_in_config_works(file):
     assert read(str(file)).run == file.stem
 
 
-MISTAKES = {  # flag -> words that tell the remedy
-    "--n_layers=3": "did you mean 'n_layer'",
-    "--lerning_rate=1": "did you mean 'learning_rate'",
-    "--zzz=3": "--help",
-    "--n_layer=three": "'three' is not of type int",
-    "--n_layer=3.0": "3.0 is not of type int, like 6",
-    "--n_layer=True": "not of type int",
-    "--n_layer={[]: 1}": "not of type int",
-    "--n_layer": "write --n_layer=6",
-    "--n_layer=0": "at least 1",
-    "--fresh=1": "not of type bool",
-    "--learning_rate=-1": "learning_rate = -1.0: must be a number, at least 0",
-    "--learning_rate=1e999": "must be a number",
-    "--dropout=1.0": "below 1",
-    "--beta1=1.0": "below 1",
-    "--seed=99999999999999999999": "seed",
-    "--mixer=hgrn": "did you mean 'hgrn2'",
-    "--mixer=": "possible: hgrn2",
-    "--norm=rmsnrm": "did you mean 'rmsnorm'",
-    "--optimizer=adamw adam": "ossible: adamw, adam",
-    "--device=gpu": "cpu",
-    "--kernels=lop": "did you mean 'loop'",
-    "--n_head=3": "n_head = 3 does not divide d_model = 256",
-    "--vocab_size=100000": "at most 65536",
-    "--accumulate=3": "batch_size = 16 is not a multiple of accumulate",
-    "--best_by=pairs": "best_by = 'pairs'",
-    "--eval_pairs=toyladn": "did you mean 'toyland'",
-    "--epochs=0": "max_steps = 0 and epochs = 0",
-    "--run=a/b": "cannot name a folder",
-    "--run=..": "cannot name a folder",
-    "--corpus=../toy": "cannot name a folder under data/: use letters",
-    "--corpus=": "corpus = '' cannot name",
-    "config/nothing.py": "config/nothing.py: cannot read these settings",
-    "stray": "stray: cannot read these settings",
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_setting_is_one_line_with_the_remedy(mistake, refusal, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    said = refusal(read, mistake)
-    assert MISTAKES[mistake] in said and said.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "settings, mistake, remedy",
-    [
-        (data.Settings(), "--vocab_size=70000", "at most 65536"),
-        (data.Settings(), "--val_share=1.0", "below 1"),
-        (evaluate.Settings(), "--tasks=blmp", "did you mean 'blimp'"),
-        (evaluate.Settings(), "--protocol=2023", "ossible: 2024, 2025"),
-        (evaluate.Settings(), "--device=gpu", "cpu"),
-        (sample.Settings(), "--top_p=0", "above 0"),
-        (sample.Settings(), "--temperature=-1", "at least 0"),
-        (sample.Settings(), "--device=gpu", "cpu"),
-    ],
-)
-def test_so_it_is_in_the_other_scripts(settings, mistake, remedy, refusal):
-    said = refusal(configure, settings, [mistake])
-    assert remedy in said and said.count("\n") == 1
-
-
-@pytest.mark.parametrize("module", [train, evaluate, sample], ids=lambda module: module.__name__)
-def test_a_device_that_is_not_there_is_one_line(module, workplace, refusal):
-    device = "mps" if torch.cuda.is_available() else "cuda"
-    said = refusal(lambda: module.main(configure(module.Settings(), [f"--device={device}"])))
-    assert said == f"device = {device!r}: PyTorch finds none here; --device=cpu works everywhere\n"
-
-
 @pytest.mark.parametrize(
     "code",
     [
@@ -227,8 +159,23 @@ train.py tiny.py --n_layers=3                   -> --n_layers: there is no setti
 train.py tiny.py --zzz                          -> --zzz: there is no setting 'zzz'; --help lists all
 train.py tiny.py --                             -> --help lists all
 train.py tiny.py --=3                           -> --help lists all
-train.py tiny.py --n_layer 3                    -> --n_layer has no value: write --n_layer=6
-train.py tiny.py -n_layer 3                     -> write --n_layer=6
+train.py tiny.py --lerning_rate=1               -> did you mean 'learning_rate'
+train.py tiny.py --LR=1                         -> did you mean 'learning_rate'
+train.py tiny.py --lr=1e-3                      -> did you mean 'learning_rate'
+train.py tiny.py --bs=8                         -> did you mean 'batch_size'
+train.py tiny.py --heads=8                      -> did you mean 'n_head'
+train.py tiny.py --steps=8                      -> did you mean 'max_steps'
+train.py tiny.py --D-MODEL=32                   -> did you mean 'd_model'
+train.py tiny.py --n_layer 3                    -> --n_layer has no value: write --n_layer=3
+train.py tiny.py --mixer mingru                 -> --mixer has no value: write --mixer=mingru
+train.py tiny.py -n_layer 3                     -> write --n_layer=3
+train.py tiny.py --n_layer                      -> write --n_layer=6
+train.py tiny.py n_layer=3                      -> n_layer=3: did you mean --n_layer=3?
+train.py tiny.py n_layer 3                      -> n_layer: did you mean --n_layer=VALUE?
+train.py tiny.py –n_layer=3                     -> did you mean --n_layer=3?
+train.py config/toi.py                          -> did you mean config/toy.py?
+train.py toy                                    -> did you mean config/toy.py?
+train.py other_version.json                     -> other_version.json: of another version or script, it has
 train.py -n_layer=x tiny.py                     -> n_layer = 'x' is not of type int, like 6
 train.py tiny.py --n_layer=                     -> n_layer = '' is not of type int
 train.py tiny.py --n_layer=1e3                  -> n_layer = 1000.0 is not of type int
@@ -250,6 +197,11 @@ train.py tiny.py --n_layer=-1                   -> n_layer = -1: must be a numbe
 train.py tiny.py --n_head=3                     -> n_head = 3 does not divide d_model = 16
 train.py tiny.py --mixer=attention --position=rope --n_head=16 -> needs an even d_model / n_head
 train.py tiny.py --mixer=hgrm2                  -> mixer = 'hgrm2': did you mean 'hgrn2'?
+train.py tiny.py --mixer=HGRN2                  -> mixer = 'HGRN2': did you mean 'hgrn2'?
+train.py tiny.py --mixer=min-GRU                -> mixer = 'min-GRU': did you mean 'mingru'?
+train.py tiny.py --mixer=transformer            -> mixer = 'transformer': did you mean 'attention'?
+train.py tiny.py --mixer=                       -> mixer = '': possible: hgrn2
+train.py tiny.py --norm=RMS_norm                -> did you mean 'rmsnorm'?
 train.py tiny.py "--mixer=hgrn2 hgrn2 atention" -> mixer = 'atention': did you mean 'attention'?
 train.py tiny.py "--mixer= "                    -> mixer = '': possible: hgrn2, mingru, minlstm, attention
 train.py tiny.py "--mlp=gelu nope"              -> mlp = 'nope': did you mean 'none'? Possible
@@ -269,8 +221,10 @@ train.py tiny.py --eval_every=-1                -> eval_every = -1: must be a nu
 train.py tiny.py --seed=4294967296              -> must be below 2^32
 train.py tiny.py --schedule=cos                 -> schedule = 'cos': did you mean 'cosine'?
 train.py tiny.py --optimizer=sgd                -> optimizer = 'sgd': possible: adamw, adam
-train.py tiny.py --dtype=fp16                   -> dtype = 'fp16': possible: auto, float32, bfloat16
+train.py tiny.py --dtype=fp16                   -> dtype = 'fp16': did you mean 'float16'?
 train.py tiny.py --compile=True                 -> compile = 'True': possible: auto, yes, no
+train.py tiny.py --device=cuda                  -> PyTorch finds none here; --device=cpu works everywhere
+train.py tiny.py --kernels=lop                  -> did you mean 'loop'
 train.py tiny.py --device=gpu                   -> device = 'gpu': can be auto, cuda, cuda:1 and so on, mps or cpu
 train.py tiny.py --kernels=triton               -> kernels = 'triton': needs Triton and an NVIDIA GPU
 train.py tiny.py --best_by=pairs                -> best_by = 'pairs', but eval_pairs names none
@@ -305,10 +259,10 @@ train.py text.txt                               -> text.txt:1: expected lines `n
 train.py sample_settings.py                     -> sample_settings.py:2: there is no setting 'temperature'
 train.py two_at_once.py                         -> two_at_once.py:1: expected `name = literal`
 train.py wrong_type.py                          -> wrong_type.py:1: n_layer = '3' is not of type int, like 6
-data.py                                         -> what to prepare? python data.py toy | shakespeare [FILE] | text
-data.py text mine                               -> what to prepare?
-data.py txet mine text.txt                      -> what to prepare?
-data.py toy text.txt                            -> what to prepare?
+data.py                                         -> what to prepare? python data.py text | toy | shakespeare
+data.py text mine                               -> text mine: write python data.py text NAME FILES...
+data.py txet mine text.txt                      -> did you mean 'text'?
+data.py toy text.txt                            -> toy text.txt: write python data.py toy
 data.py toy --vocab_size=300                    -> toy is always made the same way: no settings, please
 data.py shakespeare --val_share=0.2             -> shakespeare is always made the same way
 data.py shakespeare text.txt                    -> text.txt: not tiny Shakespeare, 1,115,394 bytes of SHA-256
@@ -320,7 +274,7 @@ data.py text a/b text.txt                       -> use letters, digits, - and _
 data.py text "" text.txt                        -> corpus = '' cannot name a folder
 data.py text mine missing.txt                   -> missing.txt: there is no such text file
 data.py text mine "*.nothing"                   -> *.nothing: there is no such text file
-data.py text mine folder                        -> folder: there is no such text file
+data.py text mine folder                        -> folder: a folder, not a text file
 data.py text mine ""                            -> '': there is no such text file
 data.py text mine LONG_NAME                     -> there is no such text file
 data.py text mine text.txt --val=missing.txt    -> missing.txt: there is no such text file
@@ -333,7 +287,7 @@ data.py text mine text.txt --val_share=0        -> the share of documents to val
 data.py text mine text.txt --val_share=10       -> the share of documents to validate on, above 0 and below 1
 data.py text mine cut.gz                        -> cut.gz: cannot be read (Compressed file ended
 data.py text mine not.gz                        -> not.gz: cannot be read (Not a gzipped file
-data.py text mine utf16.txt                     -> utf16.txt: cannot be read (this is UTF-16; save it as UTF-8)
+data.py text mine utf16.txt                     -> utf16.txt: cannot be read (this is UTF-16, not UTF-8 text
 data.py text mine empty.txt                     -> data/mine: no text to train on; are the files empty?
 data.py text mine line.txt --val_share=1e-9     -> too little text to keep some for validation; name more
 evaluate.py out/none                            -> out/none: no checkpoint here; make one: python train.py
@@ -344,7 +298,10 @@ evaluate.py out/tiny --task=toyland             -> there is no setting 'task'; d
 evaluate.py out/tiny --tasks=blmp               -> tasks = 'blmp': did you mean 'blimp'?
 evaluate.py out/tiny --tasks=missing.jsonl      -> tasks = 'missing.jsonl': possible: toyland, toyland_ewok
 evaluate.py out/tiny --tasks=,                  -> tasks = '': possible: toyland
-evaluate.py out/tiny                            -> blimp: put it at data/blimp/blimp.zip, or set
+evaluate.py out/tiny --tasks=blimp              -> blimp: put it at data/blimp/blimp.zip, or set
+evaluate.py out/tiny --tasks=BLiMP              -> tasks = 'BLiMP': did you mean 'blimp'?
+evaluate.py tiny                                -> tiny: there is no such run; did you mean out/tiny?
+evaluate.py out/tini                            -> did you mean out/tiny?
 evaluate.py out/tiny --tasks=folder             -> folder: no .jsonl files with records in it
 evaluate.py out/tiny --tasks=text.txt           -> text.txt:1: not a record of BLiMP, EWoK or BEAR
 evaluate.py out/tiny --tasks=half.jsonl         -> half.jsonl:1: not a record of BLiMP, EWoK or BEAR
@@ -353,13 +310,15 @@ evaluate.py out/tiny --tasks=pairs.jsonl,cut.gz -> cut.gz: cannot be read
 evaluate.py out/tiny --tasks=none.zip           -> none.zip: cannot be read (File is not a zip file)
 evaluate.py out/tiny --tasks=pairs.jsonl --results=folder -> results = 'folder' is a folder: name a file in it
 evaluate.py out/tiny --protocol=2023            -> ossible: 2024, 2025
-evaluate.py out/tiny --protocol 2025            -> --protocol has no value: write --protocol=2024
+evaluate.py out/tiny --protocol 2025            -> --protocol has no value: write --protocol=2025
 evaluate.py out/tiny --dtype=float16            -> ossible: float32, bfloat16, float64
 evaluate.py out/tiny --kernels=fast             -> kernels = 'fast': possible: auto, loop, torch, triton
 evaluate.py out/tiny --device=cuda:x            -> device = 'cuda:x': can be
 sample.py out/none                              -> no checkpoint here
 sample.py out/tiny The cat                      -> out/tiny The cat: one at a time, please
-sample.py out/tiny --prompt "The cat"           -> --prompt has no value: write --prompt=
+sample.py out/tiny --prompt "The cat"           -> --prompt has no value: write --prompt='The cat'
+sample.py out/tiny --samples=-1                 -> samples = -1: must be a number, at least 0
+sample.py out/tiny --max_new_tokens=9           -> did you mean 'tokens'
 sample.py out/tiny --promt=x                    -> did you mean 'prompt'?
 sample.py out/tiny --tokens=0                   -> tokens = 0: must be a number, at least 1
 sample.py out/tiny --tokens=1e3                 -> tokens = 1000.0 is not of type int
@@ -396,6 +355,7 @@ ODD_FILES = {
     "minus.py": b"n_layer = " + b"-" * 3000 + b"3",
     "deep.json": b"[" * 100_000,
     "list.json": b"[3]",
+    "other_version.json": b'{"n_layers": 3, "d_model": 16}',
     "cut.json": b'{"n_layer": ',
     "utf16.json": '{"benchmarks": {}, "training": []}'.encode("utf-16"),
     "pairs.jsonl": b'{"sentence_good": "The cat sees the dog.", "sentence_bad": "The cat see the dog."}\n',
@@ -462,22 +422,46 @@ def shortcomings(wrong, ends, folder):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_lists_every_setting_with_its_default_and_meaning(name, end_of):
+def test_help_lists_every_setting_with_its_value_and_meaning(name, end_of):
     status, said, complaint = end_of(f"{name} --help")
     assert (status, complaint) == (0, "")
-    defaults = SCRIPTS[name].Settings()
-    for field in fields(defaults):
-        default = re.escape(str(getattr(defaults, field.name)))
-        assert re.search(rf"(?m)^  --{field.name}={default} +\w", said), field.name
+    module, file = SCRIPTS[name]
+    settings = configure(module.Settings(), [str(ROOT / "config" / file)]) if file else module.Settings()
+    for field in fields(settings):
+        value = re.escape(str(getattr(settings, field.name)))
+        assert re.search(rf"(?m)^  --{field.name}={value} +\S", said), field.name
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_setting_that_no_script_has_is_one_line(name, end_of, odd_place):
-    before = files(odd_place)
-    status, said, complaint = end_of(f"{name} --no_such_setting=1")
-    assert (status, said) == (2, "")
-    assert re.fullmatch(r"--no_such_setting: there is no setting 'no_such_setting'; .*\n", complaint)
-    assert files(odd_place) == before
+def test_help_shows_the_values_of_the_file_and_flags_and_what_else_there_is(end_of):
+    said = " ".join(end_of("train.py tiny.py --n_layer=3 --help")[1].split())
+    assert "--n_layer=3 blocks" in said and "--d_model=16 width" in said and "--run=tiny" in said
+    assert f"possible: {', '.join(MIXERS)} --n_layer" in said
+    assert "possible: toyland, toyland_ewok" in " ".join(end_of("evaluate.py --help")[1].split())
+    assert "--mixer=hgrn2 what" in " ".join(end_of("train.py out/tiny --help")[1].split())
+
+
+@pytest.mark.parametrize("name", ["agree", "bench"])
+def test_help_keeps_values_and_meanings_apart(name, end_of):
+    said = end_of(f"-m tools.{name} --help")[1]
+    for line in said[said.index("Settings:") :].splitlines()[1:]:
+        assert re.match(r" {34}|  --\w+=.*?  ", line), line
+
+
+def test_a_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
+    """~ in a flag, of one path or several, in a settings file and in a word; not in a text."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "small.py").write_text('n_layer = 3\nteacher = "~/a,~/b"\n')
+    s = configure(distill.Settings(), ["~/small.py"])
+    assert (s.n_layer, s.teacher) == (3, f"{tmp_path}/a,{tmp_path}/b")
+    (tmp_path / "mine.jsonl").touch()
+    s = configure(
+        evaluate.Settings(), ["~/run", "--results=~/x.json", "--tasks=blimp,~/mine.jsonl"], word="run"
+    )
+    assert (s.run, s.results) == (f"{tmp_path}/run", f"{tmp_path}/x.json")
+    assert s.tasks == f"blimp,{tmp_path}/mine.jsonl"
+    assert configure(export.Settings(), ["--to=~/x"]).to == f"{tmp_path}/x"
+    assert configure(sample.Settings(), ["--prompt=~/x"]).prompt == "~/x"
 
 
 def test_a_command_that_cannot_work_ends_with_one_line_and_nothing_written(end_of, odd_place, figure):
