@@ -4,8 +4,9 @@ import os
 import re
 import signal
 import sys
+import time
 
-from support.processes import Stopped, rank
+from support.processes import Stopped, local_rank, rank
 from support.settings import UserError, reason
 
 from tqdm import tqdm
@@ -30,6 +31,8 @@ def run_script(main):
     except BrokenPipeError:  # whoever read the output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
+        if local_rank() > 0:  # the first process refuses the same, and torchrun then ends this one, as a rule
+            wait_to_be_ended()
         leave(error, 2)
     except OSError as error:  # a name too long, a file where a folder should be
         leave(f"{error.filename or 'a file'}: {reason(error)}", 2)
@@ -39,6 +42,14 @@ def run_script(main):
         what = str(error).strip().partition("\n")[0]
         remedy = "lower batch_size, context or the model's sizes, or raise accumulate"
         leave(f"not enough memory ({what}): {remedy}", 2)
+
+
+def wait_to_be_ended(seconds=5):
+    """Wait for torchrun to end this process; return if it does not."""
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        sys.exit(2)
 
 
 def leave(message, status):
