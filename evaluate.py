@@ -4,7 +4,7 @@ Score a run: perplexity on its validation text, and benchmarks of grammar and of
     python evaluate.py out/toy
     python evaluate.py out/english_small --tasks=blimp_filtered,supplement,ewok_filtered,bear --protocol=2024
     python evaluate.py out/toy --tasks=mine.jsonl    a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's form
-    python evaluate.py out/*                         several runs beside BabyHGRN's, in a table and a picture
+    python evaluate.py out/*                         several runs side by side; see tools/leaderboard.py
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
 log-probabilities behind every verdict) into the run's folder; for another checkpoint in it, such as
@@ -15,11 +15,13 @@ protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year, an
 context without <s>; 2025 scores the sentence alone, and begins EWoK's contexts with <s>.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,15 +32,14 @@ from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchma
 from model import NextToken, check_kernels, find_device, load
 from support.console import progress, run_script
 from support.files import append, fingerprint, replacing
-from support.processes import rank, sum_over_processes, world_size
+from support.processes import launched, rank, sum_over_processes, world_size
 from support.run import read_log
-from support.settings import UserError, configure, one_of
+from support.settings import UserError, configure, one_of, read_args
 
 import torch
 
 BATCH = 32  # texts that the plain scorer reads at once
 TEXTS_AT_ONCE = 20_000  # of one subtask, so that memory stays flat
-TOYLANDS = "toyland,toyland_ewok,toyland_bear"
 
 
 @dataclass
@@ -58,10 +59,10 @@ class Settings:
         check_kernels(self.kernels, self.device)
         check_tasks("tasks", self.tasks)
         names = [name_of(task) for task in self.tasks.split(",")]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(
-                f"tasks = {self.tasks!r}: two of them would be {twice[0]!r} in the results; rename a file"
-            )
+        for name in names:
+            if names.count(name) > 1:
+                remedy = f"two of them would be {name!r} in the results; rename a file"
+                raise UserError(f"tasks = {self.tasks!r}: {remedy}")
         if os.path.isdir(self.results):
             raise UserError(f"results = {self.results!r} is a folder: name a file in it")
 
@@ -70,33 +71,36 @@ def main(s):
     """Evaluate one run as settings s say -> the content of its results.json."""
     device = find_device(s.device)
     model, tokenizer, trained = load(s.run, device, s.kernels)
-    model = model.double() if s.dtype == "float64" else model
+    if s.dtype == "float64":
+        model = model.double()
     folder, prefix = place_of(trained.checkpoint)
-    what = identity(s, trained.checkpoint)
-    tasks = {task: read_benchmark(task) for task in tasks_of(s, trained, tokenizer)}
-    results = {"benchmarks": {}}
-    results["parameters"] = sum(p.numel() for p in model.parameters())
-    results["settings"] = {name: value for name, value in vars(trained).items() if name != "checkpoint"}
-    results["training"] = [record for record in read_log(folder) if "val_loss" in record]
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16"):
+    tasks = read_tasks(s, trained, tokenizer)
+    writable = can_write(folder)
+    what = identity(s, trained.digest)
+    results = what | about(model, trained)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16")
+    with torch.inference_mode(), autocast:
         results |= on_validation_text(model, trained)
         for task, subtasks in tasks.items():
             name = name_of(task)
-            file = folder / f"{prefix}pairs_{name}.jsonl"
-            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, file, what)
-            results["benchmarks"][name] = summary(subtasks, rows)
+            pairs = folder / f"{prefix}pairs_{name}.jsonl"
+            part = part_of(pairs) if writable else None
+            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, part, what)
+            results["benchmarks"][name] = summary(subtasks, rows) | {"records": digest_of(subtasks)}
             print_table(name, results["benchmarks"][name], s.protocol)
-    if results["perplexity"]:
-        print(f"\nperplexity on the validation text of {trained.corpus}: {results['perplexity']:.2f}")
-    for name, score in results.get("accuracy", {}).items():
-        print(f"{name} right: {score:.1f} %")
-    known = read_results(folder / f"{prefix}results.json", what) or {"benchmarks": {}}  # may hold more by now
-    results = what | results | {"benchmarks": known["benchmarks"] | results["benchmarks"]}
-    write_json(folder / f"{prefix}results.json", results)
+            if writable:
+                write_rows(pairs, rows)
+    if writable:
+        known = read_results(folder / f"{prefix}results.json", what)  # perhaps written meanwhile
+        if known:
+            results["benchmarks"] = known["benchmarks"] | results["benchmarks"]
+        write_json(folder / f"{prefix}results.json", results)
+        for task in tasks:
+            part_of(folder / f"{prefix}pairs_{name_of(task)}.jsonl").unlink(missing_ok=True)
+    else:
+        print(f"\nnot written: {prefix}results.json, for {folder} is read-only; --results=FILE writes a copy")
     if s.results:
         write_json(s.results, results)
-    for task in tasks:
-        part_of(folder / f"{prefix}pairs_{name_of(task)}.jsonl").unlink(missing_ok=True)
     return results
 
 
@@ -104,10 +108,11 @@ def known_or_made(s):
     """Like main, but score only the tasks that the run's results file does not hold yet."""
     checkpoint = checkpoint_of(s.run)
     folder, prefix = place_of(checkpoint)
-    results = read_results(folder / f"{prefix}results.json", identity(s, checkpoint))
-    known = results["benchmarks"] if results else {}
-    missing = [task for task in s.tasks.split(",") if task and name_of(task) not in known]
-    return main(replace(s, tasks=",".join(missing))) if missing or not known else results
+    results = read_results(folder / f"{prefix}results.json", identity(s, fingerprint(checkpoint)))
+    if not results:
+        return main(s)
+    missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
+    return main(replace(s, tasks=",".join(missing))) if missing else results
 
 
 def checkpoint_of(run):
@@ -119,12 +124,23 @@ def place_of(checkpoint):
     return checkpoint.parent, "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}_"
 
 
-def tasks_of(s, trained, tokenizer):
-    """The tasks asked for, or by default those of the corpus: none without <s>, from which every score starts."""
-    if s.tasks:
-        return s.tasks.split(",")
+def read_tasks(s, trained, tokenizer):
+    """{task: {uid: Subtask}} of the tasks asked for or, if none is, of the usual ones that are here."""
+    tasks = {}
+    for task in s.tasks.split(",") if s.tasks else usual_tasks(trained, tokenizer):
+        try:
+            tasks[task] = read_benchmark(task)
+        except UserError as error:
+            if s.tasks:
+                raise
+            print(f"left out: {error}")
+    return tasks
+
+
+def usual_tasks(trained, tokenizer):
+    """The tasks for a corpus: none without <s>, from which every score starts."""
     if trained.corpus == "toy":
-        return TOYLANDS.split(",")
+        return ["toyland", "toyland_ewok", "toyland_bear"]
     return ["blimp"] if data.BOS in tokenizer.get_vocab() else []
 
 
@@ -137,16 +153,30 @@ def name_of(task):
 
 
 def identity(s, checkpoint):
-    """The fields that identify a set of results."""
-    return {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": fingerprint(checkpoint)}
+    """The fields that identify a set of results; `checkpoint` is its SHA-256."""
+    return {"protocol": s.protocol, "dtype": s.dtype, "checkpoint": checkpoint}
+
+
+def about(model, trained):
+    """The part of the results that says what was evaluated."""
+    settings = {name: x for name, x in vars(trained).items() if name not in ("checkpoint", "digest", "step")}
+    log = read_log(trained.checkpoint.parent)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": trained.step,
+        "tokens": trained.step * trained.batch_size * trained.context,  # read in training
+        "settings": settings,
+        "training": [record for record in log if "val_loss" in record],
+        "benchmarks": {},
+    }
 
 
 def read_results(path, what):
     """Saved results, if they belong to this checkpoint, protocol and dtype; else None."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        same = isinstance(results["benchmarks"], dict) and all(results[key] == what[key] for key in what)
-        return results if same else None
+        same = all(results[key] == what[key] for key in what)
+        return results if same and isinstance(results["benchmarks"], dict) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -155,6 +185,17 @@ def write_json(path, content):
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
+
+
+def can_write(folder):
+    """True if files can be made in a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return False
+        raise
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -171,14 +212,19 @@ def encode(tokenizer, texts, protocol="2024"):
     In 2024 the text begins with a space in both cases, in 2025 only after a context. Blanks at the end of a
     context count as part of the text, as in lm-evaluation-harness.
     """
-    bos, always = data.start_of(tokenizer), " " if protocol == "2024" else ""
-    whole = [context + " " + text if context else always + text for context, text in texts]
+    bos = data.start_of(tokenizer)
+    space = " " if protocol == "2024" else ""
+    whole = [f"{context} {text}" if context else space + text for context, text in texts]
     contexts = sorted({context for context, _ in texts if context})
-    lengths = dict(zip(contexts, map(len, encode_all(tokenizer, [x.rstrip() for x in contexts]))))
+    lengths = {"": 0}
+    for context, ids in zip(contexts, encode_all(tokenizer, [x.rstrip() for x in contexts])):
+        lengths[context] = len(ids)
     encoded = []
     for (context, _), ids in zip(texts, encode_all(tokenizer, whole)):
-        starts = [] if lengths.get(context) and protocol == "2024" else [bos]
-        encoded.append((starts + ids, len(starts) + lengths.get(context, 0)))
+        first = lengths[context]
+        if first == 0 or protocol != "2024":
+            ids, first = [bos, *ids], first + 1
+        encoded.append((ids, first))
     return encoded
 
 
@@ -203,10 +249,11 @@ def score_texts(model, texts, each_batch=lambda done: None):
 @torch.no_grad()
 def score_plainly(model, texts, each_batch=lambda done: None):
     """The sum of log p(token | tokens before) of each text. Batches are padded on the right, after the text."""
-    scores, order = [0.0] * len(texts), sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    scores = [0.0] * len(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
     for start in range(0, len(texts), BATCH):
         some = order[start : start + BATCH]
-        longest = max(2, max(len(texts[i][0]) for i in some))
+        longest = max(2, len(texts[some[-1]][0]))
         rows = [texts[i][0] + [0] * (longest - len(texts[i][0])) for i in some]
         tokens = torch.tensor(rows, device=model.embed.weight.device)
         logits, _ = model(tokens[:, :-1])
@@ -227,7 +274,8 @@ def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda 
     """A Subtask -> its verdicts, [{"i": line, "good": log p, "bad": log p, ...}, ...]; see benchmarks.judge."""
     if subtask.kind == "bear":
         protocol = "2025"  # its authors' library reads the statement as it is
-    rows, size = [], max(1, TEXTS_AT_ONCE // len(ask(subtask, subtask.records[0])))
+    rows = []
+    size = max(1, TEXTS_AT_ONCE // len(ask(subtask, subtask.records[0])))
     for start in range(0, len(subtask.records), size):
         records = subtask.records[start : start + size]
         texts = [text for record in records for text in ask(subtask, record)]
@@ -251,68 +299,87 @@ def accuracy(model, tokenizer, task, each_batch=lambda: None):
     return {"score": result["score"], "interval": result["interval"], "subtasks": scores}
 
 
-def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
+def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
     """
-    {uid: Subtask} -> {uid: verdicts}, also written to `path`. Each finished subtask is appended to a file beside
-    it, from which an interrupted evaluation of the same model and records resumes; main removes it in the end.
+    {uid: Subtask} -> {uid: verdicts}. Each finished subtask is appended to the file `part`, if there is one, from
+    which an interrupted evaluation resumes: it takes what has the same model, protocol, dtype and records.
     """
-    part, header = part_of(path), what | {"records": digest(subtasks)}
-    rows = read_part(part, header)
-    with replacing(part) as file:
-        file.writelines(json.dumps(x) + "\n" for x in [header, rows])
+    keys = {uid: digest([what, uid, x.kind, x.records]) for uid, x in subtasks.items()}
+    known = read_part(part)
+    rows = {uid: known[key] for uid, key in keys.items() if key in known}
     texts = {uid: len(x.records) * len(ask(x, x.records[0])) for uid, x in subtasks.items()}
     done = sum(texts[uid] for uid in rows)
-    with progress(total=sum(texts.values()), initial=done, unit="text", desc=path.stem) as bar:
+    with progress(total=sum(texts.values()), initial=done, unit="text") as bar:
         for uid, subtask in subtasks.items():
             if uid not in rows:
                 rows[uid] = score_subtask(model, tokenizer, subtask, protocol, bar.update)
-                append(part, {uid: rows[uid]})
-    with replacing(path) as file:
-        for uid in subtasks:
-            file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in rows[uid])
-    return rows
+                if part:
+                    append(part, {"key": keys[uid], "rows": rows[uid]})
+    return {uid: rows[uid] for uid in subtasks}
 
 
 def part_of(path):
     return path.with_name(path.name + ".part")
 
 
-def digest(subtasks):
+def read_part(part):
+    """The verdicts that interrupted evaluations have left in a file, {key: rows}."""
+    found = {}
+    for line in part.read_bytes().splitlines() if part and part.exists() else []:
+        try:
+            record = json.loads(line)
+            found[record["key"]] = record["rows"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass  # cut short by a kill: that subtask is scored again
+    return found
+
+
+def write_rows(path, rows):
+    """Write {uid: verdicts}, one a line."""
+    with replacing(path) as file:
+        for uid, verdicts in rows.items():
+            file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in verdicts)
+
+
+def digest_of(subtasks):
     """SHA-256 of a benchmark's records."""
-    hashing = hashlib.sha256()
-    for uid, subtask in subtasks.items():
-        for record in subtask.records:
-            hashing.update(json.dumps([uid, record]).encode())
-    return hashing.hexdigest()
+    return digest([digest([uid, x.kind, x.records]) for uid, x in subtasks.items()])
 
 
-def read_part(part, header):
-    """The verdicts that an interrupted evaluation of the same model and records has left: {uid: verdicts}."""
-    lines = part.read_text(encoding="utf-8", errors="replace").splitlines() if part.exists() else []
-    scores = {}
-    try:
-        if lines and json.loads(lines[0]) == header:
-            for line in lines[1:]:
-                scores |= json.loads(line)
-    except (ValueError, TypeError, RecursionError):
-        pass  # the last line was cut short: that paradigm is scored again
-    return scores
+def digest(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def on_validation_text(model, trained):
     """
     {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block} and, for a
     corpus of answers, {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}}. The
-    perplexity is None if the text is not here, or has been prepared again with another tokenizer.
+    perplexity is None, and it is said why, if the text is not here or is another one.
     """
-    corpus, own = data.find(trained.corpus, needed=False), trained.checkpoint.with_name("tokenizer.json")
-    if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
+    try:
+        val = validation_text(trained)
+    except UserError as error:
+        print(f"no perplexity: {error}")
         return {"perplexity": None}
-    data.read_meta(corpus)
-    val = data.Blocks(corpus / "val.bin", trained.context)
     batches = progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity")
     loss, accuracy = validation(model, batches)
-    return {"perplexity": math.exp(min(loss, 700))} | ({"accuracy": accuracy} if accuracy else {})
+    perplexity = math.exp(min(loss, 700))
+    print(f"perplexity on the validation text of {trained.corpus}: {perplexity:.2f}")
+    for name, score in accuracy.items():
+        print(f"{name} right: {score:.1f} %")
+    return {"perplexity": perplexity} | ({"accuracy": accuracy} if accuracy else {})
+
+
+def validation_text(trained):
+    """The blocks of the validation text of a run's corpus; UserError if it is not here, or was prepared again."""
+    corpus = data.find(trained.corpus, needed=False)
+    if not corpus:
+        raise UserError(f"there is no data/{trained.corpus} here")
+    data.read_meta(corpus)
+    own = trained.checkpoint.with_name("tokenizer.json")
+    if (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
+        raise UserError(f"{corpus} has another tokenizer than the run: it was prepared again")
+    return data.Blocks(corpus / "val.bin", trained.context)
 
 
 @torch.no_grad()
@@ -342,7 +409,8 @@ def tally(loss_of, tokens, targets):
     if there.all():
         return loss, count, 0, 0, 0
     right = loss_of.model(tokens)[0].argmax(dim=-1) == targets  # never where there is no target
-    return loss, count, right.sum().item(), (right == there).all(dim=1).sum().item(), len(tokens)
+    all_right = (right == there).all(dim=1)
+    return loss, count, right.sum().item(), all_right.sum().item(), len(tokens)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -352,87 +420,38 @@ def tally(loss_of, tokens, targets):
 def print_table(name, result, protocol):
     """Print the subtasks below their phenomena, each with its score and 95 % interval."""
     terms = defaultdict(list)
-    for uid, x in result["subtasks"].items():
+    for uid, x in sorted(result["subtasks"].items()):
         terms[x["term"]].append((uid, x))
     print(f"\n{name}, protocol {protocol}".ljust(65) + "per cent    95 %        n")
     for term in sorted(terms):
         if term:
-            print(term.ljust(65) + f"{sum(x['score'] for _, x in terms[term]) / len(terms[term]):8.1f}")
-        for uid, x in sorted(terms[term]):
+            scores = [x["score"] for _, x in terms[term]]
+            print(term.ljust(65) + f"{sum(scores) / len(scores):8.1f}")
+        for uid, x in terms[term]:
             print(f"  {uid}".ljust(65) + f"{x['score']:8.1f}  ± {x['interval']:4.1f}  {x['n']:7,}")
     total = sum(x["n"] for x in result["subtasks"].values())
-    title = "all statements" if "templates" in result else f"mean of {len(result['subtasks'])} subtasks"
+    title = f"mean of {len(result['subtasks'])} subtasks"
+    if "templates" in result:
+        title = "all statements"
     print(title.ljust(65) + f"{result['score']:8.1f}  ± {result['interval']:4.1f}  {total:7,}")
-    for reading, score in result.get("readings", {}).items():
-        print(f"  read as {reading}".ljust(65) + f"{score:8.1f}")
+    parts = {f"read as {reading}": score for reading, score in result.get("readings", {}).items()}
     for number, score in enumerate(result.get("templates", ())):
-        print(f"  template {number}".ljust(65) + f"{score:8.1f}")
+        parts[f"template {number}"] = score
     if "chance" in result:
-        print("  by chance".ljust(65) + f"{result['chance']:8.1f}")
-
-
-# ----------------------------------------------------------------------------------------------------
-# Many runs
-
-MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # the paper's zero-shot mean is over these
-PAPER = Path(__file__).parent / "results" / "papers.json"
-
-
-def compare(folders, flags):
-    """Print and draw a table of runs and of the paper's rows; what has not been scored yet is scored first."""
-    from tools.figures import draw_leaderboard  # not above: matplotlib takes a second to load
-
-    configure(Settings(), flags)  # refused before anything is said
-    others = [x for x in folders if checkpoint_of(x).suffix != ".pt" or not checkpoint_of(x).is_file()]
-    folders = [Path(x) for x in folders if x not in others]
-    if not folders:
-        raise UserError("no runs among these")
-    if others:
-        print(f"left out, for there is no checkpoint.pt in them: {', '.join(others)}")
-    rows = []
-    for folder in folders:
-        s = configure(Settings(), [str(folder), *flags], word="run")
-        results = known_or_made(replace(s, results=""))
-        name = folder.name if folder.is_dir() else f"{folder.parent.name}/{folder.stem}"
-        row = {"name": name, "parameters": results["parameters"]}
-        for what, key in (("benchmarks", "score"), ("intervals", "interval")):
-            row[what] = {name: x[key] for name, x in results["benchmarks"].items() if key in x}
-        rows.append(row)
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))
-    rows += [row | {"paper": True} for row in paper["rows"] if s.protocol == paper["protocol"]]
-    scored = {name for row in rows[: len(folders)] for name in row["benchmarks"]}
-    columns = [name for name in BENCHMARKS if name in scored] + sorted(scored - set(BENCHMARKS))
-    rows = [row for row in rows if set(columns) & set(row["benchmarks"])]
-    if set(MACRO) <= set(columns):
-        columns.append("macro")
-        for row in rows:
-            if set(MACRO) <= set(row["benchmarks"]):
-                row["benchmarks"]["macro"] = sum(row["benchmarks"][name] for name in MACRO) / len(MACRO)
-    if not columns:
-        raise UserError("none of these runs has been scored on pairs or facts: name some with --tasks=")
-    print_leaderboard(rows, columns)
-    print(f"drawn: {draw_leaderboard(rows, columns, folders[0].parent / 'leaderboard.svg')}")
-    if s.results:
-        write_json(s.results, rows)
-    return rows
-
-
-def print_leaderboard(rows, columns):
-    """Print a row for each run, ours before the paper's, each group sorted by the last column."""
-    widths = [max(len(column) + 2, 8) for column in columns]
-    print("per cent".ljust(44) + "parameters" + "".join(map(str.rjust, columns, widths)))
-    for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(columns[-1], 0))):
-        name = f"{row['name']} (paper)" if row.get("paper") else row["name"]
-        size = f"{row['parameters'] / 1e6:,.1f}M" if "parameters" in row else ""
-        each = [f"{row['benchmarks'][x]:.1f}" if x in row["benchmarks"] else "" for x in columns]
-        print(name.ljust(44) + size.rjust(10) + "".join(map(str.rjust, each, widths)))
+        parts["by chance"] = result["chance"]
+    for part, score in parts.items():
+        print(f"  {part}".ljust(65) + f"{score:8.1f}")
 
 
 def script(args):
     """Evaluate one run, or compare several."""
-    runs = [arg for arg in args if not arg.startswith("-")]
-    if len(runs) > 1:
-        return compare(runs, [arg for arg in args if arg.startswith("-")])
+    if launched() > 1:
+        raise UserError("evaluate.py and sample.py run in one process: start them with python, not torchrun")
+    runs, settings = read_args(args, Settings())
+    if len(runs) > 1 and "--help" not in args:
+        from tools.leaderboard import compare  # not above: matplotlib takes a second to load
+
+        return compare(runs, replace(Settings(), **settings))
     return main(configure(Settings(), args, word="run"))
 
 

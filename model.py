@@ -479,7 +479,8 @@ def load(path, device="cpu", kernels="auto"):
     """
     A run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
 
-    settings.checkpoint is the file that was read; settings added since the run was trained have their defaults.
+    settings.checkpoint is the file that was read, settings.digest the SHA-256 of its bytes and settings.step the
+    updates it has had; settings added since the run was trained have their defaults.
     `kernels` is the form for use_kernels; None leaves the plain one. UserError if there is no checkpoint, or if it
     is damaged or of another version.
     """
@@ -491,7 +492,8 @@ def load(path, device="cpu", kernels="auto"):
     try:
         names = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in saved["settings"].items() if name in names})
-        settings = SimpleNamespace(**asdict(config) | saved["settings"], checkpoint=path)
+        known = asdict(config) | saved["settings"]
+        settings = SimpleNamespace(**known, checkpoint=path, digest=saved["digest"], step=saved.get("step", 0))
         model = LanguageModel(config)
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:

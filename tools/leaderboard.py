@@ -1,0 +1,230 @@
+"""
+Several runs side by side: what `python evaluate.py out/a out/b` does.
+
+Prints each run's size, training, perplexity and scores with their 95 % intervals, then the rows of BabyHGRN's
+paper, then how much each run differs from the first one, pair by pair. Also writes leaderboard.csv and draws
+leaderboard.svg, in the folder that holds the first run.
+"""
+
+import csv
+import json
+import math
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import evaluate
+from corpora.benchmarks import BENCHMARKS, is_right
+from support.files import replacing
+from support.settings import UserError
+from tools.figures import PAPERS, draw_leaderboard
+
+MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # the paper's zero-shot mean is over these
+
+
+def compare(words, s):
+    """Print, write and draw the table -> its rows. What has not been scored yet is scored first."""
+    s.check()
+    runs = find_runs(words)
+    results = {name: evaluate.known_or_made(replace(s, run=str(runs[name]), results="")) for name in runs}
+    rows = [row_of(name, results[name]) for name in runs]
+    first, *others = runs
+    for row, name in zip(rows[1:], others):
+        row["differences"] = differences(runs[first], results[first], runs[name], results[name])
+    scored = {task for row in rows for task in row["benchmarks"]}
+    columns = [task for task in BENCHMARKS if task in scored] + sorted(scored - set(BENCHMARKS))
+    rows += paper_rows(s.protocol, columns)
+    if scored.issuperset(MACRO):
+        columns.append("macro")
+        add_macro(rows)
+    print_rows(rows, columns, first)
+    say_what_differs(rows)
+    save(rows, columns, runs[first].parent)
+    if s.results:
+        evaluate.write_json(s.results, rows)
+    return rows
+
+
+def find_runs(words):
+    """{name: run folder or checkpoint} of those that are one; the others are named on the screen."""
+    runs, others = {}, []
+    for word in words:
+        path = Path(word).expanduser()
+        checkpoint = evaluate.checkpoint_of(path)
+        if checkpoint.suffix != ".pt" or not checkpoint.is_file():
+            others.append(word)
+            continue
+        name = path.name if path.is_dir() else f"{path.parent.name}/{path.stem}"
+        runs[str(path) if name in runs else name] = path
+    if not runs:
+        raise UserError("no runs among these")
+    if others:
+        print(f"left out, for there is no checkpoint.pt in them: {', '.join(others)}")
+    return runs
+
+
+def row_of(name, results):
+    """A run's row of the table: what it is, its scores and their intervals."""
+    row = {"name": name, "corpus": results["settings"]["corpus"]}
+    row |= {key: results.get(key) for key in ("parameters", "steps", "tokens", "perplexity")}
+    for what, key in (("benchmarks", "score"), ("intervals", "interval")):
+        row[what] = {task: x[key] for task, x in results["benchmarks"].items() if key in x}
+    return row
+
+
+def paper_rows(protocol, columns):
+    """The paper's rows that have one of these benchmarks."""
+    paper = json.loads(PAPERS.read_text(encoding="utf-8"))
+    if protocol != paper["protocol"]:
+        return []
+    return [row | {"paper": True} for row in paper["rows"] if set(columns) & set(row["benchmarks"])]
+
+
+def add_macro(rows):
+    """Add the mean over the paper's three benchmarks to the rows that have them."""
+    for row in rows:
+        scores, intervals = row["benchmarks"], row.get("intervals", {})
+        if set(MACRO) <= set(scores):
+            scores["macro"] = fmean(scores[task] for task in MACRO)
+        if set(MACRO) <= set(intervals):
+            intervals["macro"] = math.hypot(*(intervals[task] for task in MACRO)) / len(MACRO)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Pair by pair
+
+
+def differences(one, its, other, others):
+    """{task: {"mean": score of the run `other` less that of `one`, "interval": half its 95 % interval}}."""
+    found = {}
+    for task in its["benchmarks"].keys() & others["benchmarks"].keys():
+        result, result_of_other = its["benchmarks"][task], others["benchmarks"][task]
+        verdicts = read_verdicts(one, task, result)
+        verdicts_of_other = read_verdicts(other, task, result_of_other)
+        same = result.get("records") == result_of_other.get("records")
+        if verdicts and verdicts_of_other and same and verdicts.keys() == verdicts_of_other.keys():
+            found[task] = paired_difference(verdicts, verdicts_of_other, "templates" in result)
+        else:
+            print(f"{task}: {one} and {other} have no scores of the same pairs; score both anew")
+    return found
+
+
+def read_verdicts(run, task, result):
+    """
+    {(subtask, line of the pair): share of its verdicts that are right}, from pairs_TASK.jsonl; None if the file is
+    not there, or not what the result was made from.
+    """
+    folder, prefix = evaluate.place_of(evaluate.checkpoint_of(run))
+    right = defaultdict(list)
+    try:
+        with open(folder / f"{prefix}pairs_{task}.jsonl", encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                right[row["uid"], row["i"]].append(is_right(row))
+        verdicts = {pair: fmean(values) for pair, values in right.items()}
+        for uid, shares in by_subtask(verdicts).items():
+            if not math.isclose(100 * fmean(shares), result["subtasks"][uid]["score"], abs_tol=1e-6):
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return verdicts
+
+
+def by_subtask(values):
+    """{(subtask, line): number} -> {subtask: [number, ...]}."""
+    groups = defaultdict(list)
+    for (uid, _), value in values.items():
+        groups[uid].append(value)
+    return groups
+
+
+def paired_difference(verdicts, others, over_all):
+    """
+    The mean of others - verdicts, over subtasks or `over_all` pairs, and half the width of its 95 % interval, in
+    per cent, which counts one pair more won and one more lost in each subtask (Agresti & Min 2005).
+    """
+    change = {pair: others[pair] - share for pair, share in verdicts.items()}
+    groups = [list(change.values())] if over_all else list(by_subtask(change).values())
+    variance = 0.0
+    for values in groups:
+        n = len(values) + 2
+        squares = sum(x * x for x in values) + 1
+        variance += (squares / n - (sum(values) / n) ** 2) / n
+    difference = 100 * fmean(fmean(values) for values in groups)
+    return {"mean": difference, "interval": 196 * math.sqrt(variance) / len(groups)}
+
+
+# ----------------------------------------------------------------------------------------------------
+# The table
+
+
+def print_rows(rows, columns, first):
+    """Print ours, then the paper's, each group sorted by the last column; then the differences."""
+    table = [["per cent correct", "parameters", "steps", "tokens read", "perplexity", *columns]]
+    last = columns[-1] if columns else ""
+    for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(last, 0))):
+        name = f"{row['name']} (paper)" if row.get("paper") else row["name"]
+        about = [f"{row['parameters'] / 1e6:,.1f}M" if row.get("parameters") else ""]
+        about += [f"{row[x]:,}" if row.get(x) else "" for x in ("steps", "tokens")]
+        about += [f"{row['perplexity']:.2f}" if row.get("perplexity") else ""]
+        table.append([name, *about, *(score_text(row, task) for task in columns)])
+    for row in rows:
+        if row.get("differences"):
+            cells = [difference_text(row["differences"].get(task)) for task in columns]
+            table.append([f"{row['name']} less {first}, pair by pair", "", "", "", "", *cells])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for name, *cells in table:
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        print("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+
+
+def score_text(row, task):
+    if task not in row["benchmarks"]:
+        return ""
+    score, interval = row["benchmarks"][task], row.get("intervals", {}).get(task)
+    return f"{score:.1f}" if interval is None else f"{score:.1f} ± {interval:.1f}"
+
+
+def difference_text(difference):
+    return f"{difference['mean']:+.1f} ± {difference['interval']:.1f}" if difference else ""
+
+
+def say_what_differs(rows):
+    """Print what keeps the runs from being compared: unlike training, other validation texts."""
+    ours = [row for row in rows if not row.get("paper")]
+    trained = [row for row in ours if row["steps"]]
+    if len({(row["steps"], row["tokens"]) for row in trained}) > 1:
+        each = [f"{row['name']} {row['steps']:,} steps, {row['tokens']:,} tokens" for row in trained]
+        print(f"not trained alike: {'; '.join(each)}")
+    corpora = sorted({row["corpus"] for row in ours if row["perplexity"]})
+    if len(corpora) > 1:
+        print(f"perplexities on different texts cannot be compared: {', '.join(corpora)}")
+
+
+def save(rows, columns, folder):
+    """Write leaderboard.csv and draw leaderboard.svg in a folder, if files can be written there."""
+    if not evaluate.can_write(folder):
+        print(
+            f"not written: leaderboard.csv and .svg, for {folder} is read-only; --results=FILE writes the rows"
+        )
+        return
+    with replacing(folder / "leaderboard.csv") as file:
+        write_csv(file, rows, columns)
+    print(f"written: {folder / 'leaderboard.csv'}")
+    if columns:
+        print(f"drawn: {draw_leaderboard(rows, columns, folder / 'leaderboard.svg')}")
+
+
+def write_csv(file, rows, columns):
+    """Write the rows, with score, difference from the first run and their intervals for each benchmark."""
+    about = ["name", "paper", "corpus", "parameters", "steps", "tokens", "perplexity"]
+    parts = ["", "_interval", "_difference", "_difference_interval"]
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(about + [task + part for task in columns for part in parts])
+    for row in rows:
+        cells = [row.get(key, "") for key in about]
+        for task in columns:
+            difference = row.get("differences", {}).get(task, {})
+            cells += [row["benchmarks"].get(task), row.get("intervals", {}).get(task)]
+            cells += [difference.get("mean"), difference.get("interval")]
+        table.writerow(cells)
