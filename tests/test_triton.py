@@ -25,14 +25,15 @@ from test_kernels import (
 )
 
 pytest.importorskip("triton", reason="Triton is not installed")
+ON_GPU = torch.cuda.is_available()
 # above the diagonal of a leaf, where it is dropped; and in a float16 that is too large for it
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    monkeypatch.setattr(kernels, "INTERPRETED", not torch.cuda.is_available())
-    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(kernels, "INTERPRETED", not ON_GPU)
+    torch.set_default_device("cuda" if ON_GPU else "cpu")
     torch.manual_seed(0)
     yield
     torch.set_default_device(None)
@@ -52,14 +53,12 @@ def test_the_form_is_chosen_by_device_and_number_format():
 @pytest.fixture
 def tile(monkeypatch):
     """A small one for the interpreter, which joins steps one by one."""
-    if torch.cuda.is_available():
+    if ON_GPU:
         return
     monkeypatch.setattr(kernels, "scan_tile", lambda kind, backward=False: (4, 4, 8, 1))
 
 
-@pytest.mark.parametrize(
-    "B, T, D", [(1, 1, 1), (2, 15, 3), (1, 16, 16), (2, 17, 20), (1, 63, 5), (1, 129, 3)]
-)
+@pytest.mark.parametrize("B, T, D", [(1, 1, 1), (2, 15, 3), (1, 16, 16), (2, 17, 12), (1, 50, 5)])
 def test_linear_scan_is_the_loop(B, T, D, tile):
     inputs = log_gates("of all kinds", B, T, D).exp(), torch.randn(B, T, D), torch.randn(B, D)
     assert_same(kernels.linear_scan, kernels.linear_scan_loop, inputs)
@@ -84,9 +83,9 @@ def test_min_gru_and_min_lstm_are_the_papers_listings(T, size, tile):
 
 
 @pytest.mark.parametrize("kind", STEPS)
-@pytest.mark.parametrize("B, T, E, N", [(1, 1, 1, 1), (2, 16, 3, 5), (1, 33, 2, 8)])
-def test_selective_scan_is_the_loop(B, T, E, N, kind):
-    assert_same(kernels.selective_scan, kernels.selective_scan_loop, selective_inputs(B, T, E, N, kind))
+def test_selective_scan_is_the_loop(kind):
+    for B, T, E, N in ((1, 1, 1, 1), (1, 33, 2, 8)):
+        assert_same(kernels.selective_scan, kernels.selective_scan_loop, selective_inputs(B, T, E, N, kind))
 
 
 def test_selective_scan_over_several_blocks_of_channels(monkeypatch):
@@ -115,22 +114,24 @@ def tied(f):
 @pytest.mark.parametrize("kind", GATES)
 def test_gated_linear_attention_is_the_loop(kind):
     """Forward, all gradients and both states, for every gate, with keys of its own and with those of the gates."""
-    q, k, v, log_f, S0 = attention_inputs(1, 65, 1, 24, 16, kind)
+    q, k, v, log_f, S0 = attention_inputs(1, 45, 1, 24, 16, kind)
     fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
     assert_same(fast, loop, [q, k, v, log_f, S0])
     assert_same(tied(fast), tied(loop), [q, v, log_f, S0])
 
 
-@pytest.mark.parametrize("T", [1, 15, 16, 17, 63, 100, 129])
+@pytest.mark.parametrize("T", [1, 7, 8, 17, 31, 32, 33, 65])
 def test_no_length_is_special(T):
-    inputs = attention_inputs(1, T, 2, 16, 16, "of all kinds")
+    """Chunks have 32 steps, leaves 8."""
+    inputs = attention_inputs(1, T, 1, 16, 16, "of all kinds")
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
 @pytest.mark.parametrize(
-    "B, T, H, K, V", [(1, 1, 1, 1, 1), (2, 33, 3, 5, 40), (1, 40, 1, 64, 128), (1, 40, 1, 128, 64)]
+    "B, T, H, K, V", [(1, 1, 1, 1, 1), (2, 33, 2, 5, 40), (1, 33, 1, 32, 64), (1, 33, 1, 72, 24)]
 )
 def test_no_width_is_special(B, T, H, K, V):
+    """K and V are cut into slices of 16 or 32."""
     inputs = attention_inputs(B, T, H, K, V, "of all kinds")
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
@@ -143,13 +144,13 @@ def test_a_wide_memory_of_odd_width_is_padded():
 
 @pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
 def test_one_gate_for_a_whole_head(kind):
-    inputs = attention_inputs(1, 50, 2, 16, 24, kind, gates=1)
+    inputs = attention_inputs(1, 40, 2, 16, 24, kind, gates=1)
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
 def test_the_chunks_of_every_card(monkeypatch):
     """The tiles of bfloat16, in float32: C = 64 and 32, and slices wider and narrower than in float32's own."""
-    inputs = attention_inputs(1, 100, 1, 64, 64, "of all kinds")
+    inputs = attention_inputs(1, 70, 1, 64, 64, "of all kinds")
     for C, name in ((64, "bfloat16, Hopper"), (32, "bfloat16")):
         monkeypatch.setitem(kernels.TILES, "float32", kernels.TILES[name])
         monkeypatch.setattr(kernels, "attention_chunk", lambda q, v, C=C: C)
@@ -159,10 +160,10 @@ def test_the_chunks_of_every_card(monkeypatch):
 @pytest.mark.parametrize("kind", ["at initialisation", "of all kinds"])
 def test_the_future_does_not_leak_into_the_past(kind):
     """Not by a single bit, whatever comes later."""
-    *inputs, S0 = attention_inputs(1, 70, 1, 16, 16, kind)
+    *inputs, S0 = attention_inputs(1, 45, 1, 16, 16, kind)
     o = kernels.gated_linear_attention(*inputs, S0)[0]
-    for t in (1, 7, 8, 40, 64):
-        later = attention_inputs(1, 70, 1, 16, 16, "wide")
+    for t in (1, 7, 8, 20, 32):
+        later = attention_inputs(1, 45, 1, 16, 16, "wide")
         edited = [torch.cat([x[:, :t], y[:, t:]], dim=1) for x, y in zip(inputs, later)]
         assert torch.equal(kernels.gated_linear_attention(*edited, S0)[0][:, :t], o[:, :t]), t
 
@@ -177,7 +178,7 @@ def test_reading_in_two_parts_changes_nothing():
             assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-@pytest.mark.parametrize("B, T, H, K, V", [(1, 5, 1, 3, 5), (1, 40, 2, 24, 16)])
+@pytest.mark.parametrize("B, T, H, K, V", [(1, 5, 2, 3, 5), (1, 33, 1, 24, 16)])
 def test_nothing_outside_the_tensors_is_read_or_written(B, T, H, K, V, monkeypatch):
     """All lie between margins of NaN: results are finite, and the margins are as before."""
     margins = []
@@ -222,7 +223,7 @@ def test_a_whole_model_with_triton_is_the_plain_one(mixer, tile):
 @pytest.fixture
 def bfloat16(monkeypatch):
     """Have the interpreter compute bfloat16 as a GPU does: in float32, rounded to the nearest."""
-    if torch.cuda.is_available():
+    if ON_GPU:
         return
     tl, interpreter = kernels.tl, pytest.importorskip("triton.runtime.interpreter")
     builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
@@ -266,8 +267,8 @@ def assert_near(fast, loop, inputs):
         assert (x.double() - y).norm() <= 1e-2 * y.norm() + 1e-30, f"number {i} of results and gradients"
 
 
-SHAPES = [(1, 100, 1, 32, 32)]
-if torch.cuda.is_available():  # every tile as it is: several slices of K and of V, several chunks
+SHAPES = [(1, 70, 1, 32, 32)]  # a chunk, of 64 steps or twice 32, and a part of one
+if ON_GPU:  # every tile as it is: several slices of K and of V, several chunks
     SHAPES += [(2, 300, 3, K, V) for K, V in ((16, 16), (64, 64), (128, 128), (256, 64), (64, 256))]
 
 
@@ -277,14 +278,17 @@ if torch.cuda.is_available():  # every tile as it is: several slices of K and of
     "kind", ["at initialisation", "near 1", "near 0", "wide", "a hard reset now and then"]
 )
 def test_gated_linear_attention_in_bfloat16(kind, gates, shape, bfloat16, monkeypatch):
+    """On a CPU half of the cases: keys of its own on Hopper with float32 gates and elsewhere with bfloat16's."""
     fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
-    for hopper in [None] if torch.cuda.is_available() else [True, False]:
-        if hopper is not None:
+    for hopper in (True, False):
+        if not ON_GPU:
             monkeypatch.setattr(kernels, "is_hopper", lambda device, answer=hopper: answer)
         q, k, v, log_f, S0 = attention_inputs(*shape, kind)
         q, k, v, log_f = q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f.to(gates)
-        assert_near(fast, loop, [q, k, v, log_f, S0])
-        assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
+        if hopper == (gates == torch.float32):
+            assert_near(fast, loop, [q, k, v, log_f, S0])
+        else:
+            assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
 
 
 def test_the_gradient_of_a_hard_reset_is_zero():
