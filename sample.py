@@ -1,11 +1,14 @@
 """
 Text from a run, one token at a time, in memory that does not grow with its length (attention's does).
 
+    python sample.py out/toy                   asks how a text begins, and goes on
+    python sample.py out/toy --samples=3       three texts
     python sample.py out/toy --prompt="Mia saw" --temperature=0.8 --seed=1
 """
 
-from dataclasses import dataclass
-from itertools import chain
+import sys
+from dataclasses import dataclass, replace
+from itertools import chain, count
 
 import data
 from model import check_kernels, find_device, load
@@ -20,17 +23,18 @@ from tokenizers.decoders import DecodeStream
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     prompt: str = ""  # how the text begins
-    tokens: int = 200  # the most to generate; fewer if the text ends
+    samples: int = 0  # texts; 0: one, or as many as are asked for on a terminal, if there is no prompt
+    tokens: int = 200  # the most to generate for each; fewer if the text ends
     temperature: float = 0.8  # below 1: likely tokens become likelier; 0: always the likeliest
     top_k: int = 0  # choose among this many likeliest tokens; 0: all
     top_p: float = 1.0  # choose among the fewest tokens that together have this probability
-    seed: int = 0  # the same seed gives the same text
+    seed: int = 0  # the same seed gives the same text; the next text has the next seed
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
 
     def check(self):
         at_least(1, self, "tokens")
-        at_least(0, self, "temperature", "top_k", "seed")
+        at_least(0, self, "samples", "temperature", "top_k", "seed")
         find_device(self.device)
         check_kernels(self.kernels, self.device)
         if self.seed >= 2**32:
@@ -41,6 +45,32 @@ class Settings:
 
 def main(s):
     model, tokenizer, _ = load(s.run, find_device(s.device), s.kernels)
+    if not s.prompt and not s.samples and on_terminal():
+        return converse(model, tokenizer, s)
+    for number in range(max(1, s.samples)):
+        if number > 0:
+            print()
+        write(model, tokenizer, replace(s, seed=s.seed + number))
+
+
+def on_terminal():
+    return all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def converse(model, tokenizer, s):
+    """Ask how a text begins and go on with it, again and again, until Ctrl-D."""
+    print("How does the text begin? Ctrl-D ends.")
+    for seed in count(s.seed):
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        write(model, tokenizer, replace(s, prompt=prompt, seed=seed))
+
+
+def write(model, tokenizer, s):
+    """Print s.prompt and what the model makes of it, as it is generated."""
     prompt = s.prompt.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     prompt = tokenizer.encode(prompt, add_special_tokens=False).ids
     stream, line_start = DecodeStream(skip_special_tokens=True), True
@@ -48,8 +78,9 @@ def main(s):
         if token == tokenizer.token_to_id(data.EOS):
             break
         text = stream.step(tokenizer, token) or ""  # None while the bytes of a letter are incomplete
-        print(text.removeprefix(" ") if line_start else text, end="", flush=True)
-        line_start = text.endswith("\n") if text else line_start
+        if text:
+            print(text.removeprefix(" ") if line_start else text, end="", flush=True)
+            line_start = text.endswith("\n")
     print()
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import sample
 from model import MIXERS, Config, LanguageModel, load
@@ -37,6 +38,34 @@ def test_the_same_seed_writes_the_same_text(workplace, capsys):
     assert one == again != other and one.startswith("The cat")
 
 
+def test_several_texts_have_a_seed_each(workplace, capsys):
+    one, two = (written(capsys, prompt="The cat", seed=seed) for seed in (1, 2))
+    assert written(capsys, prompt="The cat", seed=1, samples=2) == f"{one}\n{two}"
+
+
+def test_without_a_prompt_on_a_terminal_one_is_asked_for_until_ctrl_d(workplace, capsys, monkeypatch):
+    """Not where the number of texts is given, or where nobody is there to ask."""
+    alone = [written(capsys, seed=1), written(capsys, prompt="A dog", seed=2)]
+    typed = ["", "A dog"]
+
+    def read_line(shown):
+        if not typed:
+            raise EOFError
+        return typed.pop(0)
+
+    monkeypatch.setattr("builtins.input", read_line)
+    monkeypatch.setattr(sample, "on_terminal", lambda: True)
+    assert written(capsys, seed=1).splitlines()[1:] == "".join(alone).splitlines() + [""]
+    assert written(capsys, seed=1, samples=1) == alone[0]
+
+
+def test_text_is_sampled_in_a_thread(workplace, capsys):
+    """As in a notebook's server."""
+    with ThreadPoolExecutor() as threads:
+        threads.submit(sample.main, settings()).result()
+    assert capsys.readouterr().out == written(capsys)
+
+
 def test_greedy_text_is_the_likeliest_token_of_the_whole_prefix(model):
     """Carrying states from token to token, or reading all again at each token: the same choice."""
     prefix = [1, 5, 9]
@@ -47,9 +76,10 @@ def test_greedy_text_is_the_likeliest_token_of_the_whole_prefix(model):
     assert len(prefix) == 43
 
 
-def test_top_k_1_is_greedy(model):
+def test_top_k_1_and_the_smallest_temperature_are_greedy(model):
     greedy = list(sample.generate(model, [1], settings(temperature=0.0)))
     assert greedy == list(sample.generate(model, [1], settings(temperature=2.0, top_k=1, seed=3)))
+    assert greedy == list(sample.generate(model, [1], settings(temperature=1e-320)))
 
 
 @pytest.mark.parametrize(
@@ -92,11 +122,6 @@ def test_streamed_text_is_the_text_of_all_tokens(workplace, capsys, monkeypatch,
 def test_a_prompt_of_bytes_that_are_no_text_is_no_traceback(workplace, capsys):
     """Such bytes reach Python as lone surrogates."""
     assert written(capsys, prompt="The cat\udcff", tokens=1).startswith("The cat?")
-
-
-def test_the_smallest_temperature_is_greedy(model):
-    greedy = list(sample.generate(model, [1], settings(temperature=0.0)))
-    assert greedy == list(sample.generate(model, [1], settings(temperature=1e-320)))
 
 
 def test_text_is_shown_while_it_is_written(workplace, capsys, monkeypatch):
