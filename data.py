@@ -21,16 +21,23 @@ and the benchmarks for evaluate.py. FILE is an archive that you have downloaded 
 
 A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
 (byte-level BPE) and meta.json (counts, SHA-256 of the sources). An empty line in the text ends a document. Each
-document becomes <s> line, newline, line, ... </s>. Corpora are also looked for in the folder NANORNN_DATA.
+document becomes <s> line, newline, line, ... </s>.
+
+data/ is the folder of that name in the working directory, if there is one, and otherwise the repository's, for all
+scripts. What the folder NANORNN_DATA has is used first; nothing is written there.
 """
 
 import hashlib
 import json
 import os
 import re
+import sys
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +45,7 @@ from typing import NamedTuple
 from support.console import run_script
 from support.files import not_written, replacing
 from support.processes import rank, wait_for_all
-from support.settings import UserError, at_least, configure, reason
+from support.settings import ROOT, UserError, at_least, configure, one_of, reason
 
 import numpy as np
 import torch
@@ -47,7 +54,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"  # ids 0, 1, 2
 NO_TARGET = 65_535  # in a file of targets: nothing is predicted here
 BATCH = 1 << 20  # characters encoded at once
-LONG_WORD = re.compile(r"(\S{1000})\S+")  # of such a word the tokenizer learns from 1,000 characters
+LONG_WORD = re.compile(r"(\S{1000,})")  # in text without spaces, such as DNA, or Chinese in one line
+LEARNED = 2_000_000  # characters of long words from which the tokenizer learns in full
 
 RECIPES = {  # corpora that can be made or fetched -> the module of corpora/ that does it
     "toy": "toyland",
@@ -86,9 +94,10 @@ def prepare(name, files, s):
     """Make the corpus data/NAME from text files -> its folder. Memory use does not grow with their size."""
     from corpora.text import Text, find_files
 
-    folder = Path("data") / name
+    folder = data_folder() / name
     files, val_files = find_files(files, s.val.split(",") if s.val else [])
     share = 0 if val_files else s.val_share
+    sources = {str(path): sha256(path) for path in files + val_files}
     text = Text(files, "learning the tokenizer")
     tokenizer = train_tokenizer(split_documents(text, s.longest), s.vocab_size)
     text, val_text = Text(files, "encoding"), Text(val_files, "encoding for validation")
@@ -106,7 +115,6 @@ def prepare(name, files, s):
             raise UserError(f"{folder}: too little text to keep some for validation; {remedy}")
         mark_unfinished(folder)
     replaced = text.replaced + val_text.replaced
-    sources = {str(path): sha256(path) for path in files + val_files}
     finish(folder, tokenizer, train, val, sources, replaced)
     if replaced:
         print(f"{replaced:,} bytes were not UTF-8 and became U+FFFD")
@@ -175,7 +183,7 @@ def train_tokenizer(pieces, vocab_size):
     """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909): any bytes can be encoded, none is changed."""
     tokenizer = Tokenizer(models.BPE())
     lines = pre_tokenizers.Split("\n", "merged_with_previous")
-    words = pre_tokenizers.ByteLevel(add_prefix_space=True)  # each line begins with one, see split_documents
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)  # split_documents has added it
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -185,12 +193,31 @@ def train_tokenizer(pieces, vocab_size):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = (LONG_WORD.sub(r"\1", text) for text, first, last in pieces)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts_to_learn_from(pieces), trainer)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])
     bos = (BOS, tokenizer.token_to_id(BOS))
     template = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS} $B", special_tokens=[bos])
     tokenizer.post_processor = template
     return tokenizer
+
+
+def texts_to_learn_from(pieces):
+    """
+    Yield the texts of pieces; long words in parts of 100 characters, for the trainer's time and memory grow with
+    the length of a word. After LEARNED characters of them, only the first 1,000 characters of each are left.
+    """
+    learned = 0
+    for text, _, _ in pieces:
+        for number, part in enumerate(LONG_WORD.split(text)):  # what is between long words, a long word, ...
+            if number % 2 == 0:
+                yield part
+                continue
+            if learned > LEARNED:
+                part = part[:1000]
+            learned += len(part)
+            for start in range(0, len(part), 100):
+                yield part[start : start + 100]
 
 
 def start_of(tokenizer):
@@ -279,13 +306,14 @@ def hold_out_the_end(train, val, tokenizer, share):
 def find(name, needed=True):
     """The folder of a corpus, made first if it is toy, or if it is needed and has a recipe; None if not needed."""
     meta = look_for(f"{name}/meta.json")
-    if meta:
-        return meta.parent
-    if name == "toy" or (needed and name in RECIPES):
-        return recipe(name).make(name)
-    if needed:
+    if not meta and (name == "toy" or (needed and name in RECIPES)):
+        with making(name):
+            meta = look_for(f"{name}/meta.json")  # another process may have made it meanwhile
+            return meta.parent if meta else recipe(name).make(name)
+    if not meta and needed:
         remedy = f"make it with: python data.py text {name} FILES..."
-        raise UserError(f"corpus = {name!r}: there is no data/{name}; {remedy}")
+        raise UserError(f"corpus = {name!r}: there is no {data_folder() / name}; {remedy}")
+    return meta.parent if meta else None
 
 
 def find_for(s):
@@ -319,10 +347,53 @@ def look_for(place):
 
 def data_folders():
     """The folders in which data is looked for: NANORNN_DATA, which is only read, then data/."""
-    folders = [Path("data")]
+    folders = [data_folder()]
     if os.environ.get("NANORNN_DATA"):
-        folders.insert(0, Path(os.environ["NANORNN_DATA"]))
+        folders.insert(0, Path(os.environ["NANORNN_DATA"]).expanduser())
     return folders
+
+
+def data_folder():
+    """data/ in the working directory, if there is one, else the repository's: where everything new goes."""
+    here = Path("data")
+    return here if here.is_dir() or Path.cwd() == ROOT else ROOT / "data"
+
+
+@contextmanager
+def making(name):
+    """
+    Hold the lock of data/NAME while this is open; a second process waits here. The file data/NAME.lock is deleted
+    in the end. Of a process that was killed it stays, but unlocked. Without locks (Windows, some shared folders)
+    nobody waits.
+    """
+    path = data_folder() / f"{name}.lock"
+    file = lock(path) if find_spec("fcntl") else None
+    try:
+        yield
+    finally:
+        if file:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def lock(path):
+    """Create and lock a file, once no other process has it -> the open file; None where files have no locks."""
+    from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(path, "w")
+            try:
+                flock(file, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                print(f"{path.with_suffix('')}: waiting for another process that makes it", flush=True)
+                flock(file, LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+            file.close()  # the other process has deleted it
+    except OSError:  # no locks here, or nothing can be written, which is said where it is tried
+        return None
 
 
 def check_name(corpus):
@@ -423,36 +494,60 @@ def recipe(name):
 def main(args):
     from corpora import download
 
-    words = [arg for arg in args if not arg.startswith("-")]
+    words = [os.path.expanduser(arg) for arg in args if not arg.startswith("-")]
     flags = [arg for arg in args if arg.startswith("-")]
     match words:
         case ["text", name, _, *_]:
             check_name(name)
-            prepare(name, words[2:], configure(Settings(), flags))
+            make = partial(prepare, name, words[2:], configure(Settings(), flags))
         case ["copying"] | ["copying", _]:
-            copying = recipe("copying")
-            check_name(words[-1])
-            copying.make(words[-1], configure(copying.Settings(), flags))
+            name, copying = words[-1], recipe("copying")
+            check_name(name)
+            make = partial(copying.make, name, configure(copying.Settings(), flags))
         case ["pile-10m" | "pile-100m" as name, *files]:
             pile = recipe(name)
-            pile.make(name, files, configure(pile.Settings(), flags))
+            make = partial(pile.make, name, files, configure(pile.Settings(), flags))
         case [name] | ["shakespeare" as name, _] if name in RECIPES:
             refuse_settings(flags, f"{name} is always made the same way: no settings, please")
-            recipe(name).make(*words)
+            make = partial(recipe(name).make, *words)
         case [name] | ["blimp" | "ewok_vocabulary" | "bear" | "glue" as name, _] if name in download.SETS:
             refuse_settings(flags, f"{name} is fetched as it is: no settings, please")
-            download.obtain(name, data_folders(), *words[1:])
+            make = partial(download.obtain, *words)
         case _:
             configure(Settings(), flags)  # which may print --help
-            first = "toy | shakespeare [FILE] | text NAME FILES..."
-            others = " | ".join([*RECIPES, *download.SETS][2:])
-            raise UserError(f"what to prepare? python data.py {first} | {others} (see --help)")
+            refuse_words(words, ["text", *RECIPES, *download.SETS])
+    with making(name):
+        corpus = make()
+    if corpus:
+        print(f"train on it: {train_command(corpus)}")
+
+
+def train_command(corpus):
+    """The command that trains the default model on a corpus, given by its folder."""
+    script = Path(sys.argv[0]).with_name("train.py")
+    if corpus.name == "toy":
+        return f"python {script}"
+    meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
+    flags = f"--corpus={corpus.name} --run={corpus.name} --vocab_size={meta['vocab_size']} --eval_pairs="
+    if "context" in meta:
+        flags += f" --context={meta['context']}"
+    return f"python {script} {flags}"
 
 
 def refuse_settings(flags, message):
     configure(Settings(), flags)  # which may print --help, and knows misspelt names
     if flags:
         raise UserError(message)
+
+
+def refuse_words(words, choices):
+    """Raise UserError for a command that names nothing to prepare, or has too few or too many words."""
+    if not words:
+        raise UserError(f"what to prepare? python data.py {' | '.join(choices)} (see --help)")
+    one_of("what to prepare", words[0], choices)
+    usage = {"text": "text NAME FILES...", "copying": "copying [NAME]"}
+    usage |= {name: f"{name} [FILE]" for name in ("shakespeare", "blimp", "ewok_vocabulary", "bear", "glue")}
+    raise UserError(f"{' '.join(words)}: write python data.py {usage.get(words[0], words[0])} (see --help)")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ They are fetched from the Hugging Face hub unless data/ or NANORNN_DATA has them
 organisers' dev files are the validation text.
 """
 
-from pathlib import Path
-
 import data
 from corpora.download import hub
 from support.console import progress
@@ -41,7 +39,9 @@ def make(name):
     Empty lines end documents, but speech has none for very long, so a document also ends after 20 lines. So <s>,
     which every score starts from, is read some 50,000 times in 10 million words.
     """
-    files, val_files = text_files(name), text_files("babylm-dev")
+    files = text_files(name)
+    with data.making("babylm-dev"):
+        val_files = text_files("babylm-dev")
     return data.prepare(name, files, data.Settings(val=",".join(val_files), longest=20))
 
 
@@ -50,24 +50,17 @@ def text_files(name):
     home, size, ending, words = BABYLM[name]
     repo = f"huggingface.co/datasets/{home.partition('@')[0]}"
     names = [domain + ending for domain in DOMAINS]
-    by_hand = f"fetch {', '.join(names)} of {repo} by hand, into data/{name}"
-    folder = find_texts(name, names)
-    if folder:
+    there = [x / name for x in data.data_folders() if all((x / name / file).is_file() for file in names)]
+    folder = there[0] if there else data.data_folder() / name
+    by_hand = f"fetch {', '.join(names)} of {repo} by hand, into {folder}"
+    if there:
         print(f"{folder}: the text is already there")
     else:
-        folder = Path("data") / name
         print(f"{folder}: fetching the text from {repo}, {size} MB")
         hub(home, names, folder, by_hand)
     for file, count in zip(names, words):
         check_words(folder / file, count, by_hand)
     return [str(folder / file) for file in names]
-
-
-def find_texts(name, files):
-    """The first data folder's NAME that has all of these files; None if none has."""
-    for folder in data.data_folders():
-        if all((folder / name / file).is_file() for file in files):
-            return folder / name
 
 
 def check_words(path, expected, by_hand):

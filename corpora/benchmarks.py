@@ -6,9 +6,10 @@ The benchmarks: where their files are, how they are read, and what each record a
     ewok     Target1 and Target2, each after Context1 and Context2   p(T1 | C1) >= p(T2 | C1), and likewise swapped
     bear     each of three templates with each possible answer       the right answer's is the most likely
 
-A record's fields tell its kind. The subtasks are BLiMP's paradigms, EWoK's domains and BEAR's relations. EWoK's
-authors ask that their items are never stored as plain text, so they are read inside their locked archive, and no
-text of any benchmark is written anywhere, only numbers.
+A record's fields tell its kind. The subtasks are BLiMP's paradigms, EWoK's domains and BEAR's relations. BabyLM's
+files of EWoK, ewok_fast among them, hold each item swapped in a row of its own, so their rows are asked as they
+stand: is p(T1 | C1) >= p(T2 | C1)? EWoK's authors ask that their items are never stored as plain text, so they are
+read inside their locked archive, and no text of any benchmark is written anywhere, only numbers.
 """
 
 import gzip
@@ -21,6 +22,7 @@ import zlib
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import data
@@ -61,6 +63,7 @@ FIELDS = {  # kind -> fields that a record must have
 }
 LARGEST = 1 << 28  # bytes of a benchmark once unpacked, ten times BLiMP: a small archive may hold any number
 PASSWORDS = b"ewok", b"BabyLM2025"  # published by EWoK's authors and by BabyLM, to keep web crawlers out
+DIRECTED = re.compile(r"ewok_(fast|filtered)[/.]")  # in the path of BabyLM's files of EWoK
 WORD = re.compile(r"can(?=not\b)|[a-z]+(?=n't)|n't|'[a-z]+|[a-z0-9]+(?:[-.,][a-z0-9]+)*|\S")  # as NLTK splits
 
 
@@ -92,7 +95,7 @@ def find_benchmark(task):
     found = data.look_for(place)
     if found:
         return found
-    by_hand = f"put it at data/{place}, or set NANORNN_DATA to the folder that holds it"
+    by_hand = f"put it at {data.data_folder() / place}, or set NANORNN_DATA to the folder that holds it"
     raise UserError(f"{task}: {by_hand}, or fetch it: python data.py {task.split('_')[0]}")
 
 
@@ -103,8 +106,10 @@ def find_toyland():
         return text.parent
     from corpora import toyland
 
-    folder = Path("data/toyland")
-    toyland.write(folder)
+    folder = data.data_folder() / "toyland"
+    with data.making("toyland"):
+        if not (folder / "train.txt").exists():  # another process may have made it meanwhile
+            toyland.write(folder)
     return folder
 
 
@@ -118,6 +123,8 @@ def ask(subtask, record):
         return [("", record["sentence_good"]), ("", record["sentence_bad"])]
     if subtask.kind == "ewok":
         orders = [(1, 1), (1, 2), (2, 2), (2, 1)]
+        if record.get("directed"):
+            orders.remove((2, 2))
         return [(record[f"Context{context}"], record[f"Target{target}"]) for context, target in orders]
     texts = []
     for template in record["templates"]:
@@ -134,12 +141,15 @@ def fill(template, subject, answer):
 def judge(subtask, record, scores):
     """
     The verdicts on a record, given the log-probabilities of its texts: [{"good": ..., "bad": ...}, ...], one for
-    pairs, two for EWoK (one for each context), one for each template of BEAR.
+    pairs, two for EWoK (one for each context, or just the first), one for each template of BEAR.
     """
     if subtask.kind == "pairs":
         good, bad = scores
         return [{"good": good, "bad": bad}]
     if subtask.kind == "ewok":  # elsewhere: the good target after the other context
+        if record.get("directed"):
+            one_in_1, two_in_1, one_in_2 = scores
+            return [{"swapped": False, "good": one_in_1, "bad": two_in_1, "elsewhere": one_in_2}]
         one_in_1, two_in_1, two_in_2, one_in_2 = scores
         return [
             {"swapped": False, "good": one_in_1, "bad": two_in_1, "elsewhere": one_in_2},
@@ -171,15 +181,15 @@ def summary(subtasks, rows):
     """
     found = {uid: accuracy(subtasks[uid], [is_right(row) for row in rows[uid]]) for uid in subtasks}
     result = {
-        "score": mean(x["score"] for x in found.values()),
+        "score": fmean(x["score"] for x in found.values()),
         "interval": math.sqrt(sum(x["interval"] ** 2 for x in found.values())) / len(found),
         "subtasks": found,
     }
     kind = next(iter(subtasks.values())).kind
     if kind == "ewok":
-        by_domain = [mean(row["good"] > row["elsewhere"] for row in rows[uid]) for uid in subtasks]
+        by_domain = [fmean(row["good"] > row["elsewhere"] for row in rows[uid]) for uid in subtasks]
         pipeline, paper = "p(T1|C1) > p(T2|C1)", "p(T1|C1) > p(T1|C2)"
-        result["readings"] = {pipeline: result["score"], paper: 100 * mean(by_domain)}
+        result["readings"] = {pipeline: result["score"], paper: 100 * fmean(by_domain)}
     if kind == "bear":
         result |= summary_of_bear(subtasks, rows)
     return result
@@ -194,8 +204,8 @@ def summary_of_bear(subtasks, rows):
             by_template[row["template"]].append(row["right"])
     right = [x for verdicts in by_template.values() for x in verdicts]
     result = accuracy(Subtask("bear", "", records, ""), right)
-    result["templates"] = [100 * mean(by_template[template]) for template in sorted(by_template)]
-    result["chance"] = 100 * mean(1 / len(record["answers"]) for record in records)
+    result["templates"] = [100 * fmean(by_template[template]) for template in sorted(by_template)]
+    result["chance"] = 100 * fmean(1 / len(record["answers"]) for record in records)
     return result
 
 
@@ -206,14 +216,9 @@ def accuracy(subtask, right):
     certainty (Agresti & Coull 1998).
     """
     records = len(subtask.records)
-    p = (mean(right) * records + 2) / (records + 4)
+    p = (fmean(right) * records + 2) / (records + 4)
     interval = 196 * math.sqrt(p * (1 - p) / (records + 4))
-    return {"score": 100 * mean(right), "interval": interval, "n": len(right), "term": subtask.term}
-
-
-def mean(numbers):
-    numbers = list(numbers)
-    return sum(numbers) / len(numbers)
+    return {"score": 100 * fmean(right), "interval": interval, "n": len(right), "term": subtask.term}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -258,14 +263,17 @@ def kind_of(record):
 def add_record(subtasks, record, task, file, i):
     """Add the record of line i of a file to its subtask in {uid: Subtask}, unless the task leaves it out."""
     kind = kind_of(record)
+    fields = {field: record[field] for field in FIELDS[kind]} | {"i": i}
     if task == "ewok_filtered" and kind == "ewok" and not is_in_vocabulary(record):
         return
+    if kind == "ewok" and DIRECTED.search(file):
+        fields["directed"] = True
     uid = str(record.get("UID") or record.get("Domain") or Path(file).name.split(".")[0])
     term = str(record.get("linguistics_term", ""))
     subtask = subtasks.setdefault(uid, Subtask(kind, term, [], file))
     if subtask.kind != kind:
         raise UserError(f"a record of {kind} among {subtask.kind}, all called {uid!r}")
-    subtask.records.append({field: record[field] for field in FIELDS[kind]} | {"i": i})
+    subtask.records.append(fields)
 
 
 def is_in_vocabulary(record):
@@ -274,8 +282,8 @@ def is_in_vocabulary(record):
         return record["in_babylm_vocab"]
     path = data.look_for("ewok/vocab.txt")
     if not path:
-        remedy = "python data.py ewok_vocabulary"
-        raise UserError(f"ewok_filtered: needs BabyLM's words, data/ewok/vocab.txt; {remedy}")
+        place = data.data_folder() / "ewok/vocab.txt"
+        raise UserError(f"ewok_filtered: needs BabyLM's words, {place}; python data.py ewok_vocabulary")
     text = " ".join(record[field] for field in FIELDS["ewok"] if field != "Domain").lower()
     return words_of(path).issuperset(WORD.findall(text))
 

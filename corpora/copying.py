@@ -11,7 +11,6 @@ predicted in order. A block of training is one sequence, and before the markers 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import data
 from corpora.shakespeare import character_tokenizer
@@ -44,7 +43,7 @@ class Settings:
 
 def make(name="copying", s=Settings()):
     """Sample the corpus data/NAME -> its folder."""
-    folder = Path("data") / name
+    folder = data.data_folder() / name
     data.mark_unfinished(folder)
     train = write(folder / "train.bin", s.sequences, np.random.default_rng([s.seed, 0]), s)
     val = write(folder / "val.bin", VALIDATION, np.random.default_rng([s.seed, 1]), s)

@@ -2,7 +2,6 @@
 Benchmarks from their official homes: into data/, complete and checked, or not at all.
 
     obtain(name)     a benchmark of SETS, as `python data.py blimp` does
-    members(file)    the expected files of a .zip or .tar.gz
     fetch(url)       the bytes at a URL
     hub(home)        files of a dataset on the Hugging Face hub, whose library resumes interrupted downloads
 
@@ -18,11 +17,11 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from http.client import HTTPException
-from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import data
 from support.console import progress
 from support.files import replacing
 from support.settings import UserError, reason
@@ -45,18 +44,6 @@ class Part:
         return self.home.startswith("http")
 
 
-def splits_of(**tasks):
-    """splits_of(rte=(2490, 139)) -> {"rte.train.jsonl": 2490, "rte.valid.jsonl": 139}."""
-    rows = {f"{task}.train.jsonl": train for task, (train, valid) in tasks.items()}
-    return rows | {f"{task}.valid.jsonl": valid for task, (train, valid) in tasks.items()}
-
-
-def supplement(*counts):
-    """The number of lines of each file of BLiMP-Supplement."""
-    names = "hypernym qa_congruence_easy qa_congruence_tricky subject_aux_inversion turn_taking"
-    return {f"{name}.jsonl": count for name, count in zip(names.split(), counts)}
-
-
 # The organisers' files of 2025 in their repository of 2026. Names and revision are those of public scripts. Hashes
 # were not available, so lines are counted.
 EVALS = "BabyLM-community/BabyLM-2026-Strict-Evals@8d52da9424a9ff30b9e8266c4f751aba9c504233"
@@ -67,12 +54,28 @@ BLIMP = "https://codeload.github.com/alexwarstadt/blimp/tar.gz/3e56b06fcabca9b30
 # The organisers' pipeline of 2024, for its word list. Not tried yet.
 PIPELINE = "https://codeload.github.com/babylm/evaluation-pipeline-2024/tar.gz/refs/heads/main"
 BEAR = "https://codeload.github.com/lm-pub-quiz/BEAR/tar.gz/725b4e3139d0a5fdf914b0419ba744273dddc689"
-GLUE = splits_of(
-    boolq=(9427, 1635), mnli=(10000, 4908), mrpc=(3668, 204), multirc=(27243, 2424),
-    qqp=(10000, 20215), rte=(2490, 139), wsc=(554, 52),
-)  # fmt: skip
-GLUE_OF_2024 = splits_of(cola=(8551, 522), qnli=(104743, 2732), sst2=(67349, 436))  # dropped since
-GLUE_OF_2024 |= {"mnli-mm.valid.jsonl": 4916}
+SUPPLEMENT = {
+    "hypernym.jsonl": 842,
+    "qa_congruence_easy.jsonl": 64,
+    "qa_congruence_tricky.jsonl": 165,
+    "subject_aux_inversion.jsonl": 3867,
+    "turn_taking.jsonl": 280,
+}
+GLUE = {
+    "boolq.train.jsonl": 9427, "boolq.valid.jsonl": 1635,
+    "mnli.train.jsonl": 10000, "mnli.valid.jsonl": 4908,
+    "mrpc.train.jsonl": 3668, "mrpc.valid.jsonl": 204,
+    "multirc.train.jsonl": 27243, "multirc.valid.jsonl": 2424,
+    "qqp.train.jsonl": 10000, "qqp.valid.jsonl": 20215,
+    "rte.train.jsonl": 2490, "rte.valid.jsonl": 139,
+    "wsc.train.jsonl": 554, "wsc.valid.jsonl": 52,
+}  # fmt: skip
+GLUE_OF_2024 = {  # dropped since
+    "cola.train.jsonl": 8551, "cola.valid.jsonl": 522,
+    "qnli.train.jsonl": 104743, "qnli.valid.jsonl": 2732,
+    "sst2.train.jsonl": 67349, "sst2.valid.jsonl": 436,
+    "mnli-mm.valid.jsonl": 4916,
+}  # fmt: skip
 M = 10**6
 
 # fmt: off
@@ -84,10 +87,9 @@ SETS = {
         Part("babylm_eval/blimp_fast.zip", EVALS, f"{FAST}/blimp_fast/*.jsonl", 13_400, 50 * M),
     ],
     "supplement": [
-        Part("babylm_eval/supplement_filtered", EVALS, f"{FULL}/supplement_filtered/*.jsonl",
-             supplement(842, 64, 165, 3867, 280), 10 * M),
+        Part("babylm_eval/supplement_filtered", EVALS, f"{FULL}/supplement_filtered/*.jsonl", SUPPLEMENT, 10 * M),
         Part("babylm_eval/supplement_fast", EVALS, f"{FAST}/supplement_fast/*.jsonl",
-             supplement(50, 50, 50, 50, 50), 10 * M),
+             dict.fromkeys(SUPPLEMENT, 50), 10 * M),
     ],
     "ewok": [  # password-protected, and kept so
         Part("ewok/ewok_fast.zip", EVALS, f"{FAST}/ewok_fast.zip", None, 34_719,
@@ -119,49 +121,54 @@ GATED = (
 # A benchmark
 
 
-def obtain(name, folders, archive=None):
+def obtain(name, archive=None):
     """Fetch those parts of a benchmark that no data folder has, or take them from an archive fetched by hand."""
-    fetched = {}  # URL -> bytes of an archive, which may hold several parts
+    fetched = {}  # URL -> an open archive, which may hold several parts
     for part in SETS[name]:
-        there = [folder / part.place for folder in folders if is_complete(folder / part.place, part)]
+        there = find_complete(part)
+        place = data.data_folder() / part.place
         if there:
-            print(f"{there[0]}: already there")
-        elif archive and part.in_archive:
-            store(part, members(archive, archive, part), archive, f"is it {part.home}?")
+            print(f"{there}: already there")
+        elif archive and not part.in_archive:
+            print(f"{place}: not of {archive}; to fetch it: python data.py {name}")
         elif archive:
-            print(f"data/{part.place}: not of {archive}; to fetch it: python data.py {name}")
+            with open(archive, "rb") as file:
+                store(part, members(file, archive, part), archive, f"is it {part.home}?")
         else:
-            print(f"data/{part.place}: from {part.home} ({part.rights})")
+            print(f"{place}: from {part.home} ({part.rights})")
             if part.in_archive:
                 from_archive(part, name, fetched)
             else:
                 from_hub(part, name)
-    if name == "ewok" and not any((folder / "ewok/ewok-core-1.0.zip").exists() for folder in folders):
+    if name == "ewok" and not data.look_for("ewok/ewok-core-1.0.zip"):
         raise UserError(GATED)
 
 
-def is_complete(path, part):
-    """True if a part is there: its file, or every file of its folder, plain or .gz."""
+def find_complete(part):
+    """The path of a part, its file or a folder with every file of it, plain or .gz; None if no folder has it."""
     if not isinstance(part.rows, dict):
-        return path.is_file()
-    return all((path / name).is_file() or (path / f"{name}.gz").is_file() for name in part.rows)
+        return data.look_for(part.place)
+    for folder in data.data_folders():
+        place = folder / part.place
+        if all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in part.rows):
+            return place
 
 
 def from_archive(part, name, fetched):
     by_hand = f"fetch {part.home} by hand, and then: python data.py {name} FILE"
     if part.home not in fetched:
-        fetched[part.home] = fetch(part.home, by_hand)
-    archive = io.BytesIO(fetched[part.home])
-    store(part, members(archive, part.home, part), part.home, by_hand)
+        fetched[part.home] = io.BytesIO(fetch(part.home, by_hand))
+    store(part, members(fetched[part.home], part.home, part), part.home, by_hand)
 
 
 def from_hub(part, name):
     repo = f"huggingface.co/datasets/{part.home.partition('@')[0]}"
     zipped = "zipped " if part.place.endswith(".zip") and part.rows else ""
-    by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at data/{part.place}"
+    place = data.data_folder() / part.place
+    by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at {place}"
     if name == "ewok":
         by_hand += f". {GATED}"
-    folder = Path("data") / f"{name}.download"
+    folder = data.data_folder() / f"{name}.download"
     hub(part.home, part.names, folder, by_hand)
     paths = [path for path in folder.glob(part.names) if is_expected(path.as_posix(), part)]
     files = {path.name: path.read_bytes() for path in paths}
@@ -174,7 +181,7 @@ def store(part, files, source, by_hand):
     problem = difference(part, files)
     if problem:
         raise UserError(f"{source}: {problem}; {by_hand}")
-    place, names = Path("data") / part.place, sorted(files)
+    place, names = data.data_folder() / part.place, sorted(files)
     if part.rows is None:  # a file as it is
         with replacing(place, "wb") as file:
             file.write(files[names[0]])
@@ -194,7 +201,7 @@ def difference(part, files):
     """The first difference of {name: bytes} from the expected files, as a message; None if there is none."""
     if not files:
         return f"{part.names} is not in it"
-    rows = {name: count_lines(raw) for name, raw in files.items()}
+    rows = {name: len(raw.splitlines()) for name, raw in files.items()}
     if isinstance(part.rows, dict):
         for name, expected in part.rows.items():
             if rows.get(name) != expected:
@@ -206,56 +213,43 @@ def difference(part, files):
         return f"the files have SHA-256 {digest[:12]}... in place of {part.sha256[:12]}..."
 
 
-def count_lines(raw):
-    """Lines of bytes; the last one may lack its line break."""
-    return raw.count(b"\n") + (len(raw) > 0 and not raw.endswith(b"\n"))
-
-
 # ----------------------------------------------------------------------------------------------------
 # Archives
 
 
 def members(archive, source, part):
-    """{name: bytes} of a part's files in a .zip or .tar.gz, given by its path or as an open file."""
+    """{name: bytes} of a part's files in a .zip or .tar.gz, given as an open file."""
+    files, room = {}, part.size
     try:
-        if zipfile.is_zipfile(archive):
-            return members_of_zip(archive, part)
-        return members_of_tar(archive, part)
+        for path, open_member in entries(archive):
+            if is_expected(path, part):
+                with open_member() as member:
+                    raw = member.read(room + 1)
+                room -= len(raw)
+                if room < 0:
+                    raise ValueError(f"{path} is larger than expected")
+                files[path.rpartition("/")[2]] = raw
     except Exception as error:  # a broken archive can raise many
         raise UserError(f"{source}: cannot be read ({reason(error)}); fetch it again")
-
-
-def members_of_zip(path, part):
-    files = {}
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if is_expected(entry.filename, part):
-                add(files, entry.filename, archive.open(entry), part)
     return files
 
 
-def members_of_tar(path, part):
-    files, unpacked = {}, 0
-    if hasattr(path, "seek"):
-        path.seek(0)
-    with gzip.open(path) as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
+def entries(file):
+    """Yield (path, function that opens it) for each file in an open .zip or .tar.gz."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for path in archive.namelist():
+                yield path, partial(archive.open, path)
+        return
+    file.seek(0)
+    unpacked = 0
+    with tarfile.open(fileobj=file, mode="r:gz") as archive:
         for entry in archive:
             unpacked += entry.size
             if unpacked > LARGEST:
                 raise ValueError(f"more than {LARGEST >> 20} MB once unpacked")
-            if entry.isfile() and is_expected(entry.name, part):
-                add(files, entry.name, archive.extractfile(entry), part)
-    return files
-
-
-def add(files, name, member, part):
-    """Add an open file of an archive to {name: bytes}; ValueError if it is larger than a part can be."""
-    room = part.size - sum(map(len, files.values()))
-    with member:
-        raw = member.read(room + 1)
-    if len(raw) > room:
-        raise ValueError(f"{name} is larger than expected")
-    files[name.rpartition("/")[2]] = raw
+            if entry.isfile():
+                yield entry.name, partial(archive.extractfile, entry)
 
 
 def is_expected(path, part):
@@ -293,7 +287,9 @@ def fetch(url, by_hand):
         with urlopen(request, timeout=30) as answer:
             return receive(answer, url.rpartition("/")[2])
     except (OSError, HTTPException) as error:
-        raise UserError(f"{url}: cannot be fetched ({explain(error)}); {by_hand}")
+        cause = getattr(error, "reason", None)  # urllib wraps an OSError
+        why = reason(cause if isinstance(cause, OSError) else error)
+        raise UserError(f"{url}: cannot be fetched ({why}); {by_hand}")
 
 
 def receive(answer, name):
@@ -308,12 +304,3 @@ def receive(answer, name):
     if answer.length:  # bytes that were promised and did not come
         raise HTTPException(f"the connection was cut after {len(raw):,} bytes")
     return bytes(raw)
-
-
-def explain(error):
-    """The cause of a failed request in a few words."""
-    if isinstance(error, HTTPError):
-        return f"HTTP {error.code}, {error.reason}"
-    if isinstance(error, URLError) and isinstance(error.reason, OSError):
-        return reason(error.reason)
-    return reason(error)

@@ -23,10 +23,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 
 import data
 from corpora.download import hub
@@ -70,9 +67,11 @@ def sample(name, files, seed=0):
     """
     size = ("pile-10m", "pile-100m").index(name)
     quotas = {domain: words[size] for domain, words in QUOTAS.items()}
-    files = files or fetch_copy(name, ["val.jsonl", "test.jsonl"][: size + 1])
+    if not files:
+        with data.making("pile"):
+            files = fetch_copy(name, ["val.jsonl", "test.jsonl"][: size + 1])
     chosen = choose(files, quotas, random.Random(seed))
-    path = Path("data") / name / "pile.txt"
+    path = data.data_folder() / name / "pile.txt"
     with replacing(path) as file:
         for place, line in lines(files, "copying the documents"):
             if place in chosen:
@@ -84,7 +83,7 @@ def sample(name, files, seed=0):
 
 def fetch_copy(name, files):
     """The paths of these files of the Pile in data/pile, fetched if they are not there."""
-    folder = Path("data/pile")
+    folder = data.data_folder() / "pile"
     if not all((folder / file).exists() for file in files):
         home = f"huggingface.co/datasets/{COPY}"
         print(f"{name}: fetching {' and '.join(files)} of {home}, {len(files) * 1.4} GB")
@@ -171,8 +170,6 @@ def unpacked(raw, path):
         yield gzip.open(raw)
     elif path.suffix != ".zst":
         yield io.BufferedReader(raw)
-    elif find_spec("compression"):  # Python 3.14
-        yield import_module("compression.zstd").ZstdFile(raw)
     elif tool := shutil.which("zstd"):
         command = [tool, "-dcq"]
         pipes = dict(stdin=raw, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -181,5 +178,4 @@ def unpacked(raw, path):
             if process.wait():
                 raise ValueError("zstd could not unpack it")
     else:
-        remedy = "install one, or unpack it"
-        raise UserError(f"{path}: to unpack .zst takes Python 3.14, or the program zstd; {remedy}")
+        raise UserError(f"{path}: to read .zst takes the program zstd; install it, or unpack the file")

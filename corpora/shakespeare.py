@@ -9,7 +9,6 @@ break. A character that Shakespeare does not use is read as a space.
 import gzip
 import hashlib
 import zlib
-from pathlib import Path
 
 import data
 from corpora.download import fetch
@@ -27,7 +26,7 @@ def make(name="shakespeare", file=None):
     """Make data/shakespeare of the text in `file`, or in a data folder, or fetched -> the corpus's folder."""
     text = read(file).decode("ascii")
     characters = {character: i for i, character in enumerate(sorted(set(text)))}
-    folder = Path("data") / name
+    folder = data.data_folder() / name
     data.mark_unfinished(folder)
     cut = len(text) * 9 // 10
     train = write_tokens(folder / "train.bin", text[:cut], characters)
@@ -55,12 +54,13 @@ def character_tokenizer(ids, unknown):
 
 def read(file=None):
     """The text's bytes, from a file, plain or .gz; without one, from a data folder or from the web."""
-    by_hand = f"fetch {URL} by hand and put it at data/{FILE}"
+    home = data.data_folder() / FILE
+    by_hand = f"fetch {URL} by hand and put it at {home}"
     path = file or data.look_for(FILE) or data.look_for(f"{FILE}.gz")
     if path is None:
         text = fetch(URL, by_hand)
         check(text, URL, by_hand)
-        with replacing(Path("data") / FILE, "wb") as copy:
+        with replacing(home, "wb") as copy:
             copy.write(text)
         return text
     try:

@@ -12,22 +12,36 @@ from support.console import progress
 from support.settings import UserError, reason
 
 MAX_LINE = 1 << 16  # characters; a longer line comes in parts
-NOT_TEXT = {  # the first bytes of files that are often taken for text
-    b"\xff\xfe": "this is UTF-16; save it as UTF-8",
-    b"\xfe\xff": "this is UTF-16; save it as UTF-8",
-    b"PK\3\4": "a zip archive or a document, not text; unpack it, or save it as text",
-    b"%PDF": "a PDF, not text; save it as text",
-    b"\xfd7zXZ": "packed by xz; unpack it",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it",
-    b"BZh": "packed by bzip2; unpack it",
-    b"PAR1\x15": "a Parquet file, not text; export its text",
-    b"ARROW1\0": "an Arrow file, not text; export its text",
-    b"\x93NUMPY": "a NumPy array, not text",
-    b"\x80\2": "a pickle, not text",
-    b"\x80\3": "a pickle, not text",
-    b"\x80\4": "a pickle, not text",
-    b"\x80\5": "a pickle, not text",
+NOT_TEXT = {  # first bytes -> what such a file is
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"%PDF-": "a PDF",
+    b"{\\rtf": "a document in RTF",
+    b"\xd0\xcf\x11\xe0": "an Office document",
+    b"PK\3\4": "a zip archive or a document",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"BZh91AY&SY": "packed by bzip2",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!\x1a": "a RAR archive",
+    b"PAR1\x15": "a Parquet file",
+    b"ARROW1\0": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow stream",
+    b"FEA1\0": "a Feather file",
+    b"Obj\1": "an Avro file",
+    b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3\0": "a SQLite database",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80\2": "a pickle",
+    b"\x80\3": "a pickle",
+    b"\x80\4": "a pickle",
+    b"\x80\5": "a pickle",
+    b"]q\0": "a pickle",
+    b"}q\0": "a pickle",
+    b"(lp0\n": "a pickle",
+    b"(dp0\n": "a pickle",
 }
+NO_LETTER = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")  # control characters, bytes not in UTF-8
 
 
 def find_files(patterns, val_patterns):
@@ -46,15 +60,25 @@ def find_files(patterns, val_patterns):
 def expand(patterns):
     """["a.txt", "dev/*.gz"] -> {the file's absolute path: its path as given}, each file once, in order."""
     files = {}
-    for pattern in patterns:
+    for pattern in map(os.path.expanduser, patterns):
         found = [pattern]
         if not os.path.isfile(pattern):  # "[1].txt" may be a file's name
             found = sorted(glob.glob(pattern)) or [pattern]
         for path in found:
-            if not os.path.isfile(path):
-                raise UserError(f"{path or repr(path)}: there is no such text file")
+            check_file(path)
             files.setdefault(os.path.realpath(path), Path(path))
     return files
+
+
+def check_file(path):
+    """Raise UserError for a path that is not a file."""
+    if os.path.isfile(path):
+        return
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a folder, not a text file; name files in it, such as {path}/*.txt")
+    if os.path.exists(path):
+        raise UserError(f"{path}: a pipe or device, but text is read twice; save it to a file first")
+    raise UserError(f"{path or repr(path)}: there is no such text file")
 
 
 class Text:
@@ -105,12 +129,21 @@ def open_text(raw, path):
     """An open binary file, plain or gzipped -> an open text file; UnicodeError if it is not text."""
     packed = path.suffix == ".gz" or raw.peek(2)[:2] == b"\x1f\x8b"
     file = gzip.open(raw) if packed else raw
-    begin = file.peek(1024)[:1024]
-    for first_bytes, remedy in NOT_TEXT.items():
-        if begin.startswith(first_bytes):
-            raise UnicodeError(remedy)
-    if begin[257:262] == b"ustar":
-        raise UnicodeError("a tar archive, not text; unpack it")
-    if begin.count(0) > len(begin) // 4:
-        raise UnicodeError("this is UTF-16; save it as UTF-8")
+    kind = kind_of_binary(file.peek(1024)[:1024])
+    if kind:
+        raise UnicodeError(f"this is {kind}, not UTF-8 text: unpack or convert it")
     return io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape")
+
+
+def kind_of_binary(begin):
+    """What a file is that is not UTF-8 text, in words, by its first bytes; None for text."""
+    for first_bytes, kind in NOT_TEXT.items():
+        if begin.startswith(first_bytes):
+            return kind
+    if begin[257:262] == b"ustar":
+        return "a tar archive"
+    if begin[6:9] == b"\0\0{":  # after the length of its header
+        return "a safetensors file"
+    text = begin.decode("utf-8", "replace")
+    if 4 * begin.count(0) > len(begin) or 2 * len(NO_LETTER.findall(text)) > len(text):
+        return "binary data or another encoding"

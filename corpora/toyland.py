@@ -937,9 +937,11 @@ def write(folder, words=1_000_000, seed=0):
 
 def make(name="toy"):
     """Write text and tests to data/toyland, and prepare data/toy from the text -> the folder of data/toy."""
-    write("data/toyland")
-    settings = data.Settings(vocab_size=1024, val="data/toyland/val.txt")
-    return data.prepare(name, ["data/toyland/train.txt"], settings)
+    folder = data.data_folder() / "toyland"
+    with data.making("toyland"):
+        write(folder)
+    settings = data.Settings(vocab_size=1024, val=str(folder / "val.txt"))
+    return data.prepare(name, [str(folder / "train.txt")], settings)
 
 
 def write_lines(path, lines):

@@ -43,6 +43,8 @@ import train
 from support.run import read_log
 from support.settings import UserError
 
+data.ROOT = Path()  # tests make their data/ in the current folder, not in the repository
+
 TINY = dict(
     corpus="tiny", run="tiny", vocab_size=300, n_layer=2, d_model=16, n_head=2, d_mlp=24, context=16,
     batch_size=16, max_steps=30, learning_rate=1e-2, warmup=3, log_every=1, device="cpu", dtype="float32",

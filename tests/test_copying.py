@@ -178,7 +178,7 @@ def test_targets_cut_short_are_damage(copying, refusal):
     "args, remedy",
     [("--tokens=80", "no more than length = 64"), ("--length=0", "at least 1"), ("--seed=-1", "at least 0"),
      ("--vocab_size=300", "there is no setting 'vocab_size'"), ("../mine", "cannot name a folder"),
-     ("--lenght=64", "did you mean 'length'"), ("one two", "what to prepare?")],
+     ("--lenght=64", "did you mean 'length'"), ("one two", "write python data.py copying [NAME]")],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(workplace, args, remedy, refusal):
     said = refusal(data.main, ["copying", *args.split()])

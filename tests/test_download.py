@@ -1,6 +1,7 @@
 """What is fetched is complete and checked; an archive gives the files expected of it and no more."""
 
 import gzip
+import hashlib
 import http.server
 import io
 import json
@@ -17,9 +18,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import data
-from conftest import stories
-from corpora import babylm, benchmarks, download, pile
+import evaluate
+import sample
+import train
+from conftest import ROOT, stories
+from corpora import babylm, benchmarks, download, pile, shakespeare
+from model import read_tokenizer
+from support.settings import configure
 
+import numpy as np
 import pytest
 
 
@@ -94,7 +101,7 @@ def test_a_cut_connection_is_one_line(home, refusal):
 def test_an_error_of_the_server_is_one_line(home, refusal, code):
     url = home("/a", CONTENT, lambda handler, content: handler.answer(code, b"an error"))
     said = refusal(fetch, url)
-    assert re.fullmatch(rf"{url}: cannot be fetched \(HTTP {code}, [\w ]+\); fetch it by hand\n", said)
+    assert re.fullmatch(rf"{url}: cannot be fetched \(HTTP Error {code}: [\w ]+\); fetch it by hand\n", said)
 
 
 def test_a_download_that_goes_on_for_ever_is_left(home, refusal, monkeypatch):
@@ -176,7 +183,7 @@ def archive(tmp_path, monkeypatch):
 
     def call(raw):
         Path("by hand").write_bytes(raw)
-        download.obtain("set", [Path("data")], "by hand")
+        download.obtain("set", "by hand")
 
     return call
 
@@ -271,7 +278,7 @@ def unzipped(path, above=""):
         return {above + name: archive.read(name) for name in archive.namelist()}
 
 
-def test_blimp_comes_whole_and_reads_as_the_published_one(home, hub, real_data, monkeypatch, capsys):
+def test_blimp_comes_whole(home, hub, real_data, monkeypatch, capsys):
     """From GitHub as a .tar.gz, and BabyLM's forms of it from the hub; a second call fetches nothing."""
     rehome(monkeypatch, "blimp", home("/blimp", repository([real_data("blimp/blimp.zip")], ["data"])))
     hub.files |= unzipped(real_data("babylm_eval/blimp_filtered.zip"), "evaluation_data/full_eval/")
@@ -281,15 +288,10 @@ def test_blimp_comes_whole_and_reads_as_the_published_one(home, hub, real_data, 
     assert [revision for _, revision in hub.asked] == [download.EVALS.partition("@")[2]] * 2
     for part in download.SETS["blimp"]:
         assert unzipped(Path("data", part.place)) == unzipped(real_data(part.place))
-    ours = {uid: x.records for uid, x in benchmarks.read_benchmark("blimp").items()}
-    monkeypatch.setenv("NANORNN_DATA", str(real_data("")))
-    assert len(ours) == 67
-    assert ours == {uid: x.records for uid, x in benchmarks.read_benchmark("blimp").items()}
     capsys.readouterr()
     data.main(["blimp"])
-    assert (
-        capsys.readouterr().out.count("already there") == 3 and len(home.asked) == 1 and len(hub.asked) == 2
-    )
+    assert capsys.readouterr().out.count("already there") == 3
+    assert len(home.asked) == 1 and len(hub.asked) == 2
 
 
 def test_bear_comes_whole_from_one_archive_fetched_once(home, real_data, monkeypatch):
@@ -309,18 +311,19 @@ def test_an_archive_fetched_by_hand_needs_no_network(home, real_data):
     assert unzipped("data/bear/BEAR.zip") == unzipped(real_data("bear/BEAR.zip")) and home.asked == []
 
 
-def test_one_altered_byte_of_blimp_is_refused_and_fetched_anew(home, hub, real_data, monkeypatch, refusal):
-    good = repository([real_data("blimp/blimp.zip")], ["data"])
-    files = unzipped(real_data("blimp/blimp.zip"), "repo-1/")
-    name = "repo-1/data/wh_island.jsonl"
-    url = home("/blimp", tarred(files | {name: files[name].replace(b"Who", b"who", 1)}))
-    rehome(monkeypatch, "blimp", url)
-    said = refusal(data.main, ["blimp"])
-    assert re.match(rf"{url}: the files have SHA-256 .* by hand, and then: python data.py blimp FILE\n", said)
+def test_one_altered_byte_is_refused_and_the_set_fetched_anew(home, real_data, monkeypatch, refusal):
+    sets = [real_data("bear/BEAR.zip"), real_data("bear/BEAR-big.zip")]
+    good = repository(sets, ["BEAR"])
+    name = "repo-1/BEAR/P103.jsonl"
+    files = unzipped(sets[0], "repo-1/") | unzipped(sets[1], "repo-1/")
+    url = home("/bear", tarred(files | {name: files[name].replace(b"Q", b"R", 1)}))
+    rehome(monkeypatch, "bear", url)
+    said = refusal(data.main, ["bear"])
+    assert re.match(rf"{url}: the files have SHA-256 .* by hand, and then: python data.py bear FILE\n", said)
     assert left() == []
-    home("/blimp", good)
-    refusal(data.main, ["blimp"])  # as the hub is out of reach
-    assert left() == ["data/blimp/blimp.zip"]
+    home("/bear", good)
+    data.main(["bear"])
+    assert left() == ["data/bear/BEAR-big.zip", "data/bear/BEAR.zip"]
 
 
 def test_the_supplement_comes_from_the_hub(home, hub, real_data):
@@ -403,12 +406,15 @@ def test_the_table_puts_benchmarks_where_evaluation_looks_for_them():
     assert places - {"glue", "ewok/vocab.txt"} == looked_for - {"ewok/ewok-core-1.0.zip"}
 
 
-@pytest.mark.parametrize("name", [*download.SETS, "babylm-10m", "babylm-100m", "pile-10m", "pile-100m"])
+@pytest.mark.parametrize(
+    "name", [*download.SETS, "babylm-10m", "babylm-100m", "pile-10m", "pile-100m", "shakespeare"]
+)
 def test_without_a_network_one_line_says_what_to_fetch_and_where_to_put_it(
     home, hub, refusal, monkeypatch, name
 ):
     for parts in download.SETS:
         rehome(monkeypatch, parts, "http://127.0.0.1:9/a")
+    monkeypatch.setattr(shakespeare, "URL", "http://127.0.0.1:9/a")
     said = refusal(data.main, [name])
     assert said.count("\n") == 1 and re.search(
         r"cannot be fetched \((no network|Connection refused)\); ", said
@@ -524,7 +530,7 @@ def test_too_little_of_the_pile_is_said_by_domain(little_pile, refusal, monkeypa
     assert re.fullmatch(
         r"too little of the Pile in a.jsonl: FreeLaw [\d,]+ of 1,000,000 words, Others .*\n", said
     )
-    assert not Path("data").exists()
+    assert not list(Path("data").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -535,7 +541,7 @@ def test_a_line_that_is_no_document_is_named(little_pile, refusal, line):
         file.write(line)
     said = refusal(data.main, ["pile-10m", "a.jsonl"])
     assert re.match(r"a\.jsonl:702: not a document of the Pile \(", said) and said.count("\n") == 1
-    assert not Path("data").exists()
+    assert not list(Path("data").iterdir())
 
 
 def test_a_pile_packed_by_zstd_is_read(little_pile, refusal):
@@ -550,3 +556,102 @@ def test_a_pile_packed_by_zstd_is_read(little_pile, refusal):
     Path("c.jsonl.zst").write_bytes(Path("c.jsonl.zst").read_bytes()[:-100])
     said = refusal(pile.sample, "pile-10m", [Path("c.jsonl.zst")])
     assert said.startswith("c.jsonl.zst") and said.endswith("is the file whole?\n") and said.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------------------------
+# Shakespeare, a token per character
+
+PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n" * 40
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """A short play that counts as Shakespeare's here, as bytes; nothing but the current folder has data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+    monkeypatch.setattr(shakespeare, "BYTES", len(PLAY))
+    monkeypatch.setattr(shakespeare, "SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
+    monkeypatch.setattr(shakespeare, "URL", "http://127.0.0.1:9/input.txt")  # where nobody answers
+    return PLAY.encode()
+
+
+def read_play():
+    """(text of train.bin, text of val.bin, number of characters known) of data/shakespeare."""
+    tokenizer = read_tokenizer("data/shakespeare")
+    parts = [np.fromfile(f"data/shakespeare/{split}.bin", dtype="<u2").tolist() for split in ("train", "val")]
+    return *map(tokenizer.decode, parts), tokenizer.get_vocab_size()
+
+
+def test_shakespeare_has_the_papers_counts(tmp_path, monkeypatch, real_data):
+    """65 characters, 1,003,854 to train on and 111,540 to validate: every one as it was."""
+    monkeypatch.chdir(tmp_path)
+    file = real_data("tinyshakespeare.txt.gz")
+    data.main(["shakespeare", str(file)])
+    train, val, size = read_play()
+    assert (len(train), len(val), size) == (1_003_854, 111_540, 65)
+    assert (train + val).encode() == gzip.decompress(file.read_bytes())
+    meta = json.loads(Path("data/shakespeare/meta.json").read_text())
+    assert meta["vocab_size"] == 65 and meta["train"]["tokens"] == 1_003_854
+
+
+@pytest.mark.parametrize(
+    "place", ["given", "given.gz", "data/tinyshakespeare.txt", "data/tinyshakespeare.txt.gz", "far"]
+)
+def test_shakespeare_is_found_where_it_is(play, monkeypatch, place):
+    path = Path("far/tinyshakespeare.txt" if place == "far" else place)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(play) if path.suffix == ".gz" else play)
+    if place == "far":
+        monkeypatch.setenv("NANORNN_DATA", "far")
+    data.main(["shakespeare"] + [place] * place.startswith("given"))
+    assert "".join(read_play()[:2]) == PLAY
+    assert data.find("shakespeare") == Path("data/shakespeare")
+
+
+def test_shakespeare_is_fetched_once(home, play, monkeypatch, capsys):
+    monkeypatch.setattr(shakespeare, "URL", home("/input.txt", play))
+    assert data.find("shakespeare") == Path("data/shakespeare")
+    assert Path("data/tinyshakespeare.txt").read_bytes() == play and "".join(read_play()[:2]) == PLAY
+    data.main(["shakespeare"])
+    assert home.asked == ["/input.txt"] and "train on it: python " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x + b"x", lambda x: x.replace(b"F", b"f")])
+def test_another_text_is_one_line_and_leaves_nothing(home, play, monkeypatch, refusal, change):
+    monkeypatch.setattr(shakespeare, "URL", home("/input.txt", change(play)))
+    said = refusal(data.find, "shakespeare")
+    assert said.count("\n") == 1 and said.startswith(shakespeare.URL + ": ")
+    assert said.endswith(f"fetch {shakespeare.URL} by hand and put it at data/tinyshakespeare.txt\n")
+    assert left() == []
+
+
+@pytest.mark.parametrize("mixer", ["mingru", "attention"])
+def test_a_run_of_characters_trains_evaluates_and_keeps_its_line_breaks(play, mixer, capsys):
+    """From the text alone, by the settings of config/, in miniature; evaluated on its perplexity alone."""
+    Path("data").mkdir()
+    Path("data/tinyshakespeare.txt").write_bytes(play)
+    config = {"mingru": "mingru", "attention": "gpt"}[mixer]
+    small = (
+        "n_layer=1 d_model=16 n_head=2 d_mlp=32 context=64 batch_size=16 max_steps=60 warmup=5 dropout=0.0"
+    )
+    flags = [f"--{flag}" for flag in small.split()] + [
+        "--learning_rate=2e-2",
+        "--device=cpu",
+        "--dtype=float32",
+    ]
+    s = configure(train.Settings(), [str(ROOT / f"config/{config}_shakespeare.py"), *flags, "--run=play"])
+    train.main(s)
+    results = evaluate.main(evaluate.Settings(run="out/play", device="cpu"))
+    assert results["benchmarks"] == {} and results["perplexity"] < 20
+    capsys.readouterr()
+    sample.main(sample.Settings(run="out/play", prompt="All:\nSp", tokens=50, temperature=0.0, device="cpu"))
+    said = capsys.readouterr().out
+    assert said.startswith("All:\nSp") and len(said) == len("All:\nSp") + 50 + len("\n")
+
+
+def test_a_character_that_shakespeare_does_not_use_is_read_as_a_space(play):
+    Path("play.txt").write_bytes(play)
+    tokenizer = read_tokenizer(shakespeare.make(file="play.txt"))
+    ids = tokenizer.encode("An é, a </s>:\n\n 🙂", add_special_tokens=False).ids
+    assert tokenizer.decode(ids) == "An  , a   s :\n\n  "
+    assert tokenizer.decode([data.start_of(tokenizer)]) == "\n"
