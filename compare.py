@@ -17,22 +17,24 @@ file has the settings that all runs share, and
                                                                     of its second, ...
 
 Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command
-resumes. It ends with a table, out/COMPARISON/results.json and pictures of it. With `tasks`, evaluate.py also
-scores the best runs of each row; with `against`, all rows are compared with that one, seed by seed.
+resumes. It ends with a table and writes results.json, pictures of it and results.csv, a line a run, into
+out/COMPARISON. With `tasks`, evaluate.py also scores the best runs of each row; with `against`, all rows are
+compared with that one, seed by seed.
 """
 
+import csv
 import gc
 import io
 import json
 import math
-import os
 import shutil
 import statistics
 import sys
-import time
 from collections import defaultdict
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import data
@@ -40,13 +42,13 @@ import distill
 import evaluate
 import train
 from corpora.benchmarks import read_benchmark
-from evaluate import PAPER, write_json
+from evaluate import write_json
 from kernels import use_kernels
 from model import LanguageModel
 from support.console import close_bars, progress, run_script, say
-from support.files import replacing
+from support.files import alone_in, replacing
 from support.processes import Stopped, leave_processes, rank, restarts, wait_for_all
-from support.run import MAY_CHANGE, Diverged, best_evaluation, data_digest, differences, read_log
+from support.run import MAY_CHANGE, Diverged, data_digest, differences, read_log
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
 import torch
@@ -69,6 +71,14 @@ class Settings(train.Settings):
     results: str = ""  # also write the results here, such as results/compare_toy.json
 
 
+@dataclass
+class RowSettings(distill.Settings):
+    """A value of `models`: what a run may have, teachers included, and rates and seeds of its own."""
+
+    learning_rates: list = field(default_factory=list)
+    seeds: list = field(default_factory=list)
+
+
 def main(args):
     """Train what is not finished, evaluate the best runs, report. Returns the content of results.json."""
     file = next((arg for arg in args if not arg.startswith("-")), DEFAULT)
@@ -77,23 +87,27 @@ def main(args):
     rows = plan(s, settings, file)
     runs = [run for row in rows.values() for run in row]
     train.prepare_device(s)
-    find_data(s, runs)
+    if s.tasks and rank() == 0:
+        for task in s.tasks.split(","):
+            read_benchmark(task)  # now, and not after days of training
     sizes = check_rows(rows, file)
-    check_folders(s, runs)
-    try:
-        train_all(rows)
-        leave_processes()
-        if rank() > 0:  # the rest is for one process
-            return None
-        found = {name: sizes[name] | summarize(rows[name]) for name in rows}
-        if s.tasks:
-            evaluate_best(s, found)
-    except KeyboardInterrupt:
-        close_bars()
-        again = "the same command without --fresh" if s.fresh else "the same command"
-        say(f"stopped: {count_finished(runs)} of {len(runs)} runs are done; {again} resumes")
-        raise Stopped
-    return report(s, settings, found)
+    with alone_in(Path("out", s.run)):
+        check_folders(s, runs)
+        try:
+            train_all(rows)
+            leave_processes()
+            if rank() > 0:  # the rest is for one process
+                return None
+            found = {name: sizes[name] | summarize(rows[name]) for name in rows}
+            if s.tasks:
+                evaluate_best(s, found)
+        except KeyboardInterrupt:
+            close_bars()
+            done = sum(read_finished(run) is not None for run in runs)
+            again = "the same command without --fresh" if s.fresh else "the same command"
+            say(f"stopped: {done} of {len(runs)} runs are done; {again} resumes")
+            raise Stopped
+        return report(s, settings, found)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -122,17 +136,14 @@ def plan(s, settings, file):
 def check_comparison(s, settings):
     """Raise UserError for settings that do not work, whatever the rows are."""
     replace(train.Settings(), run=s.run).check()
-    check_numbers("seeds", s.seeds or [s.seed], int)
-    evaluate.Settings(tasks=s.tasks, device=s.device, kernels=s.kernels).check()
-    if os.path.isdir(s.results):
-        raise UserError(f"results = {s.results!r} is a folder: name a file in it")
+    evaluate.Settings(tasks=s.tasks, device=s.device, kernels=s.kernels, results=s.results).check()
     if not s.models:
         raise UserError("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
-    if Path("out", s.run, "settings.json").exists():
-        raise UserError(f"run = {s.run!r}: out/{s.run} is a run of its own; use another --run=NAME")
     for name in s.models:
         if not isinstance(name, str):
             raise UserError(f"models: their names must be words in quotes, not {name}")
+    if Path("out", s.run, "settings.json").exists():
+        raise UserError(f"run = {s.run!r}: out/{s.run} is a run of its own; use another --run=NAME")
     if s.against:
         one_of("against", s.against, list(s.models))
     if "best_by" in settings and s.best_by != best_by(s):
@@ -146,24 +157,25 @@ def best_by(s):
 
 def plan_row(name, s, shared, above):
     """The settings of a row's runs, one for each learning rate and seed; `above` are the rows before it."""
-    own, rates, seeds = row_settings(s.models[name], shared)
-    rates = check_numbers("learning_rates", rates or s.learning_rates or [s.learning_rate], float)
-    needed = len(s.seeds or [s.seed])
-    seeds = check_numbers("seeds", seeds or s.seeds or [s.seed], int)
-    if len(seeds) != needed:
-        raise UserError(f"seeds = {seeds}: {needed} are needed, as many as all rows have")
+    own = row_settings(s.models[name], shared)
+    rates = own.pop("learning_rates", []) or s.learning_rates or [s.learning_rate]
+    seeds = own.pop("seeds", []) or s.seeds or [s.seed]
+    if len(seeds) != len(s.seeds or [s.seed]):
+        raise UserError(f"seeds = {seeds}: {len(s.seeds or [s.seed])} are needed, as many as all rows have")
     for teacher in own.get("teacher", "").split(","):
         if teacher in s.models and teacher not in above:
             raise UserError(f"teacher = {teacher!r}: it must be a row above this one")
     kind = train.Settings if own.keys() <= RUN_SETTINGS else distill.Settings
+    own |= {"eval_pairs": s.eval_pairs, "best_by": best_by(s), "kernels": s.kernels, "fresh": False}
     runs = []
     for rate in rates:
         for seed in seeds:
-            folder = folder_name(name, rate, seed)
-            this = {"run": folder, "learning_rate": rate, "seed": seed, "best_by": best_by(s), "fresh": False}
-            run = kind(**own | this)
+            own["learning_rate"] = typed("learning_rate", rate, train.Settings(), "learning_rates")
+            own["seed"] = typed("seed", seed, train.Settings(), "seeds")
+            own["run"] = folder_name(name, own["learning_rate"], seed)
+            run = kind(**own)
             run.check()
-            runs.append(replace(run, run=f"{s.run}/{folder}"))
+            runs.append(replace(run, run=f"{s.run}/{run.run}"))
     return runs
 
 
@@ -172,45 +184,19 @@ def folder_name(row, rate, seed):
 
 
 def row_settings(model, shared):
-    """A value of `models` -> its settings with the shared ones, its own learning rates, its own seeds."""
+    """A value of `models` -> the settings of its runs: its own, and of those that all rows share, the others."""
     if isinstance(model, str):
-        return read_file(model, distill.Settings()) | {"eval_pairs": "", "kernels": "auto"} | shared, [], []
+        return read_file(model, distill.Settings()) | shared
     if not isinstance(model, dict):
         what = "should be settings, like {'mixer': 'mingru'}, or the name of a settings file"
         raise UserError(f"{model!r}: {what}")
-    own = {name: value for name, value in model.items() if name not in ("learning_rates", "seeds")}
-    for name in own:
+    own = {}
+    for name, value in model.items():
         if name in NOT_IN_ROWS:
             what = "is not for a row; it may have learning_rates and seeds, which are lists"
             raise UserError(f"{name!r} {what}")
-        own[name] = typed(name, own[name], distill.Settings(), "its settings")
-    return shared | own, model.get("learning_rates", []), model.get("seeds", [])
-
-
-def check_numbers(name, values, kind):
-    """The values as numbers of this kind; UserError unless they are a list of sensible ones, each once."""
-    good = isinstance(values, list) and all(makes_sense(x, kind) for x in values)
-    if not good or len(set(values)) < len(values):
-        example = f"[{kind(1)}, {kind(2)}]"
-        raise UserError(f"{name} = {values!r}: should be numbers in brackets, each once, like {example}")
-    return [kind(x) for x in values]
-
-
-def makes_sense(x, kind):
-    """True for a number of this kind: a float, as a rate, must be above 0, and an int, as a seed, at least 0."""
-    if type(x) not in (int, kind):
-        return False
-    return 0 < x < math.inf or (kind is int and x == 0)
-
-
-def find_data(s, runs):
-    """Find or make every corpus and benchmark: now, and not after days of training."""
-    if rank() == 0:
-        for corpus in {run.corpus for run in runs}:
-            data.find(corpus)
-        for task in s.tasks.split(",") if s.tasks else []:
-            read_benchmark(task)
-    wait_for_all()
+        own[name] = typed(name, value, RowSettings(), "its settings")
+    return shared | own
 
 
 def check_rows(rows, file):
@@ -258,18 +244,17 @@ def check_folders(s, runs):
 def refuse_another_recipe(run, may_change=frozenset()):
     """Raise UserError if a run's folder was made with other settings than these, or from another corpus."""
     folder = Path("out", run.run)
-    if not any((folder / name).exists() for name in ("checkpoint.pt", "previous.pt", "finished.json")):
+    if not (folder / "settings.json").exists():
         return
     then = asdict(type(run)()) | read_file(folder, distill.Settings())  # perhaps it was a student then
     may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"}
     listed = differences(then, asdict(run), may_change)
-    ended, corpus = read_finished(run) or {}, data_digest(data.find(run.corpus))
-    if ended.get("corpus", corpus) != corpus:
+    ended = read_finished(run)
+    if ended and ended["corpus"] != data_digest(data.find(run.corpus)):
         listed = f"another corpus by the name {run.corpus!r}"
     if listed:
-        raise UserError(
-            f"{folder} is of another recipe ({listed}): set it back, or use --run=NAME or --fresh"
-        )
+        remedy = "set it back, or use --run=NAME or --fresh"
+        raise UserError(f"{folder} is of another recipe ({listed}): {remedy}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -279,80 +264,39 @@ def refuse_another_recipe(run, may_change=frozenset()):
 
 def train_all(rows):
     """Train all runs that are not finished; students when their teachers are."""
-    runs = [run for row in rows.values() for run in row]
-    done = count_finished(runs)
-    with progress(total=len(runs), initial=done, unit="run", smoothing=0) as bar:
-        for row in rows.values():
-            for run in row:
-                if isinstance(run, distill.Settings):
-                    run = with_teachers(run, seeds_of(row).index(run.seed), rows)
-                    refuse_another_recipe(run)
-                if not read_finished(run):
-                    train_one(run, bar)
+    runs = [(row, run) for row in rows.values() for run in row]
+    for number, (row, run) in enumerate(runs, start=1):
+        if isinstance(run, distill.Settings):
+            run = with_teachers(run, seeds_of(row).index(run.seed), rows)
+            refuse_another_recipe(run)
+        if not read_finished(run):
+            train_one(run, f"{number} of {len(runs)}: {Path(run.run).name}")
+            clean_up()
 
 
-def train_one(run, bar):
+def train_one(run, title):
     """Train a run to its end, or until it diverges, and write finished.json into its folder."""
     script = distill if isinstance(run, distill.Settings) else train
-    share, diverged = BarShare(bar, run.run), False
+    ended = {"diverged": False, "corpus": data_digest(data.find(run.corpus))}
     try:
         with redirect_stdout(io.StringIO()):  # what train.py prints for a single run
-            script.main(run, progress=share)
+            script.main(run, progress=partial(progress, desc=title))
     except Diverged as error:
-        diverged = True
+        ended["diverged"] = True
         say(f"{run.run} diverged, its best evaluation until then counts: {error}")
-    share.complete()
-    ended = {"diverged": diverged, "tokens_per_second": share.speed()}
-    ended["corpus"] = data_digest(data.find(run.corpus))
     if rank() == 0:
         with replacing(Path("out", run.run, "finished.json")) as file:
             file.write(json.dumps(ended) + "\n")
     wait_for_all()
-    gc.collect()
-    torch.cuda.empty_cache()
-    if "torch._dynamo" in sys.modules:  # forget what torch.compile has made for this model
+
+
+def clean_up():
+    """Free the GPU's memory that the last model held, and what torch.compile has made for it."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+    if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-
-
-class BarShare:
-    """One run's share of the bar over all runs, which train.main takes for a bar of its own; and a clock."""
-
-    def __init__(self, bar, name):
-        self.bar, self.name, self.end, self.speeds = bar, name, bar.n + 1, []
-
-    def __call__(self, total, initial, unit):
-        """Start: `total` tokens in the run, `initial` of them done before."""
-        self.total, self.tokens, self.since = total, 0, time.perf_counter()
-        if not self.bar.disable:
-            self.bar.initial += initial / total  # for the time left: done before this bar began
-        self.bar.update(initial / total)
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def update(self, tokens):
-        self.tokens += tokens
-        self.bar.update(min(tokens / self.total, self.end - self.bar.n))  # sums of shares are not exact
-
-    def set_postfix_str(self, text, refresh=False):
-        """Show a text. train.main calls this when all tokens so far are really done, on a GPU as well."""
-        now = time.perf_counter()
-        if self.tokens:
-            self.speeds.append(self.tokens / (now - self.since))
-        self.tokens, self.since = 0, now
-        self.bar.set_postfix_str(f"{self.name}: {text}", refresh)
-
-    def complete(self):
-        """Move the bar to the end of this share."""
-        self.bar.update(self.end - self.bar.n)
-
-    def speed(self):
-        """Tokens per second, the median between texts: what is rare, such as compiling, does not count."""
-        return statistics.median(self.speeds) if self.speeds else None
 
 
 def seeds_of(runs):
@@ -372,10 +316,6 @@ def with_teachers(run, place, rows):
             name = str(Path("out", run.run).with_name(folder) / "best.pt")
         teachers.append(name)
     return replace(run, teacher=",".join(teachers))
-
-
-def count_finished(runs):
-    return sum(read_finished(run) is not None for run in runs)
 
 
 def read_finished(run):
@@ -404,11 +344,18 @@ def summarize(runs):
 
 
 def run_results(run):
-    """A finished run's learning rate and seed, its evaluations and the best of these, how it ended."""
-    log = [record for record in read_log(Path("out", run.run)) if "val_loss" in record]
-    best = best_evaluation(log) or min(log, key=lambda record: record["val_loss"], default=None)
-    found = {"learning_rate": run.learning_rate, "seed": run.seed, "best": best}
-    return found | read_finished(run) | {"evaluations": log}
+    """A finished run's learning rate and seed, its evaluations and the best of these, how it ended, its speed."""
+    folder = Path("out", run.run)
+    log = [record for record in read_log(folder) if "val_loss" in record]
+    speeds = [record["tokens_per_second"] for record in read_log(folder, "times.jsonl")]
+    return {
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "best": max(log, key=score_of, default=None),
+        "diverged": read_finished(run)["diverged"],
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "evaluations": log,
+    }
 
 
 def score_of(record):
@@ -421,8 +368,9 @@ def mean_over_seeds(runs):
     best = [run["best"] for run in runs]
     pairs = best[0].get("pairs", {})
     found = {"learning_rate": runs[0]["learning_rate"]}
-    for name in ("step", "epoch", "val_loss", "macro") if pairs else ("step", "epoch", "val_loss"):
-        found[name] = statistics.fmean(record[name] for record in best)
+    for name in ("step", "epoch", "val_loss", "macro"):
+        if name in best[0]:
+            found[name] = statistics.fmean(record[name] for record in best)
     found["scores"] = {}
     for task in pairs:
         found["scores"][task] = statistics.fmean(record["pairs"][task]["score"] for record in best)
@@ -514,8 +462,6 @@ def report(s, settings, rows):
     from tools.measure import machine
 
     tasks = s.eval_pairs.split(",") if s.eval_pairs else []
-    scored = {*tasks, *s.tasks.split(",")}
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))["rows"]
     settings = {name: value for name, value in settings.items() if name not in ("results", "fresh")}
     results = {"comparison": s.run, "settings": settings, "machine": machine(s), "tasks": tasks}
     if s.against:
@@ -523,82 +469,88 @@ def report(s, settings, rows):
         results["differences"] = {name: row_difference(rows[name], rows[s.against]) for name in others}
     results["interval"] = "seeds (Student's t)" if len(s.seeds) > 1 else "pairs (binomial)"
     results["rows"] = rows
-    results["paper"] = [row for row in paper if scored & row["benchmarks"].keys()]
-    print_tables(results)
-    paths = [Path("out", s.run, "results.json")]
-    if s.results:
-        paths.append(Path(s.results))
-    for path in paths:
+    print_results(results)
+    folder = Path("out", s.run)
+    write_csv(folder / "results.csv", rows)
+    for path in [folder / "results.json", Path(s.results)] if s.results else [folder / "results.json"]:
         write_json(path, results)
         print("drawn:", *draw_results(path))
     return results
 
 
-def print_tables(results):
-    """Print the best evaluations in training, beside the paper's; the benchmarks; the differences."""
-    tasks, rows = results["tasks"], results["rows"]
-    scores = [*tasks, "macro"] if len(tasks) > 1 else tasks
-    table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
+def print_results(results):
+    """Print each row at its best, then the benchmarks and the differences."""
+    rows, scores = results["rows"], results["tasks"]
+    if len(scores) > 1:
+        scores = [*scores, "macro"]
     compared = [name for name in rows if rows[name]["best"]]
-    diverged = [name for name in rows if not rows[name]["best"]]
     compared.sort(key=lambda name: score_of(rows[name]["best"]), reverse=True)
+    diverged = [name for name in rows if not rows[name]["best"]]
+    table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
     for name in compared + diverged:
-        size = [name, f"{rows[name]['parameters']:,}", f"{rows[name]['state']:,}"]
-        table.append(size + cells(rows[name]["best"], scores))
-    print_columns(table + paper_rows(results, scores))
+        sizes = [f"{rows[name]['parameters']:,}", f"{rows[name]['state']:,}"]
+        table.append([name, *sizes, *cells(rows[name]["best"], scores)])
+    print_columns(table)
     print("state: numbers remembered at the end of a sequence; rate: the best learning rate; step, epoch and")
     print(f"loss: of the best evaluation; 95 %: half the interval over the {results['interval']}\n")
     scored = {name: row["benchmarks"] for name, row in rows.items() if row.get("benchmarks")}
     if scored:
-        columns = list(next(iter(scored.values())))
-        table = [["correct (%)", *columns]]
+        tasks = list(next(iter(scored.values())))
+        table = [["correct (%)", *tasks]]
         for name, found in scored.items():
-            table.append([name, *(with_interval(found[task]["score"], found[task]) for task in columns)])
+            each = [f"{found[task]['score']:.1f} ± {found[task]['interval']:.1f}" for task in tasks]
+            table.append([name, *each])
         print_columns(table)
     for name, found in results.get("differences", {}).items():
-        each = [f"{what} {with_interval(x['mean'], x, '+')}" for what, x in found.items()]
+        each = [f"{what} {difference(what, x)}" for what, x in found.items()]
         print(f"{name} less {results['settings']['against']}: {', '.join(each)}")
 
 
 def cells(best, scores):
     """Columns of a row's best: rate, step, epoch, loss, scores, interval, speed."""
     if not best:
-        return ["diverged", *[""] * (5 + len(scores))]
+        return ["diverged"]
     rate = f"{best['learning_rate']:g}"
     if best["diverged"]:
         rate += ", diverged"
     when = [f"{best['step']:,.0f}", f"{best['epoch']:.2f}", f"{best['val_loss']:.3f}"]
-    each = [f"{best['scores'].get(task, best.get('macro')):.1f}" for task in scores]
+    found = best["scores"] | {"macro": best.get("macro")}
+    each = [f"{found[name]:.1f}" for name in scores]
     interval = f"± {best['interval']:.2g}" if "interval" in best else ""
-    return [rate, *when, *each, interval, f"{best['tokens_per_second'] or 0:,.0f}"]
+    speed = f"{best['tokens_per_second']:,.0f}" if best["tokens_per_second"] else ""
+    return [rate, *when, *each, interval, speed]
 
 
-def paper_rows(results, scores):
-    """Rows of the paper's Table 2, its first experiment, that have scores of all our tasks."""
-    tasks, table = results["tasks"], []
-    for row in results["paper"]:
-        own = row["benchmarks"]
-        if tasks and "2" in row["table"].split(", ") and own.keys() >= set(tasks):
-            macro = statistics.fmean(own[task] for task in tasks)
-            each = [f"{own.get(task, macro):.1f}" for task in scores]
-            table.append([f"{row['name']} (paper)", f"{row['parameters']:,}", *[""] * 5, *each, "", ""])
-    return table
-
-
-def with_interval(value, found, sign=""):
-    """A number and, if its entry has one, its interval, which says how many digits count."""
-    if "interval" not in found:
-        return f"{value:{sign}.3f}"
-    digits = max(1, 1 - math.floor(math.log10(found["interval"] or 1)))
-    return f"{value:{sign}.{digits}f} ± {found['interval']:.{digits}f}"
+def difference(what, x):
+    """A difference of the loss or of a score, with its interval if there is one, in words: +1.67 ± 2.47."""
+    digits = 3 if what == "loss" else 2
+    interval = f" ± {x['interval']:.{digits}f}" if "interval" in x else ""
+    return f"{x['mean']:+.{digits}f}{interval}"
 
 
 def print_columns(table):
     """Print rows of words in columns, the first flush left, the others flush right."""
-    widths = [max(len(word) for word in column) + 2 for column in zip(*table)]
+    widths = [max(map(len, column)) + 2 for column in zip_longest(*table, fillvalue="")]
     for name, *words in table:
-        cells = [word.rjust(width) for word, width in zip(words, widths[1:])]
-        print(name.ljust(widths[0]) + "".join(cells))
+        print(name.ljust(widths[0]) + "".join(map(str.rjust, words, widths[1:])))
+
+
+def write_csv(path, rows):
+    """Write a line for each run: its row, learning rate, seed, and the scores of its best evaluation."""
+    lines = []
+    for name, row in rows.items():
+        for run in row["runs"]:
+            line = {"model": name, "parameters": row["parameters"], "state": row["state"]}
+            for key in ("learning_rate", "seed", "diverged", "tokens_per_second"):
+                line[key] = run[key]
+            if run["best"]:
+                line |= {"step": run["best"]["step"], "epoch": run["best"]["epoch"]} | all_scores(run)
+            lines.append(line)
+    columns = dict.fromkeys(key for line in lines for key in line)
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 if __name__ == "__main__":

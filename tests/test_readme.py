@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from compare import count_numbers, with_interval
+from compare import count_numbers, difference
 from model import MIXERS
 
 import pytest
@@ -171,7 +171,7 @@ def table_of_babyhgrn():
         )
         yield f"| {name} | {row['best']['val_loss']:.3f} ± {row['best']['interval']:.3f} | {' | '.join(scores)} |"
     for name, x in found["differences"].items():
-        each = (with_interval(x[task]["mean"], x[task], "+") for task in ("loss", *ASKED))
+        each = (difference(task, x[task]) for task in ("loss", *ASKED))
         yield f"| **{name}, less {found['settings']['against']}** | {' | '.join(each)} |"
     for title, name, other in (
         ("Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"),
