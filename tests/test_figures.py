@@ -43,7 +43,7 @@ def drawn(monkeypatch):
 
 
 def axis_of(figure, title):
-    (axis,) = (axis for axis in figure.axes if title in axis.get_title())
+    (axis,) = (axis for axis in figure.axes if title in axis.get_title() + axis.get_title("right"))
     return axis
 
 

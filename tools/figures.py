@@ -135,7 +135,8 @@ def draw_tables(figure, tables, steps):
         draw_heat(axis, labels, [rows[name] for name in names], numbers=legible)
         axis.tick_params(axis="y", labelsize=8)
         axis.set_xticks(range(0, len(steps), every), steps[::every])
-        axis.set(title=f"{label(task)}: {CORRECT}", xlabel="step")
+        axis.set_title(f"{label(task)}: {CORRECT}", loc="right")  # over the names too, which may be long
+        axis.set_xlabel("step")
         if not legible:
             axis.set_xlabel("step; red is 0, yellow 50, blue 100")
 
@@ -208,7 +209,7 @@ def draw_comparison(results, path):
     if results["tasks"]:
         metric, form, title = "macro", ".1f", CORRECT
     draw_epochs(axes[0], rows, styles, metric)
-    axes[0].set_title(f"{label(results['comparison'])}: {title}")
+    axes[0].set_title(f"{label(results['comparison'], 20)}: {title}")
     draw_dots(axes[1], {name: row["best"] for name, row in rows.items()}, styles, metric, form)
     axes[1].set_yticks(range(len(rows)), [f"{label(name)} ({row['state']:,})" for name, row in rows.items()])
     axes[1].set(title="the best of each", xlabel="in brackets: numbers in the state of a sequence")
@@ -238,7 +239,8 @@ def draw_differences(axis, results, styles):
     found = {name: numbers[metric] for name, numbers in results["differences"].items() if numbers}
     draw_dots(axis, found, styles, "mean", form)
     axis.axvline(0, **DOTTED)
-    axis.set_title(f"{label(metric, 20)}: {unit} above {label(results['settings']['against'], 20)!r}")
+    against = label(results["settings"]["against"], 12)
+    axis.set_title(f"{label(metric, 12)}: {unit} above {against!r}", loc="right")
 
 
 def draw_dots(axis, found, styles, metric, form):
@@ -311,16 +313,17 @@ def draw_phenomena(rows, path, title, terms):
     models = sorted(rows, key=lambda model: -means[model])
     columns = []
     for name, group in grouped(sorted(shared), terms).items():
-        columns.append([label(name, 60), *(fmean(rows[model][uid] for uid in group) for model in models)])
+        columns.append([label(name, 40), *(fmean(rows[model][uid] for uid in group) for model in models)])
     columns.sort(key=lambda column: -sum(column[1:]))
     names, *scores = zip(*columns)
-    figure, axis = plt.subplots(figsize=(max(6, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models)))
+    figure, axis = plt.subplots(figsize=(max(8, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models)))
     draw_heat(axis, [f"{label(model)}  {means[model]:.1f}" for model in models], scores)
     axis.xaxis.tick_top()
     style = {"fontsize": 8, "rotation": 50, "ha": "left", "rotation_mode": "anchor"}
     axis.set_xticks(range(len(names)), names, **style)
     axis.tick_params(length=0)
-    axis.set_xlabel(f"{label(title)}: {CORRECT}; beside the names, means of {len(shared)} paradigms")
+    words = f"{label(title, 20)}: {CORRECT}; beside the names, means of {len(shared)} paradigms"
+    axis.set_xlabel(words, loc="right")
     return keep(figure, path)
 
 
