@@ -30,9 +30,9 @@ import data
 import kernels
 from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchmark, summary
 from model import NextToken, check_kernels, find_device, load
-from support.console import progress, run_script
+from support.console import progress, refuse_torchrun, run_script
 from support.files import append, fingerprint, replacing
-from support.processes import launched, rank, sum_over_processes, world_size
+from support.processes import rank, sum_over_processes, world_size
 from support.run import read_log
 from support.settings import UserError, configure, one_of, read_args
 
@@ -445,8 +445,7 @@ def print_table(name, result, protocol):
 
 def script(args):
     """Evaluate one run, or compare several."""
-    if launched() > 1:
-        raise UserError("evaluate.py and sample.py run in one process: start them with python, not torchrun")
+    refuse_torchrun()
     runs, settings = read_args(args, Settings())
     if len(runs) > 1 and "--help" not in args:
         from tools.leaderboard import compare  # not above: matplotlib takes a second to load

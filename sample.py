@@ -12,7 +12,7 @@ from itertools import chain, count
 
 import data
 from model import check_kernels, find_device, load
-from support.console import run_script
+from support.console import refuse_torchrun, run_script
 from support.settings import UserError, at_least, configure
 
 import torch
@@ -109,5 +109,10 @@ def choose(logits, s, generator):
     return tokens.gather(-1, p.multinomial(1, generator=generator))
 
 
+def script(args):
+    refuse_torchrun()
+    main(configure(Settings(), args, word="run"))
+
+
 if __name__ == "__main__":
-    run_script(lambda args: main(configure(Settings(), args, word="run")))
+    run_script(script)

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from support.processes import Stopped, local_rank, rank
+from support.processes import Stopped, launched, local_rank, rank
 from support.settings import UserError, reason
 
 from tqdm import tqdm
@@ -42,6 +42,12 @@ def run_script(main):
         what = str(error).strip().partition("\n")[0]
         remedy = "lower batch_size, context or the model's sizes, or raise accumulate"
         leave(f"not enough memory ({what}): {remedy}", 2)
+
+
+def refuse_torchrun():
+    """Raise UserError in a script of one process: several would overwrite each other's files."""
+    if launched() > 1:
+        raise UserError("this script is one process: start it with python, not torchrun")
 
 
 def wait_to_be_ended(seconds=5):

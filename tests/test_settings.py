@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import sample
 import train
 from conftest import TINY
 from model import MIXERS
-from support.settings import configure
+from support import console
+from support.settings import UserError, configure
 from tools import export
 
 import pytest
@@ -512,3 +514,29 @@ def test_text_longer_than_the_learned_positions_is_one_line(command, end_of):
     status, _, err = end_of(command)
     assert status == 2
     assert re.search(r"\d+ tokens: this model has learned 8 positions; shorten the text\n\Z", err)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_under_torchrun_one_process_says_it(monkeypatch, capsys, ended):
+    """The others do only if torchrun does not end them, as it does after the first has refused."""
+
+    def sleep(seconds):
+        if ended:
+            raise KeyboardInterrupt  # what SIGTERM becomes
+
+    def refuse(args):
+        raise UserError("no")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    for local_rank, said in (("0", "no\n"), ("1", "" if ended else "no\n")):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit) as end:
+            console.run_script(refuse)
+        assert (end.value.code, capsys.readouterr().err) == (2, said)
+
+
+def test_scripts_of_one_process_refuse_torchrun(monkeypatch, refusal):
+    """Each process would score its share and write it as the whole."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for module in (evaluate, sample):
+        assert "start it with python, not torchrun" in refusal(module.script, ["out/tiny"])

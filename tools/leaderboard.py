@@ -164,8 +164,7 @@ def print_rows(rows, columns, first):
     last = columns[-1] if columns else ""
     for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(last, 0))):
         name = f"{row['name']} (paper)" if row.get("paper") else row["name"]
-        about = [f"{row['parameters'] / 1e6:,.1f}M" if row.get("parameters") else ""]
-        about += [f"{row[x]:,}" if row.get(x) else "" for x in ("steps", "tokens")]
+        about = [f"{row[x]:,}" if row.get(x) else "" for x in ("parameters", "steps", "tokens")]
         about += [f"{row['perplexity']:.2f}" if row.get("perplexity") else ""]
         table.append([name, *about, *(score_text(row, task) for task in columns)])
     for row in rows:
