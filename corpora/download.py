@@ -22,7 +22,6 @@ from http.client import HTTPException
 from urllib.request import Request, urlopen
 
 import data
-from support.console import progress
 from support.files import replacing
 from support.settings import UserError, reason
 
@@ -285,22 +284,13 @@ def fetch(url, by_hand):
     request = Request(url, headers={"User-Agent": "nanoRNN"})
     try:
         with urlopen(request, timeout=30) as answer:
-            return receive(answer, url.rpartition("/")[2])
+            raw = answer.read(LARGEST + 1)
+            if len(raw) > LARGEST:
+                raise HTTPException(f"more than {LARGEST >> 20} MB")
+            if answer.length:  # bytes that were promised and did not come
+                raise HTTPException(f"the connection was cut after {len(raw):,} bytes")
+            return raw
     except (OSError, HTTPException) as error:
         cause = getattr(error, "reason", None)  # urllib wraps an OSError
         why = reason(cause if isinstance(cause, OSError) else error)
         raise UserError(f"{url}: cannot be fetched ({why}); {by_hand}")
-
-
-def receive(answer, name):
-    """The bytes of an HTTP answer, with a progress bar. HTTPException if it is too long or cut off."""
-    raw = bytearray()
-    with progress(total=answer.length, desc=name, unit="B") as bar:
-        while piece := answer.read(1 << 16):
-            raw += piece
-            bar.update(len(piece))
-            if len(raw) > LARGEST:
-                raise HTTPException(f"more than {LARGEST >> 20} MB")
-    if answer.length:  # bytes that were promised and did not come
-        raise HTTPException(f"the connection was cut after {len(raw):,} bytes")
-    return bytes(raw)

@@ -12,34 +12,25 @@ from support.console import progress
 from support.settings import UserError, reason
 
 MAX_LINE = 1 << 16  # characters; a longer line comes in parts
-NOT_TEXT = {  # first bytes -> what such a file is
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"%PDF-": "a PDF",
-    b"{\\rtf": "a document in RTF",
-    b"\xd0\xcf\x11\xe0": "an Office document",
-    b"PK\3\4": "a zip archive or a document",
-    b"\xfd7zXZ": "packed by xz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd",
-    b"BZh91AY&SY": "packed by bzip2",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"Rar!\x1a": "a RAR archive",
-    b"PAR1\x15": "a Parquet file",
-    b"ARROW1\0": "an Arrow file",
-    b"\xff\xff\xff\xff": "an Arrow stream",
-    b"FEA1\0": "a Feather file",
-    b"Obj\1": "an Avro file",
-    b"\x89HDF": "an HDF5 file",
-    b"SQLite format 3\0": "a SQLite database",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x80\2": "a pickle",
-    b"\x80\3": "a pickle",
-    b"\x80\4": "a pickle",
-    b"\x80\5": "a pickle",
-    b"]q\0": "a pickle",
-    b"}q\0": "a pickle",
-    b"(lp0\n": "a pickle",
-    b"(dp0\n": "a pickle",
+NOT_TEXT = {  # what a file is -> its first bytes
+    "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
+    "a PDF": (b"%PDF-",),
+    "a document in RTF": (b"{\\rtf",),
+    "an Office document": (b"\xd0\xcf\x11\xe0",),
+    "a zip archive or a document": (b"PK\3\4",),
+    "a 7z archive": (b"7z\xbc\xaf",),
+    "a RAR archive": (b"Rar!\x1a",),
+    "packed by xz": (b"\xfd7zXZ",),
+    "packed by zstd": (b"\x28\xb5\x2f\xfd",),
+    "packed by bzip2": (b"BZh91AY&SY",),
+    "a Parquet file": (b"PAR1\x15",),
+    "an Arrow file": (b"ARROW1\0", b"FEA1\0"),
+    "an Arrow stream": (b"\xff\xff\xff\xff",),
+    "an Avro file": (b"Obj\1",),
+    "an HDF5 file": (b"\x89HDF",),
+    "a SQLite database": (b"SQLite format 3\0",),
+    "a NumPy array": (b"\x93NUMPY",),
+    "a pickle": (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"]q\0", b"}q\0", b"(lp0\n", b"(dp0\n"),
 }
 NO_LETTER = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")  # control characters, bytes not in UTF-8
 
@@ -137,7 +128,7 @@ def open_text(raw, path):
 
 def kind_of_binary(begin):
     """What a file is that is not UTF-8 text, in words, by its first bytes; None for text."""
-    for first_bytes, kind in NOT_TEXT.items():
+    for kind, first_bytes in NOT_TEXT.items():
         if begin.startswith(first_bytes):
             return kind
     if begin[257:262] == b"ustar":
