@@ -101,20 +101,24 @@ def test_a_gpu_that_is_not_here_is_named(monkeypatch, refusal):
 def test_the_future_does_not_leak(model):
     """Other tokens from t on leave all logits before t as they were, to the bit."""
     tokens = torch.randint(50, (2, 40))
+    logits, _ = model(tokens)
     for t in (1, 7, 16, 31, 39):
         edited = tokens.clone()
         edited[:, t:] = torch.randint(50, (2, 40 - t))
-        assert torch.equal(model(tokens)[0][:, :t], model(edited)[0][:, :t])
+        assert torch.equal(model(edited)[0][:, :t], logits[:, :t])
 
 
-@pytest.mark.parametrize("cuts", [(1,), (20,), (39,), (7, 8, 30), tuple(range(1, 40))])
-def test_reading_in_parts_changes_nothing(model, cuts):
+@torch.no_grad()
+def test_reading_in_parts_changes_nothing(model):
     """Any split of a text, down to single tokens, gives the same logits to 1e-5."""
-    tokens, states, logits = torch.randint(50, (2, 40)), None, []
-    for part in torch.tensor_split(tokens, cuts, dim=1):
-        part_logits, states = model(part, states)
-        logits.append(part_logits)
-    torch.testing.assert_close(torch.cat(logits, dim=1), model(tokens)[0], rtol=1e-5, atol=1e-5)
+    tokens = torch.randint(50, (2, 40))
+    whole, _ = model(tokens)
+    for cuts in ((1,), (20,), (39,), (7, 8, 30), tuple(range(1, 40))):
+        states, logits = None, []
+        for part in torch.tensor_split(tokens, cuts, dim=1):
+            part_logits, states = model(part, states)
+            logits.append(part_logits)
+        torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [(name, "auto") for name in VARIANTS], indirect=True, ids=VARIANTS)
@@ -126,6 +130,8 @@ def test_every_mixer_learns_a_sentence_by_heart(model):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if loss < 0.1:
+            break
     assert loss < 0.1
 
 
