@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
+from _thread import interrupt_main
 
 from support.processes import Stopped, launched, local_rank, rank
 from support.settings import UserError, reason
@@ -21,6 +23,7 @@ def run_script(main):
         sys.stdout.reconfigure(errors="replace")  # where a screen or file knows few letters
     if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = repeat_ctrl_c
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -48,6 +51,14 @@ def refuse_torchrun():
     """Raise UserError in a script of one process: several would overwrite each other's files."""
     if launched() > 1:
         raise UserError("this script is one process: start it with python, not torchrun")
+
+
+def repeat_ctrl_c(lost):
+    """Repeat a KeyboardInterrupt that Python lost, as it does one raised while garbage is collected."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def wait_to_be_ended(seconds=5):

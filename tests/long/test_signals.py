@@ -1,11 +1,13 @@
 """Ctrl-C and SIGTERM at any moment end with one line, and everything is saved. Long with --long."""
 
+import gc
 import os
 import random
 import re
 import shutil
 import signal
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -90,12 +92,9 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
         process = fork(partial(run_script, main), "said")
         assert wait_until(lambda: catches_signals(process), process) and wait_until(ready, process)
         time.sleep(r.random() * times(min(delay, 0.5), delay))
-        presses = 0
-        while process.exitcode is None and presses < 3:  # seldom, and not understood yet, the first press is lost
-            presses += 1
-            began = time.monotonic()
-            os.kill(process.pid, [signal.SIGTERM, signal.SIGINT][(number + len(when)) % 2])
-            process.join(timeout=10)
+        began = time.monotonic()
+        os.kill(process.pid, [signal.SIGTERM, signal.SIGINT][(number + len(when)) % 2])
+        process.join(timeout=60)
         slowest = max(slowest, time.monotonic() - began)
         said = Path("said").read_text()
         lines = [line for line in said.splitlines() if "stopped" in line]
@@ -105,8 +104,53 @@ def test_signals_at_any_moment_end_with_one_line(workplace, times, figure, when)
             assert f"stopped at step {saved(run='busy')['step']:,} of" in lines[0]
         else:
             assert when not in ("training", "validation", "saving"), said
-        good += times(True, presses == 1 and time.monotonic() - began < 5)
+        good += times(True, time.monotonic() - began < 5)
     figure(f"Ctrl-C and SIGTERM: {when}", good, count, "one line, 130, within 5 s", slowest=round(slowest, 1))
+
+
+class Watched:
+    """Is pressed Ctrl-C when it goes, if it is told so."""
+
+    pressed = False
+
+    def __del__(self):
+        if self.pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+def in_a_destructor():
+    Watched().pressed = True
+
+
+def in_a_weak_references_callback():
+    watched = Watched()
+    reference = weakref.ref(watched, lambda _: signal.raise_signal(signal.SIGINT))
+    del watched
+    assert reference() is None
+
+
+def as_garbage_is_collected():
+    watched = Watched()
+    watched.pressed, watched.cycle = True, watched
+    del watched
+    gc.collect()
+
+
+@needs_fork
+@pytest.mark.parametrize("lose", [in_a_destructor, in_a_weak_references_callback, as_garbage_is_collected])
+def test_a_ctrl_c_that_python_loses_is_pressed_again(workplace, lose):
+    """Python drops an exception raised there: a full collection of a large program takes half a second."""
+
+    def main(args):
+        lose()
+        print("lost", flush=True)
+        for _ in range(600):
+            time.sleep(0.1)
+
+    process = fork(partial(run_script, main), "said")
+    process.join(timeout=5)
+    process.kill()
+    assert Path("said").read_text() == "lost\nstopped\n" and process.exitcode == 130
 
 
 @needs_fork
