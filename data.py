@@ -304,16 +304,22 @@ def hold_out_the_end(train, val, tokenizer, share):
 
 
 def find(name, needed=True):
-    """The folder of a corpus, made first if it is toy, or if it is needed and has a recipe; None if not needed."""
+    """
+    The folder of a corpus. One that has a recipe is made first, by one process while others wait. If it is not
+    needed, only toy is made, and None returned for others that are not there.
+    """
     meta = look_for(f"{name}/meta.json")
-    if not meta and (name == "toy" or (needed and name in RECIPES)):
+    if meta:
+        return meta.parent
+    if needed or name == "toy":
         with making(name):
             meta = look_for(f"{name}/meta.json")  # another process may have made it meanwhile
-            return meta.parent if meta else recipe(name).make(name)
-    if not meta and needed:
+            if meta:
+                return meta.parent
+            if name in RECIPES:
+                return recipe(name).make(name)
         remedy = f"make it with: python data.py text {name} FILES..."
         raise UserError(f"corpus = {name!r}: there is no {data_folder() / name}; {remedy}")
-    return meta.parent if meta else None
 
 
 def find_for(s):
@@ -363,8 +369,7 @@ def data_folder():
 def making(name):
     """
     Hold the lock of data/NAME while this is open; a second process waits here. The file data/NAME.lock is deleted
-    in the end. Of a process that was killed it stays, but unlocked. Without locks (Windows, some shared folders)
-    nobody waits.
+    in the end. Of a process that was killed it stays, unlocked. On Windows nobody waits.
     """
     path = data_folder() / f"{name}.lock"
     file = lock(path) if find_spec("fcntl") else None
@@ -377,23 +382,25 @@ def making(name):
 
 
 def lock(path):
-    """Create and lock a file, once no other process has it -> the open file; None where files have no locks."""
+    """Create and lock a file, once no other process has it -> the open file; None if it cannot be written."""
     from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "w")
-            try:
-                flock(file, LOCK_EX | LOCK_NB)
-            except BlockingIOError:
-                print(f"{path.with_suffix('')}: waiting for another process that makes it", flush=True)
-                flock(file, LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-            file.close()  # the other process has deleted it
-    except OSError:  # no locks here, or nothing can be written, which is said where it is tried
-        return None
+        except OSError:  # said where the data itself is written
+            return None
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            print(f"{path.with_suffix('')}: waiting for another process that makes it", flush=True)
+            flock(file, LOCK_EX)
+        except OSError:  # a shared folder without locks
+            return file
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # the other process has deleted it
 
 
 def check_name(corpus):

@@ -2,6 +2,7 @@
 
 import base64
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -13,17 +14,24 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import data
 import evaluate
+import train
+from corpora import benchmarks, copying, toyland
 from corpora import text as text_files
 from model import read_tokenizer
+from support.settings import configure
 
 import numpy as np
 import pytest
 import torch
+from processes import fork, needs_fork, wait_until
 
 ROOT = Path(data.__file__).parent
 
@@ -210,6 +218,15 @@ def test_one_long_line_without_spaces_is_a_text(prepare, letters):
     assert start + end == " " + text
 
 
+def test_the_vocabulary_of_one_long_line_is_learned_from_all_of_it(prepare):
+    """A text of words without spaces, in one line, needs as few tokens as in many lines: Chinese, say."""
+    r = random.Random(0)
+    words = ["".join(chr(0x4E00 + r.randrange(500)) for _ in range(2)) for _ in range(600)]
+    lines = ["".join(r.choices(words[i // 2 : i // 2 + 60], k=30)) for i in range(1000)]  # ever other words
+    by_lines, one_line = (prepare(end.join(lines) + "\n", vocab_size=2000)[2] for end in ("\n", ""))
+    assert len(one_line) < 1.05 * len(by_lines)
+
+
 # ----------------------------------------------------------------------------------------------------
 # Text torture: whatever bytes come, the counts are right or a line says why not
 
@@ -276,10 +293,10 @@ MEASURED = "import sys, data; data.main(sys.argv[1:]); print(*open('/proc/self/s
 
 
 def test_a_line_of_100_MB_fits_into_memory(prepare, figure, times):
-    """A line without a space, of noise or of letters, or one of words, takes below 1.5 GB; a sample has 3 MB."""
+    """A line without a space, of noise or of letters, or one of words, takes below 1.5 GB; a sample has 2 MB."""
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc to measure by")
-    size, peaks = times(3, 100) * 10**6, []
+    size, peaks = times(2, 100) * 10**6, []
     Path("data").mkdir()
     noise = base64.b64encode(random.Random(0).randbytes(size * 3 // 4))
     letters = noise.translate(bytes.maketrans(b"+/=0123456789", b"abcdefghijklm"))
@@ -446,6 +463,19 @@ def test_validation_reads_every_token_in_order(tokens, context, count):
     assert torch.equal(torch.cat([inputs.flatten() for inputs, _ in batches]), torch.from_numpy(tokens[:-1]))
 
 
+@pytest.mark.parametrize(
+    "name, documents, words",
+    [("childes", 12, 45_224), ("gutenberg", 32, 50_735), ("simple_wiki", 188, 22_036)],
+)
+def test_real_text_has_the_counts_of_its_readme(prepare, real_data, name, documents, words):
+    meta, *_ = prepare([str(real_data(f"corpus/{name}.dev.txt.gz"))])
+    assert meta["train"]["documents"] == documents and meta["train"]["words"] == words
+
+
+# ----------------------------------------------------------------------------------------------------
+# Where data is, and who makes it
+
+
 def test_nanornn_data_is_looked_into_first_and_never_written_to(workplace, monkeypatch, tmp_path):
     other = tmp_path / "other"
     (workplace / "data").rename(other)
@@ -456,10 +486,131 @@ def test_nanornn_data_is_looked_into_first_and_never_written_to(workplace, monke
     assert sorted(other.rglob("*")) == before and Path("data/tiny/meta.json").exists()
 
 
-@pytest.mark.parametrize(
-    "name, documents, words",
-    [("childes", 12, 45_224), ("gutenberg", 32, 50_735), ("simple_wiki", 188, 22_036)],
-)
-def test_real_text_has_the_counts_of_its_readme(prepare, real_data, name, documents, words):
-    meta, *_ = prepare([str(real_data(f"corpus/{name}.dev.txt.gz"))])
-    assert meta["train"]["documents"] == documents and meta["train"]["words"] == words
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Three empty folders: the repository, which is not the current one, and two to work in."""
+    monkeypatch.delenv("NANORNN_DATA", raising=False)
+    folders = [tmp_path / name for name in ("repository", "one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setattr(data, "ROOT", folders[0])
+    return folders
+
+
+SMALL = ["--length=4", "--tokens=1", "--sequences=50"]
+
+
+def test_what_was_made_in_one_folder_is_found_from_any_other(places, monkeypatch, capsys):
+    """In the repository's data/; a data/ in the working directory comes first, for writing and for reading."""
+    repository, one, two = places
+    monkeypatch.chdir(one)
+    data.main(["copying", "small", *SMALL])
+    assert f"{repository}/data/small: " in capsys.readouterr().out and not list(one.iterdir())
+    monkeypatch.chdir(two)
+    assert data.find("small") == repository / "data/small"
+    Path("data").mkdir()
+    data.main(["copying", "own", *SMALL])
+    assert data.find("own") == Path("data/own") and not data.find("small", needed=False)
+    monkeypatch.chdir(repository)
+    assert data.find("small") == Path("data/small")
+
+
+def test_a_tilde_is_the_home_folder(prepare, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home/texts").mkdir(parents=True)
+    Path("home/texts/a.txt").write_text("one two\n"), Path("home/v.txt").write_text("three\n")
+    data.main(["text", "mine", "~/texts/*.txt", "--val=~/v.txt", "--vocab_size=300"])
+    counts = json.loads(Path("data/mine/meta.json").read_text())
+    assert counts["train"]["words"] == 2 and counts["val"]["words"] == 1
+    monkeypatch.setenv("NANORNN_DATA", "~/texts")
+    assert data.look_for("a.txt") == tmp_path / "home/texts/a.txt"
+
+
+def test_the_command_that_is_printed_trains_on_the_corpus(workplace, capsys):
+    data.main(["copying", "letters", *SMALL])
+    assert (
+        "--corpus=letters --run=letters --vocab_size=16 --eval_pairs= --context=5" in capsys.readouterr().out
+    )
+    data.main(["text", "mine", "text.txt", "--vocab_size=300"])
+    python, script, *flags = capsys.readouterr().out.splitlines()[-1].removeprefix("train on it: ").split()
+    assert python == "python" and Path(script).name == "train.py"
+    small = ["--n_layer=1", "--d_model=16", "--d_mlp=16", "--max_steps=1", "--batch_size=4", "--device=cpu"]
+    s = configure(train.Settings(), flags + small, default="config/toy.py")
+    train.main(s)
+    assert (s.corpus, s.vocab_size) == ("mine", 300) and Path("out/mine/checkpoint.pt").exists()
+
+
+def ended(processes):
+    """The exit codes of processes, once all have ended."""
+    for process in processes:
+        process.join(timeout=30)
+    return [process.exitcode for process in processes]
+
+
+@pytest.fixture
+def slow(workplace, monkeypatch):
+    """Making a corpus, or toyland's tests, takes half a second and adds a line to the file `made`."""
+
+    def make(name="copying"):
+        with open("made", "a") as file:
+            file.write(f"{name}\n")
+        time.sleep(0.5)
+        return copying.make(name, copying.Settings(length=4, tokens=1, sequences=50))
+
+    def write(folder):
+        make("toyland")
+        (folder / "train.txt").write_text("all is here\n")
+
+    monkeypatch.setattr(data, "recipe", lambda name: SimpleNamespace(make=make))
+    monkeypatch.setattr(toyland, "write", write)
+    return make
+
+
+@needs_fork
+@pytest.mark.parametrize("use", [lambda: data.read_meta(data.find("copying")), benchmarks.find_toyland])
+def test_one_process_makes_what_several_need_at_once(slow, use):
+    """The others wait, then use it, and no lock is left."""
+    processes = [fork(use, f"said {i}") for i in range(3)]
+    assert ended(processes) == [0, 0, 0]
+    assert len(Path("made").read_text().splitlines()) == 1
+    said = "".join(Path(f"said {i}").read_text() for i in range(3))
+    assert said.count("waiting for another process that makes it") == 2
+    assert not list(Path("data").glob("*.lock"))
+
+
+@needs_fork
+def test_two_commands_on_one_corpus_take_turns(slow, monkeypatch):
+    """data.py twice, and train.py that needs what the first has not finished: a whole corpus in the end."""
+    monkeypatch.setattr(data, "prepare", lambda name, *args: slow(name))
+    command = partial(data.main, ["text", "mine", "text.txt"])
+    processes = [fork(command)]
+    assert wait_until(Path("made").exists, processes[0])
+    processes += [fork(command), fork(lambda: data.read_meta(data.find("mine")))]
+    assert ended(processes) == [0, 0, 0] and Path("made").read_text() == "mine\nmine\n"
+    data.read_meta(Path("data/mine"))
+
+
+@needs_fork
+def test_the_lock_of_a_killed_process_does_not_block(slow):
+    first = fork(lambda: data.find("copying"))
+    assert wait_until(Path("made").exists, first)
+    first.kill()
+    first.join()
+    assert Path("data/copying.lock").exists()
+    assert ended([fork(lambda: data.find("copying"))]) == [0] and not Path("data/copying.lock").exists()
+
+
+def test_where_files_have_no_locks_nobody_waits(slow, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", no_locks)
+    assert data.find("copying") == Path("data/copying") and not Path("data/copying.lock").exists()
+
+
+def test_a_corpus_made_again_does_not_change_what_is_being_read(workplace):
+    blocks = data.Blocks("data/tiny/train.bin", context=16)
+    before = blocks.rows(0, 9)[0].clone()
+    Path("text.txt").write_text("other words, many of them\n" * 900)
+    data.prepare("tiny", ["text.txt"], data.Settings(vocab_size=300))
+    assert torch.equal(blocks.rows(0, 9)[0], before)
