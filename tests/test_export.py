@@ -189,7 +189,7 @@ def test_kernels_choose_the_form_and_change_no_result(workplace, kernels):
     assert model.config.kernels == kernels and near(model(x).logits, ours(x)[0])
     folder = package_of(model)
     assert sys.modules[f"{folder}.kernels"].form == kernels
-    is_fast = type(model.model.norm).forward.__module__ == f"{folder}.fast_layers"
+    is_fast = type(model.model.nanornn.norm).forward.__module__ == f"{folder}.fast_layers"
     assert is_fast == (kernels != "loop")
 
 
@@ -223,7 +223,7 @@ def test_what_it_saves_it_can_load(hybrid):
     x = tokens(2, 9)
     again = opened("again")
     assert near(again(x).logits, model(x).logits, 0)
-    assert again.model.head.weight is again.model.embed.weight
+    assert again.lm_head.weight is again.get_input_embeddings().weight
 
 
 def test_new_models_begin_as_ours(hybrid):
@@ -234,8 +234,8 @@ def test_new_models_begin_as_ours(hybrid):
     new = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     torch.manual_seed(3)
     ours = LanguageModel(Config(**TINY, mixer="hgrn2 attention", position="rope", tie_embeddings=True))
-    for (name, x), (_, y) in zip(new.model.state_dict().items(), ours.state_dict().items()):
-        assert torch.equal(x, y), name
+    for name, x in new.model.nanornn.named_parameters():
+        assert torch.equal(x, ours.get_parameter(name)), name
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_it_writes_what_sample_writes(workplace, kind):
     """With the states carried along: after the prompt, a token is all that is read."""
     ours = make_run("out/run", **kind)
     model, lengths = opened(exported("out/run")), []
-    model.model.embed.register_forward_hook(lambda module, args, x: lengths.append(x.shape[1]))
+    model.get_input_embeddings().register_forward_hook(lambda module, args, x: lengths.append(x.shape[1]))
     x = tokens(1, 5)
     y = model.generate(x, max_new_tokens=20, do_sample=False, eos_token_id=None)
     assert y[0, 5:].tolist() == greedy(ours, x[0].tolist(), 20)
@@ -353,7 +353,7 @@ def test_only_safetensors_holds_weights_and_each_once(hybrid):
         "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     weights = pytest.importorskip("safetensors.torch").load_file(Path(folder, "model.safetensors"))
-    expected = {f"model.{name}": x for name, x in ours.named_parameters()}
+    expected = {f"model.nanornn.{name}": x for name, x in ours.named_parameters()}
     assert set(weights) == set(expected) and all(
         torch.equal(weights[name], expected[name]) for name in weights
     )
@@ -391,8 +391,9 @@ def test_two_folders_and_nanornn_live_in_one_process(workplace):
         ours = make_run(f"out/{name}", mixer="hgrn2 mingru")
         models.append(opened(exported(f"out/{name}", to=name)))
     x, gradients = tokens(2, 20), []
-    for model in [ours, *(model.model for model in models)]:
-        model(x)[0].square().sum().backward()
+    outputs = [ours(x)[0], *(model(x).logits for model in models)]
+    for y, model in zip(outputs, [ours, *(model.model.nanornn for model in models)]):
+        y.square().sum().backward()
         gradients.append(model.layers[1].mixer.update.weight.grad)
     assert near(gradients[1], gradients[0]) and near(gradients[2], gradients[0])
     operators = [sys.modules[f"{package_of(model)}.fast_operators"] for model in models]

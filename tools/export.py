@@ -173,14 +173,15 @@ def tokenizer_config(tokenizer, settings):
 
 
 def weights(model, dtype):
-    """{"model." + name: tensor}; a tensor with several names, such as tied embeddings, has only its first."""
+    """{name in tools/huggingface.py: tensor}; a tensor with several names, as tied embeddings, has only its first."""
     seen, tensors = set(), {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
         tensor = tensor.detach().contiguous()
-        tensors[f"model.{name}"] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        name = f"lm_{name}" if name == "head.weight" else f"model.nanornn.{name}"
+        tensors[name] = tensor.to(dtype)
     return tensors
 
 
