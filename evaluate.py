@@ -29,7 +29,8 @@ from pathlib import Path
 import data
 import kernels
 from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchmark, summary
-from model import NextToken, check_kernels, find_device, load
+from model import NextToken, check_kernels, find_device
+from model import load as load_run
 from support.console import progress, refuse_torchrun, run_script
 from support.files import append, fingerprint, replacing
 from support.processes import rank, sum_over_processes, world_size
@@ -70,7 +71,7 @@ class Settings:
 def main(s):
     """Evaluate one run as settings s say -> the content of its results.json."""
     device = find_device(s.device)
-    model, tokenizer, trained = load(s.run, device, s.kernels)
+    model, tokenizer, trained = load_run(s.run, device, s.kernels)
     if s.dtype == "float64":
         model = model.double()
     folder, prefix = place_of(trained.checkpoint)
@@ -452,6 +453,13 @@ def script(args):
 
         return compare(runs, replace(Settings(), **settings))
     return main(configure(Settings(), args, word="run"))
+
+
+def __getattr__(name):
+    """What another library wants of Hugging Face's package `evaluate`, for which it finds this file."""
+    from support.namesakes import attribute_of_package
+
+    return attribute_of_package(__name__, name)
 
 
 if __name__ == "__main__":

@@ -1040,3 +1040,10 @@ TRITON = {
     "selective": selective_triton,
     "selective_backward": selective_backward_triton,
 }
+
+
+def __getattr__(name):
+    """What another library wants of Hugging Face's package `kernels`, for which it finds this file."""
+    from support.namesakes import attribute_of_package
+
+    return attribute_of_package(__name__, name)
