@@ -492,13 +492,15 @@ def load(path, device="cpu", kernels="auto"):
     try:
         names = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in saved["settings"].items() if name in names})
-        known = asdict(config) | saved["settings"]
-        settings = SimpleNamespace(**known, checkpoint=path, digest=saved["digest"], step=saved.get("step", 0))
+        about = {"checkpoint": path, "digest": saved["digest"], "step": saved.get("step", 0)}
+        settings = SimpleNamespace(**asdict(config) | saved["settings"] | about)
         model = LanguageModel(config)
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[-1].strip()
-        remedy = "use the version that trained it"
+        if isinstance(error, KeyError):  # a mixer of somebody's own, say
+            why = f"nothing here is called {why}"
+        remedy = "use the version, and the script, that trained it"
         raise UserError(f"{path}: not a model of this version of nanoRNN ({why}); {remedy}") from error
     tokenizer = read_tokenizer(path.parent)
     if tokenizer.get_vocab_size() > config.vocab_size:

@@ -57,6 +57,7 @@ USUAL = {  # setting or value: what else it is often called
     "tasks": "benchmarks",
     "device": "gpu cuda",
     "tokens": "length max_tokens max_new_tokens",
+    "temperature": "temp",
     "samples": "n num_samples num_return_sequences",
     "float32": "fp32 single",
     "float16": "fp16 half",
@@ -117,7 +118,7 @@ def read_flag(arg, following, defaults):
     name = FLAGS.get(name, name)
     default = value_of(name, defaults, f"--{name}")
     if not equals:
-        if isinstance(default, bool):
+        if isinstance(default, bool) and following not in ("True", "False", "true", "false"):
             return {name: True}
         value = default
         if following and not following.startswith("-"):
@@ -134,17 +135,20 @@ def read_flag(arg, following, defaults):
 
 def check_word(text, defaults):
     """Raise UserError for a word that was meant as a flag: n_layer=4, or one with a dash from a word processor."""
-    flag = text.lstrip("\u2013\u2014\u2212")
-    name = flag.partition("=")[0]
-    if name in vars(defaults) and not os.path.exists(text):
-        raise UserError(f"{text}: did you mean --{flag if '=' in flag else name + '=VALUE'}?")
+    name, equals, value = text.lstrip("\u2013\u2014\u2212").partition("=")
+    close = nearest(name, list(vars(defaults)))
+    if close and (equals or name == close) and not os.path.exists(text):
+        raise UserError(f"{text}: did you mean --{close}={value or 'VALUE'}?")
 
 
 def check_run(path):
-    """Raise UserError for a run that is not there, if another has nearly its name."""
+    """Raise UserError for a folder of runs, and for a run that is not there if another has nearly its name."""
     close = nearest(Path(path).name, [folder.name for folder in Path("out").glob("*")])
     if close and not os.path.exists(path):
         raise UserError(f"{path}: there is no such run; did you mean out/{close}?")
+    runs = sorted(Path(path).glob("*/checkpoint.pt"))
+    if runs and not os.path.exists(Path(path, "checkpoint.pt")):
+        raise UserError(f"{path}: a folder of runs; name one of them, such as {runs[0].parent}")
 
 
 def read_files(paths, defaults):
@@ -174,6 +178,8 @@ def read_file(path, defaults):
         close = nearest(path.stem, [file.stem for file in ROOT.glob("config/*.py")])
         if close and not path.exists():
             hint = f"did you mean config/{close}.py?"
+        if path.suffix == ".pt":
+            hint = f"to train as that run was, name its folder, {path.parent}"
         raise UserError(f"{path}: cannot read these settings ({reason(error)}); {hint}") from error
     lines = read_json(text, path, defaults) if path.suffix == ".json" else read_literals(text, path)
     base = lines.pop("base", (None, None))[0]
@@ -187,6 +193,8 @@ def read_json(text, path, defaults):
         settings = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected settings as JSON, {{name: value}} ({error})") from error
+    if "benchmarks" in settings:
+        raise UserError(f"{path}: results, not settings; to train as that run was, name its folder")
     unknown = [name for name in settings if name not in vars(defaults)]
     if unknown:
         remedy = "use that version, or take them out of the file"

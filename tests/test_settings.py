@@ -174,6 +174,9 @@ train.py tiny.py -n_layer 3                     -> write --n_layer=3
 train.py tiny.py --n_layer                      -> write --n_layer=6
 train.py tiny.py n_layer=3                      -> n_layer=3: did you mean --n_layer=3?
 train.py tiny.py n_layer 3                      -> n_layer: did you mean --n_layer=VALUE?
+train.py tiny.py lr=1e-3                        -> lr=1e-3: did you mean --learning_rate=1e-3?
+train.py tiny.py --fresh True                   -> --fresh has no value: write --fresh=True
+train.py out/tiny/best.pt                       -> to train as that run was, name its folder, out/tiny
 train.py tiny.py –n_layer=3                     -> did you mean --n_layer=3?
 train.py config/toi.py                          -> did you mean config/toy.py?
 train.py toy                                    -> did you mean config/toy.py?
@@ -304,6 +307,9 @@ evaluate.py out/tiny --tasks=blimp              -> blimp: put it at data/blimp/b
 evaluate.py out/tiny --tasks=BLiMP              -> tasks = 'BLiMP': did you mean 'blimp'?
 evaluate.py tiny                                -> tiny: there is no such run; did you mean out/tiny?
 evaluate.py out/tini                            -> did you mean out/tiny?
+evaluate.py out                                 -> out: a folder of runs; name one of them, such as out/tiny
+evaluate.py out/tiny/log.jsonl                  -> not a checkpoint; name the run's folder, out/tiny, or a .pt
+evaluate.py pairs.jsonl                         -> pairs.jsonl: not a checkpoint; name the run's folder
 evaluate.py out/tiny --tasks=folder             -> folder: no .jsonl files with records in it
 evaluate.py out/tiny --tasks=text.txt           -> text.txt:1: not a record of BLiMP, EWoK or BEAR
 evaluate.py out/tiny --tasks=half.jsonl         -> half.jsonl:1: not a record of BLiMP, EWoK or BEAR
