@@ -9,8 +9,9 @@ from pathlib import Path
 import train
 from corpora import toyland
 from model import MIXERS, Config, LanguageModel, load
-from tools import figures, figures_gates
+from tools import figures, figures_gates, figures_style
 
+import matplotlib
 import pytest
 import torch
 
@@ -99,14 +100,63 @@ def test_a_run_without_pairs_or_of_no_step_has_a_picture(drawn):
         assert len(drawn(log).axes) == 1
 
 
-def test_names_are_drawn_as_they_are(drawn):
-    """matplotlib would take what is between two $ for a formula, and this one for a broken formula."""
-    log = [record(0, **{"$x^{$": 50}), record(1, **{"$x^{$": 60})]
-    assert axis_of(drawn(log, title="a_$x^{$"), "a_$x^{$: loss")
-    rows = [{"name": name, "benchmarks": {"$y^{$": 50}} for name in ("$x^{$", "a")]
-    axis = figures.draw_leaderboard(rows, ["$y^{$"], None).axes[0]
-    axis.figure.canvas.draw()
-    assert axis.get_title() == "$y^{$"
+def pictures_with(name):
+    """Every picture, of a run, task, paradigm, phenomenon and model with this name: {file: draw it}."""
+    log = [record(step, **{name: 50, "b": 50}) | {"macro": 50} for step in (0, 1)]
+    for x in log:
+        x["pairs"][name]["subtasks"] = {name: 50, "b": 40}
+    subtasks = {uid: {"score": 60, "interval": 3.0, "term": name} for uid in (name, "b")}
+    found = {task: {"score": 60, "subtasks": subtasks} for task in (name, "b")}
+    rows = [{"name": name, "benchmarks": {name: 50, "b": 4}, "paper": paper} for paper in (True, False)]
+    run = {"learning_rate": 1.0, "evaluations": log, "best": log[1]}
+    row = {"state": 1234, "best": run | {"macro": 50.0, "interval": 1.0}, "runs": [run]}
+    compared = {"comparison": name, "tasks": [name], "rows": {name: row, "b": row}}
+    compared["differences"] = {"b": {name: {"mean": 1.0, "interval": 2.0}}}
+    compared["settings"] = {"against": name}
+    scores = {model: {name: 50.0, "b": 60.0} for model in (name, "b")}
+    return {
+        "curve.svg": lambda path: figures.draw(log, {}, path, name),
+        "benchmarks.svg": lambda path: figures.draw_benchmarks(found, {name: name, "b": "b"}, path),
+        "leaderboard.svg": lambda path: figures.draw_leaderboard(rows, [name, "b"], path),
+        "comparison.svg": lambda path: figures.draw_comparison(compared, path),
+        "phenomena.svg": lambda path: figures.draw_phenomena(scores, path, name, {}),
+    }
+
+
+NAMES = {  # a name -> as it is drawn; matplotlib takes the first for a formula, and hides it in a legend
+    "_$x^{$": "_$x^{$",
+    "莎士比亚\n\ud800": "莎士比亚\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}",
+    "very_" * 60: "very_",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph .* missing")
+@pytest.mark.parametrize("name, drawn_as", NAMES.items(), ids=["formula", "Chinese", "long"])
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name, drawn_as):
+    """In every picture, within it; letters that our font lacks are text of the .svg, for the viewer's fonts."""
+    seen = []
+    for file, draw in pictures_with(name).items():
+        with monkeypatch.context() as patch:
+            patch.setattr(figures, "keep", lambda figure, path: seen.append(figure) or path)
+            draw(None)
+        figure = seen[-1]
+        figure.canvas.draw()
+        texts = [x for x in figure.findobj(matplotlib.text.Text) if x.get_text().startswith(drawn_as)]
+        assert len(texts) >= 2, file
+        for box in [text.get_window_extent() for text in texts]:
+            assert box.x0 > -1 and box.y0 > -1 and box.x1 < figure.bbox.x1 + 1 and box.y1 < figure.bbox.y1 + 1
+        if file == "curve.svg":  # a legend, too
+            assert any(text.get_text().endswith(", 50.0 last") for text in texts)
+        if drawn_as.startswith("莎"):
+            assert "莎士比亚" in Path(figures_style.keep(figure, tmp_path / file)).read_text(encoding="utf-8")
+
+
+def test_paradigms_that_differ_in_a_blank_are_two(drawn):
+    """They were averaged: 50 and 90 drawn as a row of 70."""
+    log = [record(step, a=0) for step in (0, 1)]
+    for x in log:
+        x["pairs"]["a"]["subtasks"] = {"a_b": 50, "a b": 90}
+    assert axis_of(drawn(log), "a: correct").images[0].get_array().tolist() == [[90, 90], [50, 50]]
 
 
 def test_a_leaderboard_leaves_out_what_one_row_alone_was_scored_on(monkeypatch):
@@ -225,8 +275,9 @@ def test_saturated_gates_have_finite_half_lives(name, gates, bias):
 
 @pytest.fixture
 def inside(workplace, monkeypatch):
-    """inside("memory", text="...") -> what would be drawn of out/tiny, laid out; floors are each channel's own."""
-    model, tokenizer, trained = load("out/tiny")
+    """inside("memory", text="...") -> what would be drawn of a run, laid out; floors are each channel's own."""
+    shutil.copytree("out/tiny", "out/$x^{$")
+    model, tokenizer, trained = load("out/$x^{$")
     model.floors.table.data.normal_()
     monkeypatch.setattr(figures_gates, "load", lambda run, kernels="auto": (model, tokenizer, trained))
     monkeypatch.setattr(figures_gates, "keep", lambda figure, path: figure)
@@ -254,6 +305,7 @@ def gates_of_the_text(model):
 def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors(inside):
     """Each floor under its channel; the first layer has none. Both as the equation has them."""
     figure, model = inside("memory", text=TEXT)
+    assert figure.axes[0].get_title().startswith("$x^{$: how long")
     drawn = [(patch.get_label(), torch.tensor(patch.get_data().values)) for patch in figure.axes[0].patches]
     lives, floors = ([x for label, x in drawn if word in label] for word in ("channel", "floor"))
     assert len(lives) == 4 and len(floors) == 2
@@ -266,13 +318,14 @@ def test_memory_draws_half_lives_sorted_in_each_head_above_the_models_own_floors
         torch.testing.assert_close(life, of_channels[order])
         torch.testing.assert_close(floor, of_floors[order], rtol=1e-5, atol=0)
         assert (life > floor).all()
-    medians = json.loads(Path("out/tiny/memory.json").read_text())["medians"]
+    medians = json.loads(Path("out/$x^{$/memory.json").read_text())["medians"]
     assert medians["2"] == pytest.approx(half_lives.median().item(), abs=0.006)
 
 
 def test_gates_draw_a_column_a_token_and_a_row_a_channel(inside):
     """1 - f of the text; the last layer is on top, in each head what forgets least. A $ starts no formula."""
     figure, model = inside("gates", text=TEXT)
+    assert figure.get_suptitle().startswith("$x^{$: what each")
     gates, tokens = gates_of_the_text(model)
     labels = figure.axes[1].get_xticklabels()
     words = [label.get_text() for label in labels]
@@ -319,6 +372,10 @@ list.json                                    -> list.json: not a result file of 
 cut.json                                     -> cut.json: not a result file of evaluate.py, compare.py or
 half.json                                    -> half.json: not a result file of evaluate.py, compare.py or
 empty.json                                   -> empty.json: there is nothing in it to draw
+words.json                                   -> words.json: not a result file of evaluate.py, compare.py or
+phenomena words.json                         -> words.json: not a result file of evaluate.py, compare.py or
+phenomena huge.json                          -> huge.json: not a result file of evaluate.py, compare.py or
+lost                                         -> lost/log.jsonl: not a result file of evaluate.py, compare.py or
 phenomena one.json other.json                -> toyland: one, other have no paradigm in common
 """
 
@@ -334,6 +391,14 @@ def with_results(workplace, tiny):
     Path("cut.json").write_text('{"benchmarks": {"toyland": {"sub')
     Path("half.json").write_text('{"comparison": "two", "tasks": []}')
     Path("empty.json").write_text("{}")
+    Path("words.json").write_text(json.dumps(results_of({"a": "high"})))
+    Path("huge.json").write_text(json.dumps(results_of({"a": 10**400})))
+    Path("lost").mkdir()
+    Path("lost/log.jsonl").write_text('{"step": 1}\n{"step": 2, "ep')
+    write_scores()
+
+
+def write_scores():
     for name, scores in {"one": {"a": 80, "b": 55}, "other": {"c": 70}, "third": {"b": 45, "a": 50}}.items():
         Path(f"{name}.json").write_text(json.dumps(results_of(scores)))
 
@@ -362,9 +427,11 @@ def test_phenomena_of_twelve_models_are_a_small_file(workplace):
 
 
 @pytest.fixture
-def heat(with_results, monkeypatch):
+def heat(tmp_path, monkeypatch):
     """heat("one.json", ...) -> of the one picture: names of its rows and columns, and its numbers."""
     monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
+    monkeypatch.chdir(tmp_path)
+    write_scores()
 
     def call(*names):
         (figure,) = figures.compare_phenomena([Path(name) for name in names])
@@ -394,6 +461,20 @@ def test_models_of_a_comparison_are_rows_with_the_means_over_seeds_at_their_best
     }
     Path("compare.json").write_text(json.dumps({"comparison": "two", "rows": rows}))
     assert heat("compare.json") == (["minGRU  90.0", "HGRN2  70.0"], ["a"], [[90], [70]])
+
+
+def test_two_models_called_alike_are_two_rows(heat):
+    Path("old").mkdir()
+    Path("old/one.json").write_text(json.dumps(results_of({"a": 20, "b": 30})))
+    assert heat("one.json", "old/one.json")[0] == ["one  67.5", "old/one.json: one  25.0"]
+
+
+def test_the_picture_of_a_file_of_ones_own_is_beside_the_results(heat, monkeypatch):
+    own = results_of({"a": 20})["benchmarks"]["toyland"]
+    Path("own.json").write_text(json.dumps({"benchmarks": {"my/own.jsonl": own}}))
+    monkeypatch.setattr(figures, "keep", figures_style.keep)
+    (path,) = figures.compare_phenomena([Path("own.json")])
+    assert path == Path("own_my_own_jsonl.svg") and path.exists()
 
 
 def test_many_paradigms_are_a_column_a_phenomenon_but_the_mean_is_theirs(heat):

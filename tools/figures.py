@@ -107,10 +107,10 @@ def accuracies(records, terms):
     """{benchmark: {paradigm or phenomenon: [accuracy in each record]}} of records with minimal pairs."""
     tables = {}
     for task in records[0].get("pairs", ()) if records else ():
-        scores = [record["pairs"][task]["subtasks"] for record in records]
+        evaluations = [record["pairs"][task]["subtasks"] for record in records]
         tables[task] = {}
-        for name, group in grouped(scores[0], terms).items():
-            tables[task][name] = [fmean(score[uid] for uid in group) for score in scores]
+        for name, group in grouped(evaluations[0], terms).items():
+            tables[task][name] = [fmean(scores[uid] for uid in group) for scores in evaluations]
     return tables
 
 
@@ -151,8 +151,9 @@ def draw_benchmarks(benchmarks, terms, path):
         bars = []
         for name, group in groups[task].items():
             subtasks = [result["subtasks"][uid] for uid in group]
-            interval = math.hypot(*(subtask["interval"] for subtask in subtasks)) / len(group)
-            bars.append((fmean(subtask["score"] for subtask in subtasks), interval, label(name, 60)))
+            score = fmean(x["score"] for x in subtasks)
+            interval = math.hypot(*(x["interval"] for x in subtasks)) / len(group)
+            bars.append((score, interval, label(name, 60)))
         scores, intervals, names = zip(*sorted(bars))
         axis.barh(range(len(names)), scores, xerr=intervals, color="#74add1")
         axis.set_yticks(range(len(names)), names, fontsize=8)
@@ -201,7 +202,8 @@ def draw_comparison(results, path):
     """
     rows = {name: row for name, row in results["rows"].items() if row["best"]}
     panels = 3 if results.get("differences") else 2
-    figure, axes = plt.subplots(1, panels, figsize=(0.5 + 3.8 * panels, max(4, 0.4 * len(rows))))
+    size = (0.5 + 3.8 * panels, max(4, 0.4 * len(rows)))
+    figure, axes = plt.subplots(1, panels, figsize=size)
     styles = {}
     for number, (name, marker) in enumerate(zip(rows, cycle("osD^v<>PX*hp"))):
         styles[name] = {"color": plt.cm.tab20(2 * number % 20 + number // 10), "marker": marker}
@@ -210,9 +212,12 @@ def draw_comparison(results, path):
         metric, form, title = "macro", ".1f", CORRECT
     draw_epochs(axes[0], rows, styles, metric)
     axes[0].set_title(f"{label(results['comparison'], 20)}: {title}")
-    draw_dots(axes[1], {name: row["best"] for name, row in rows.items()}, styles, metric, form)
-    axes[1].set_yticks(range(len(rows)), [f"{label(name)} ({row['state']:,})" for name, row in rows.items()])
-    axes[1].set(title="the best of each", xlabel="in brackets: numbers in the state of a sequence")
+    best = {name: row["best"] for name, row in rows.items()}
+    draw_dots(axes[1], best, styles, metric, form)
+    labels = [f"{label(name)} ({row['state']:,})" for name, row in rows.items()]
+    axes[1].set_yticks(range(len(rows)), labels)
+    axes[1].set_title("the best of each")
+    axes[1].set_xlabel("in brackets: numbers in the state of a sequence", loc="right")
     if results.get("differences"):
         draw_differences(axes[2], results, styles)
     return keep(figure, path)
@@ -221,14 +226,18 @@ def draw_comparison(results, path):
 def draw_epochs(axis, rows, styles, metric):
     """Draw every evaluation at each model's best learning rate, means over seeds."""
     for name, row in rows.items():
-        rate = row["best"]["learning_rate"]
-        runs = [run["evaluations"] for run in row["runs"] if run["learning_rate"] == rate]
+        runs = [run["evaluations"] for run in runs_at_best_rate(row)]
         evaluations = list(zip(*runs))  # each with every seed
         epochs = [records[0]["epoch"] for records in evaluations]
         means = [fmean(record[metric] for record in records) for records in evaluations]
         axis.plot(epochs, means, **styles[name])
     axis.set_xlabel("epoch")
     axis.grid()
+
+
+def runs_at_best_rate(row):
+    """The runs of a row of compare.py, one a seed, at its best learning rate."""
+    return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
 
 
 def draw_differences(axis, results, styles):
@@ -271,7 +280,7 @@ def compare_phenomena(paths):
     first = paths[0].name if paths[0].is_dir() else paths[0].stem
     pictures = []
     for task, rows in tables.items():
-        name = re.sub(r"\W+", "_", task)  # a task may be a file of one's own
+        name = re.sub(r"\W+", "_", task).strip("_")  # a task may be a file of one's own
         pictures.append(draw_phenomena(rows, paths[0].with_name(f"{first}_{name}.svg"), task, terms))
     return pictures
 
@@ -289,8 +298,7 @@ def read_scores(path):
 
 def best_scores(row):
     """{benchmark: {paradigm: {"score": ...}}} of a row of compare.py, means over its seeds at the best rate."""
-    rate = row["best"]["learning_rate"]
-    runs = [run["best"].get("pairs", {}) for run in row["runs"] if run["learning_rate"] == rate]
+    runs = [run["best"].get("pairs", {}) for run in runs_at_best_rate(row)]
     found = defaultdict(dict)
     for task in runs[0]:
         for name in runs[0][task]["subtasks"]:
@@ -311,16 +319,17 @@ def draw_phenomena(rows, path, title, terms):
         raise UserError(f"{title}: {', '.join(rows)} have no paradigm in common")
     means = {model: fmean(scores[name] for name in shared) for model, scores in rows.items()}
     models = sorted(rows, key=lambda model: -means[model])
-    columns = []
+    columns = {}
     for name, group in grouped(sorted(shared), terms).items():
-        columns.append([label(name, 40), *(fmean(rows[model][uid] for uid in group) for model in models)])
-    columns.sort(key=lambda column: -sum(column[1:]))
-    names, *scores = zip(*columns)
-    figure, axis = plt.subplots(figsize=(max(8, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models)))
-    draw_heat(axis, [f"{label(model)}  {means[model]:.1f}" for model in models], scores)
+        columns[name] = [fmean(rows[model][uid] for uid in group) for model in models]
+    names = sorted(columns, key=lambda name: -sum(columns[name]))
+    size = (max(9, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models))
+    figure, axis = plt.subplots(figsize=size)
+    labels = [f"{label(model)}  {means[model]:.1f}" for model in models]
+    draw_heat(axis, labels, list(zip(*(columns[name] for name in names))))
     axis.xaxis.tick_top()
     style = {"fontsize": 8, "rotation": 50, "ha": "left", "rotation_mode": "anchor"}
-    axis.set_xticks(range(len(names)), names, **style)
+    axis.set_xticks(range(len(names)), [label(name, 50) for name in names], **style)
     axis.tick_params(length=0)
     words = f"{label(title, 20)}: {CORRECT}; beside the names, means of {len(shared)} paradigms"
     axis.set_xlabel(words, loc="right")
@@ -345,7 +354,9 @@ def intact(path):
         ArithmeticError,
         RecursionError,
     ) as e:
-        what = "not a result file of evaluate.py, compare.py or tools/bench.py, or cut short"
+        what = (
+            "not a result file of evaluate.py, compare.py or tools/bench.py, no log of train.py, or cut short"
+        )
         raise UserError(f"{path}: {what} ({reason(e)})") from e
 
 
@@ -390,7 +401,8 @@ def draw_compared(results, path):
         found = row.get("benchmarks", {})
         tasks |= found
         if found:
-            scores, intervals = ({task: x[key] for task, x in found.items()} for key in ("score", "interval"))
+            scores = {task: x["score"] for task, x in found.items()}
+            intervals = {task: x["interval"] for task, x in found.items()}
             rows.append({"name": name, "benchmarks": scores, "intervals": intervals})
     if rows:
         for row in json.loads(PAPERS.read_text(encoding="utf-8"))["rows"]:

@@ -11,7 +11,7 @@ from baselines import MLSTM, Mamba
 from evaluate import encode
 from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, check_kernels, load, log_forget_gate
 from support.console import progress
-from support.files import fingerprint, replacing
+from support.files import replacing
 from support.settings import UserError
 from tools.figures_style import DOTTED, add_legend, keep, label, plt
 
@@ -43,19 +43,24 @@ def draw_memory(s):
     the run's folder. Returns the picture's path.
     """
     model, tokenizer, trained = load(s.run, kernels=s.kernels)
-    mixers, texts = gated_mixers(model), read_texts(s, tokenizer, trained)
+    mixers = gated_mixers(model)
+    texts = read_texts(s, tokenizer, trained)
     gates = [forget_gates(model, mixers, tokens) for tokens in progress(texts, desc="reading")]
-    lives = {n: half_life(torch.stack([log_f[n].mean(0) for log_f in gates]).mean(0)) for n in mixers}
-    run, count = trained.checkpoint.parent.name, sum(map(torch.numel, texts))
+    lives = {}
+    for n in mixers:
+        means = torch.stack([log_f[n].mean(0) for log_f in gates])  # of each text
+        lives[n] = half_life(means.mean(0))
+    run = trained.checkpoint.parent.name
+    count = sum(tokens.numel() for tokens in texts)
     figure, axis = plt.subplots(figsize=(9, 4.4), dpi=200)
     axis.set_title(f"{label(run)}: how long each channel remembers, on average over {count:,} tokens")
     axis.axhline(trained.context, label="length of its training sequences", **DOTTED)
     draw_half_lives(axis, mixers, lives, floors_of(model))
-    longest = max(trained.context, *(life.max().item() for life in lives.values()))
-    axis.set_ylim(0.1, 2 * longest)
+    longest = max(life.max().item() for life in lives.values())
+    axis.set_ylim(0.1, 2 * max(longest, trained.context))
     add_legend(figure, columns=3)
     path = keep(figure, s.picture or trained.checkpoint.with_name("memory.svg"))
-    found = {"run": run, "checkpoint": fingerprint(trained.checkpoint), "tokens": count}
+    found = {"run": run, "checkpoint": trained.digest, "tokens": count}
     found["medians"] = {n: round(life.median().item(), 2) for n, life in lives.items()}
     with replacing(trained.checkpoint.with_name("memory.json")) as file:
         file.write(json.dumps(found, indent=1) + "\n")
@@ -91,13 +96,15 @@ def draw_half_lives(axis, mixers, lives, floors):
 def draw_gates(s):
     """Draw what each channel of s.run forgets at each token of a text, the last layer on top. Returns the path."""
     model, tokenizer, trained = load(s.run, kernels=s.kernels)
-    mixers, tokens = gated_mixers(model), read_texts(s, tokenizer, trained)[0]
+    mixers = gated_mixers(model)
+    tokens = read_texts(s, tokenizer, trained)[0]
     if not s.text:
         tokens = tokens[:, :32]
     if tokens.numel() > WORDS:
         raise UserError(f"text: {tokens.numel()} tokens, and a picture has room for {WORDS}: shorten it")
     gates = forget_gates(model, mixers, tokens)
-    figure, axes = plt.subplots(len(gates), figsize=(9, 1.6 + min(9, 1.5 * len(gates))), squeeze=False)
+    height = 1.6 + min(9, 1.5 * len(gates))
+    figure, axes = plt.subplots(len(gates), figsize=(9, height), squeeze=False)
     axes = axes[::-1, 0]
     for axis, (n, log_f) in zip(axes, gates.items()):
         image = draw_forgotten(axis, log_f, getattr(mixers[n], "n_head", 1))
@@ -110,16 +117,17 @@ def draw_gates(s):
         axes[-1].set_xticks(range(len(words)), words, ha="left", **style)
     bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
     bar.set_label("forgotten of what a channel holds")
-    run = trained.checkpoint.parent.name
-    figure.suptitle(
-        f"{label(run)}: what each channel forgets at each word; in each head, the least is on top"
-    )
+    run = label(trained.checkpoint.parent.name)
+    figure.suptitle(f"{run}: what each channel forgets at each word; in each head, the least is on top")
     return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
 
 
 def draw_forgotten(axis, log_f, n_head):
     """Draw 1 - f as an image, from log f (T, channels): a row a channel, sorted in each head."""
-    heads = [1 - gates[gates.mean(1).argsort(descending=True)].exp() for gates in log_f.T.chunk(n_head)]
+    heads = []
+    for gates in log_f.T.chunk(n_head):
+        order = gates.mean(1).argsort(descending=True)
+        heads.append(1 - gates[order].exp())
     style = {"cmap": "magma_r", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
     image = axis.imshow(torch.cat(heads).numpy(), **style)
     for head in range(1, n_head):
@@ -142,11 +150,11 @@ GATED = (HGRN2, MinGRU, MinLSTM, Mamba, MLSTM)
 
 def gated_mixers(model):
     """{layer number, from 1 on: mixer} of the layers with forget gates. UserError if there is none."""
-    mixers = dict(enumerate((block.mixer for block in model.layers if isinstance(block, Block)), start=1))
-    gated = {n: mixer for n, mixer in mixers.items() if isinstance(mixer, GATED)}
+    mixers = [block.mixer for block in model.layers if isinstance(block, Block)]
+    gated = {n: mixer for n, mixer in enumerate(mixers, start=1) if isinstance(mixer, GATED)}
     if not gated:
         names = ", ".join(name for name, kind in MIXERS.items() if issubclass(kind, GATED))
-        raise UserError(f"{type(mixers[1]).__name__} has no forget gates to draw; there are those of {names}")
+        raise UserError(f"{type(mixers[0]).__name__} has no forget gates to draw; there are those of {names}")
     return gated
 
 
@@ -210,8 +218,8 @@ def read_texts(s, tokenizer, trained):
         problem = f"its corpus {trained.corpus!r} is not here: say what to read, --text='The cat sleeps.'"
         raise UserError(f"{s.run}: {problem}")
     blocks = data.Blocks(corpus / "val.bin", trained.context)
-    every = max(1, -(-blocks.n // BLOCKS))
-    return [blocks.read([n])[0] for n in range(0, max(1, blocks.n), every)]
+    n = max(1, blocks.n)  # a text shorter than a block is read as it is
+    return [blocks.read([block])[0] for block in range(0, n, math.ceil(n / BLOCKS))]
 
 
 def word_of(tokenizer, token):

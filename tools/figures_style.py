@@ -25,7 +25,6 @@ matplotlib.rcParams |= {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-warnings.filterwarnings("ignore", "Glyph .* missing from font")  # see font_type
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # lines at chance and the like
 
 
@@ -40,7 +39,8 @@ def keep(figure, path):
     """Save a figure as .svg or .png, whole or not at all, and close it. Returns the path."""
     kind = Path(path).suffix[1:]
     picture = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": font_type(figure)}):
+    with matplotlib.rc_context({"svg.fonttype": font_type(figure)}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
     picture = picture.getvalue()
     if kind == "svg":
