@@ -23,8 +23,8 @@ A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bi
 (byte-level BPE) and meta.json (counts, SHA-256 of the sources). An empty line in the text ends a document. Each
 document becomes <s> line, newline, line, ... </s>.
 
-data/ is the folder of that name in the working directory, if there is one, and otherwise the repository's, for all
-scripts. What the folder NANORNN_DATA has is used first; nothing is written there.
+Data is made in data/ in the working directory, if there is such a folder, and otherwise in the repository's data/.
+All scripts look for it in both, but first in the folder NANORNN_DATA, to which nothing is written.
 """
 
 import hashlib
@@ -352,15 +352,15 @@ def look_for(place):
 
 
 def data_folders():
-    """The folders in which data is looked for: NANORNN_DATA, which is only read, then data/."""
-    folders = [data_folder()]
+    """Where data is looked for: NANORNN_DATA, data/ in the working directory, the repository's data/."""
+    folders = [Path("data"), ROOT / "data"]
     if os.environ.get("NANORNN_DATA"):
         folders.insert(0, Path(os.environ["NANORNN_DATA"]).expanduser())
     return folders
 
 
 def data_folder():
-    """data/ in the working directory, if there is one, else the repository's: where everything new goes."""
+    """Where data is made: data/ in the working directory, if there is one, otherwise the repository's data/."""
     here = Path("data")
     return here if here.is_dir() or Path.cwd() == ROOT else ROOT / "data"
 

@@ -1000,7 +1000,8 @@ def main(args):
         case [flag] if re.fullmatch(r"--print(=\d+)?", flag):
             show(int(flag.partition("=")[2] or 200))
         case [folder] if folder and not folder.startswith("-"):
-            write(folder)
+            with data.making(Path(folder).resolve()):
+                write(folder)
         case ["--help" | "-h"]:
             print(__doc__.strip())
         case _:

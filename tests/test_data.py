@@ -501,7 +501,7 @@ SMALL = ["--length=4", "--tokens=1", "--sequences=50"]
 
 
 def test_what_was_made_in_one_folder_is_found_from_any_other(places, monkeypatch, capsys):
-    """In the repository's data/; a data/ in the working directory comes first, for writing and for reading."""
+    """It is in the repository's data/, unless the working directory has a data/ of its own, which comes first."""
     repository, one, two = places
     monkeypatch.chdir(one)
     data.main(["copying", "small", *SMALL])
@@ -510,9 +510,11 @@ def test_what_was_made_in_one_folder_is_found_from_any_other(places, monkeypatch
     assert data.find("small") == repository / "data/small"
     Path("data").mkdir()
     data.main(["copying", "own", *SMALL])
-    assert data.find("own") == Path("data/own") and not data.find("small", needed=False)
-    monkeypatch.chdir(repository)
+    assert data.find("own") == Path("data/own") and data.find("small") == repository / "data/small"
+    data.main(["copying", "small", *SMALL])
     assert data.find("small") == Path("data/small")
+    monkeypatch.chdir(repository)
+    assert data.find("small") == Path("data/small") and not data.find("own", needed=False)
 
 
 def test_a_tilde_is_the_home_folder(prepare, monkeypatch, tmp_path):

@@ -113,8 +113,9 @@ def attempt(job, capsys):
 
 
 def content(folder):
-    """The files of a folder; checkpoints by what they hold."""
+    """The files of a folder, checkpoints by what they hold; but the times of a run, which are never the same."""
     files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+    files = [file for file in files if file.name != "times.jsonl"]
     read = {".pt": lambda file: bits(torch.load(file, weights_only=True))}
     return {str(file): read.get(file.suffix, Path.read_bytes)(file) for file in files}
 
@@ -215,9 +216,9 @@ hooks = []
 @needs_fork
 def test_a_packed_text_that_grows_for_ever_leaves_memory_flat(small_disk, times, figure):
     """It ends when the disk is full, and needs little more memory than a small text."""
-    megabytes, memory = times(8, 200), []
+    megabytes, memory = times(4, 200), []
     Path("bomb.gz").write_bytes(gzip_bomb(megabytes))
-    small_disk.leave(1 << 22)
+    small_disk.leave(1 << 21)
     for text in ("text.txt", "bomb.gz"):
         command = ["text", "new", text, "--vocab_size=300"]
         process = fork(partial(run_script, lambda _: data.main(command)), small_disk.folder.parent / "said")

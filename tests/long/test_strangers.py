@@ -103,7 +103,7 @@ def strange_files(megabytes):
             yield f"{name}: {kind}", [name], raw, command, 2
         yield f"a settings file: {kind}", ["strange.py"], raw, ["train.py", "strange.py"], 2
         with_another = ["data.py", "text", "new", "strange.txt", "text.txt"]
-        status = 2 if kind == "a pickle" else 0  # the others are taken for text
+        status = 0 if kind == "depth" else 2  # brackets are text
         yield f"a text: {kind}", ["strange.txt"], raw, with_another, status
         yield f"a packed text: {kind}", ["strange.gz"], raw, ["data.py", "text", "new", "strange.gz"], 2
     calling = b"run = open('../executed', 'w')"
