@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from support.settings import configure
 from tools import bench, bench_kernels, bench_minrnn, bench_models, figures, figures_bench, measure
 
 import pytest
@@ -90,7 +91,7 @@ def test_training_is_timed_as_train_py_runs_it(workplace, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setattr(bench_models, "in_own_process", lambda *args: {"peak_bytes": 1})
     for setting, expected in (("auto", []), ("yes", ["NextToken"])):
-        (row,) = rows_of("train", models="HGRN2", shapes="1x4", compile=setting)
+        (row,) = rows_of("train", models="HGRN2", shapes="1x4", compiled=setting)
         assert row["compiled"] == bool(expected) and row["seconds"] > 0 and compiled == expected
     monkeypatch.setattr(bench_models, "find_device", torch.device)
     assert bench_models.compiles(bench.Settings(device="cuda:1"))
@@ -203,6 +204,11 @@ def test_all_models_learn_the_same_task_with_about_as_many_parameters():
     del models["fla HGRN2"]  # which runs on a GPU alone
     losses = {name: model(tokens, tokens)["loss"].item() for name, model in models.items()}
     assert all(7 < loss < 10 for loss in losses.values()), losses
+
+
+def test_every_benchmark_is_started_by_its_name():
+    for name in bench.BENCHMARKS:
+        assert configure(bench.Settings(), [name, "--device=cpu"], word="what").what == name
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Settings:
         one_of("what", self.what, BENCHMARKS)
         at_least(1, self, "d_model", "n_layer", "n_head", "d_mlp", "vocab_size", "pairs_each", "repeats")
         at_least(0, self, "threads")
-        one_of("compile", self.compile, ("auto", "yes", "no"))
+        one_of("compiled", self.compiled, ("auto", "yes", "no"))
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
         find_device(self.device)
         Config(d_model=self.d_model, n_head=self.n_head, vocab_size=self.vocab_size, position="rope").check()

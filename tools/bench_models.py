@@ -173,7 +173,7 @@ def train(s):
 
 
 def compiles(s):
-    return s.compile == "yes" or (s.compile == "auto" and find_device(s.device).type == "cuda")
+    return s.compiled == "yes" or (s.compiled == "auto" and find_device(s.device).type == "cuda")
 
 
 def size_and_memory(s, name, B, T):
