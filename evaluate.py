@@ -84,20 +84,17 @@ def main(s):
         results |= on_validation_text(model, trained)
         for task, subtasks in tasks.items():
             name = name_of(task)
-            pairs = folder / f"{prefix}pairs_{name}.jsonl"
-            part = part_of(pairs) if writable else None
-            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, part, what)
+            pairs = folder / f"{prefix}pairs_{name}.jsonl" if writable else None
+            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, pairs, what)
             results["benchmarks"][name] = summary(subtasks, rows) | {"records": digest_of(subtasks)}
             print_table(name, results["benchmarks"][name], s.protocol)
-            if writable:
-                write_rows(pairs, rows)
     if writable:
         known = read_results(folder / f"{prefix}results.json", what)  # perhaps written meanwhile
         if known:
             results["benchmarks"] = known["benchmarks"] | results["benchmarks"]
         write_json(folder / f"{prefix}results.json", results)
-        for task in tasks:
-            part_of(folder / f"{prefix}pairs_{name_of(task)}.jsonl").unlink(missing_ok=True)
+        for name in results["benchmarks"]:
+            part_of(folder / f"{prefix}pairs_{name}.jsonl").unlink(missing_ok=True)
     else:
         print(f"\nnot written: {prefix}results.json, for {folder} is read-only; --results=FILE writes a copy")
     if s.results:
@@ -194,9 +191,7 @@ def can_write(folder):
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return False
-        raise
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -300,23 +295,28 @@ def accuracy(model, tokenizer, task, each_batch=lambda: None):
     return {"score": result["score"], "interval": result["interval"], "subtasks": scores}
 
 
-def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
+def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
     """
-    {uid: Subtask} -> {uid: verdicts}. Each finished subtask is appended to the file `part`, if there is one, from
-    which an interrupted evaluation resumes: it takes what has the same model, protocol, dtype and records.
+    {uid: Subtask} -> {uid: verdicts}, also written to `path` unless it is None. Each finished subtask is appended
+    to a file beside it, from which an interrupted evaluation resumes if model, protocol, dtype and records are the
+    same; main removes it in the end.
     """
     keys = {uid: digest([what, uid, x.kind, x.records]) for uid, x in subtasks.items()}
-    known = read_part(part)
-    rows = {uid: known[key] for uid, key in keys.items() if key in known}
+    known = read_part(part_of(path)) if path else {}
+    rows = {uid: known.get(key) for uid, key in keys.items()}
     texts = {uid: len(x.records) * len(ask(x, x.records[0])) for uid, x in subtasks.items()}
-    done = sum(texts[uid] for uid in rows)
+    done = sum(texts[uid] for uid in rows if rows[uid])
     with progress(total=sum(texts.values()), initial=done, unit="text") as bar:
         for uid, subtask in subtasks.items():
-            if uid not in rows:
+            if not rows[uid]:
                 rows[uid] = score_subtask(model, tokenizer, subtask, protocol, bar.update)
-                if part:
-                    append(part, {"key": keys[uid], "rows": rows[uid]})
-    return {uid: rows[uid] for uid in subtasks}
+                if path:
+                    append(part_of(path), {"key": keys[uid], "rows": rows[uid]})
+    if path:
+        with replacing(path) as file:
+            for uid in rows:
+                file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in rows[uid])
+    return rows
 
 
 def part_of(path):
@@ -326,20 +326,13 @@ def part_of(path):
 def read_part(part):
     """The verdicts that interrupted evaluations have left in a file, {key: rows}."""
     found = {}
-    for line in part.read_bytes().splitlines() if part and part.exists() else []:
+    for line in part.read_bytes().splitlines() if part.exists() else []:
         try:
             record = json.loads(line)
             found[record["key"]] = record["rows"]
         except (ValueError, KeyError, TypeError, RecursionError):
             pass  # cut short by a kill: that subtask is scored again
     return found
-
-
-def write_rows(path, rows):
-    """Write {uid: verdicts}, one a line."""
-    with replacing(path) as file:
-        for uid, verdicts in rows.items():
-            file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in verdicts)
 
 
 def digest_of(subtasks):
