@@ -62,9 +62,7 @@ class Settings:
     repeats: int = 9  # timings to take the median of
     threads: int = 0  # of the CPU; 0: as many as PyTorch takes
     device: str = "auto"  # cuda, cuda:1, mps, cpu; auto: the first of these there is
-    compile: str = (
-        "auto"  # torch.compile of training steps, peers' too: yes, no; auto: on CUDA, as train.py does
-    )
+    compiled: str = "auto"  # training steps by torch.compile, peers' too: yes, no; auto: on CUDA
     dtype: str = "float32"  # float32, or bfloat16 by autocast
     results: str = ""  # the file that figures are added to; none: results/bench_DEVICE.json
 
