@@ -1,4 +1,4 @@
-# make train      a language model from nothing: installs, makes the text, trains, evaluates
+# make train      a language model from nothing: installs, makes the text, trains, evaluates, tells three stories
 # make test       what every change must pass
 # make test-long  every fault many times, into results/faults.json
 # make babyhgrn   BabyHGRN's question: HGRN2 against Llama and with a teacher, from the text to the table. SCALE=small,
@@ -14,6 +14,14 @@ PYTHON ?= python3
 
 train: .venv/runtime
 	.venv/bin/python train.py config/toy.py
+	@$(MAKE) --no-print-directory --silent out/toy/results.json
+	@echo; echo "Three stories that it tells:"; echo
+	@.venv/bin/python sample.py out/toy --samples=3 --tokens=100
+	@echo; echo "What it learned when: out/toy/learning_curve.svg. All scores: out/toy/results.json. Now try:"
+	@echo '    .venv/bin/python sample.py out/toy --prompt="Lily"'
+	@echo '    .venv/bin/python train.py config/toy.py --mixer=mingru --run=mingru'
+
+out/toy/results.json: out/toy/checkpoint.pt
 	.venv/bin/python evaluate.py out/toy
 
 test: .venv/development

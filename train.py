@@ -119,8 +119,8 @@ def main(s, objective=NextToken, progress=progress):
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
         where = f"step {run.step:,} of {run.steps:,}, {run.tokens:,} tokens each"
         say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; {where}")
-        warn_of_rates(run)
         if run.step < run.steps or run.evaluated < run.step:
+            warn_of_rates(run)
             module = compiled(module, s)
             if world_size() > 1:
                 module = DistributedDataParallel(module)  # averages the gradients of all processes

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import data
 import evaluate
 import sample
 import train
-from conftest import bits, contents, log, losses, same, saved
+from conftest import ROOT, bits, contents, log, losses, same, saved
 from model import LanguageModel, load
 from support.files import damage
 from support.run import find_marks
@@ -346,3 +348,24 @@ def test_marks_that_passed_before_they_were_asked_for_are_not_made_up(workplace,
     train.main(tiny(run="late", max_steps=14, checkpoints="babylm"))
     made = {saved(path.name, "late")["step"] for path in Path("out/late").glob("chck*")}
     assert made == {step for step in marks if 8 <= step <= 14} and len(made) > 1
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_train_scores_a_run_once(tmp_path):
+    """... again after more training; and it ends with three stories each time."""
+
+    def commands():
+        command = ["make", "--dry-run", "train"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for second, name in enumerate(["requirements.txt", ".venv/runtime", "out/toy/checkpoint.pt"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (second, second))
+    assert "evaluate.py out/toy\n" in commands()
+    (tmp_path / "out/toy/results.json").touch()
+    assert "evaluate.py" not in commands() and "sample.py out/toy --samples=3" in commands()
+    os.utime(tmp_path / "out/toy/checkpoint.pt")
+    os.utime(tmp_path / "out/toy/results.json", (9, 9))
+    assert "evaluate.py out/toy\n" in commands()
