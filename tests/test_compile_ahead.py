@@ -21,17 +21,6 @@ SAMPLE = [
 ]
 
 
-def test_kernels_compile_and_fit(times):
-    rows = compile_all(times(SAMPLE, list(configurations())), processes=2)
-    assert {row["capability"] for row in rows} == {80, 86, 90}
-    wrong = [
-        f"{row['for']}: {row['kernel']} on sm_{row['capability']}: {row['wrong']}"
-        for row in rows
-        if row["wrong"]
-    ]
-    assert not wrong, "\n".join(wrong)
-
-
 @triton.jit
 def square(x, y, N: tl.constexpr, STAGES: tl.constexpr):
     i = tl.arange(0, N)
@@ -52,27 +41,49 @@ def launch(kernel, N=64, STAGES=1, warps=4):
     globals()[kernel][(1,)](x, x, N, STAGES, num_warps=warps)
 
 
-def test_what_is_wrong_with_a_kernel_is_said():
-    kernels = {
-        "": dict(kernel="square"),
-        "more shared memory than": dict(kernel="square", N=128, STAGES=6),
-        "registers spill": dict(kernel="square", N=128, warps=2),
-        "does not compile": dict(kernel="misspelt"),
-    }
-    sets = [(wrong, launch, arguments) for wrong, arguments in kernels.items()]
-    rows = compile_all(sets, capabilities=[86, 90], processes=2)
-    assert [row["for"] for row in rows] == [wrong for wrong in kernels for _ in (86, 90)]
+WRONG = {  # what is said: the kernel that is so
+    "": dict(kernel="square"),
+    "more shared memory than": dict(kernel="square", N=128, STAGES=6),
+    "registers spill": dict(kernel="square", N=128, warps=2),
+    "does not compile": dict(kernel="misspelt"),
+}
+
+
+@pytest.fixture(scope="module")
+def rows(request):
+    """All that is compiled here, at once, for processes take seconds to start."""
+    ours = list(configurations()) if request.config.getoption("--long") else SAMPLE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")  # which is not for these processes
+        return compile_all(
+            ours + [(wrong, launch, arguments) for wrong, arguments in WRONG.items()], processes=2
+        )
+
+
+def test_kernels_compile_and_fit(rows):
+    rows = [row for row in rows if row["for"] not in WRONG]
+    assert {row["capability"] for row in rows} == {80, 86, 90}
+    wrong = [
+        f"{row['for']}: {row['kernel']} on sm_{row['capability']}: {row['wrong']}"
+        for row in rows
+        if row["wrong"]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_wrong_with_a_kernel_is_said(rows):
+    rows = [row for row in rows if row["for"] in WRONG]
+    assert [row["for"] for row in rows] == [wrong for wrong in WRONG for _ in (80, 86, 90)]
     assert all(row["for"] in row["wrong"] if row["for"] else not row["wrong"] for row in rows), rows
 
 
-def test_what_it_counts(monkeypatch):
+def test_products_are_counted(rows):
     """On Hopper a product of 64 rows is wgmma; before it, mma.sync."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which is not for these processes
-    old, new = compile_all(
-        [("mine", launch, dict(kernel="square", STAGES=3))], capabilities=[80, 90], processes=1
+    counts = {row["capability"]: (row["mma"] > 0, row["wgmma"] > 0) for row in rows if row["for"] == ""}
+    assert counts == {80: (True, False), 86: (True, False), 90: (False, True)}
+    assert all(
+        row["registers"] > 16 and row["shared_bytes"] >= 64 * 64 * 2 for row in rows if row["for"] == ""
     )
-    assert old["mma"] and not old["wgmma"] and new["wgmma"]
-    assert old["registers"] > 16 and new["shared_bytes"] >= 2 * 64 * 64 * 2
 
 
 def test_without_triton_it_says_so(monkeypatch, refusal):
