@@ -66,9 +66,10 @@ def gpu_or_not(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def best_form():
-    """Each test begins with the form of the recurrences that a new process has."""
+def anew():
+    """Each test begins with the form of the recurrences that a new process has, and with the same seed."""
     kernels.use_kernels("auto")
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ import torch
 SIZES = dict(vocab_size=50, n_layer=3, d_model=32, n_head=4, d_mlp=64, norm_eps=1e-5, context=64)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def build(mixer, layer=0, **settings):
     """A mixer whose parameters all count: none is 0 or 1, as many are at the start."""
     mixer = BASELINES[mixer](Config(mixer=mixer, **SIZES | settings), layer)

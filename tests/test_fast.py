@@ -9,12 +9,6 @@ import torch
 import torch.nn.functional as F
 from test_kernels import TOLERANCE, assert_same, values_and_gradients
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 # ---------------------------------------------------------------------------------------------------
 # linear layer, norm, gates
 

@@ -27,11 +27,6 @@ GATES = {  # name: random numbers, uniform numbers -> log f
 }
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def log_gates(kind, *shape):
     return GATES[kind](torch.randn(shape), torch.rand(shape))
 
