@@ -28,14 +28,15 @@ SUFFIX = struct.pack("<H", DIGEST)  # a zip archive ends with the length of its 
 
 def save(state, path, previous=None):
     """Write `state` (tensors, numbers, strings, lists, dicts); what was at `path` stays as `previous`."""
-    with replacing(path, "wb", previous) as file:
-        hashing = HashingFile(file)
+    with replacing(path, "w+b", previous) as file:
         try:
-            torch.save(state, hashing)
+            torch.save(state, file)
         except RuntimeError as error:
-            raise hashing.error or error  # a full disk, say, behind PyTorch's "unexpected pos"
+            raise error.__context__ or error  # a full disk, say, behind PyTorch's "unexpected pos"
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(-len(SUFFIX), os.SEEK_END)  # the empty comment's length
-        file.write(SUFFIX + hashing.digest.hexdigest().encode())
+        file.write(SUFFIX + digest.encode())
 
 
 def read(path):
@@ -109,24 +110,6 @@ def fingerprint(path):
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - DIGEST))
         return file.read().decode("ascii", "replace")
-
-
-class HashingFile:
-    """A file that hashes what passes through it."""
-
-    def __init__(self, file):
-        self.file, self.digest, self.error = file, hashlib.sha256(), None
-
-    def write(self, data):
-        self.digest.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self):
-        self.file.flush()
 
 
 @contextmanager

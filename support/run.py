@@ -27,8 +27,8 @@ MAY_CHANGE |= {"log_every", "eval_every", "save_every", "checkpoints"}
 
 DECAY = 0.2  # share of the steps, at the end, in which the learning rate of schedule = "wsd" falls
 MILLION = 1_000_000
-# Millions of words read after which weights are kept, under the name that a submission gives them: chck_10M.
-MARKS = {"babylm": (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))}  # the challenge of 2025
+# Millions of words read after which checkpoints = "babylm" keeps the weights: BabyLM's rule of 2025.
+MARKS = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
 
 
 def differences(then, now, may_change):
@@ -57,12 +57,12 @@ class Run:
         self.marks = find_marks(s, corpus, blocks)
         self.unchecked = []  # (step, learning rate, losses, gradient norm), not yet checked for NaN and inf
         last, previous = self.folder / "checkpoint.pt", self.folder / "previous.pt"
-        kept = sorted(self.folder.glob("chck_*.pt"))
+        kept = sorted(path.name for path in self.folder.glob("chck_*.pt"))
         fresh, taken = s.fresh and not restarts(), None
         if not fresh and (last.exists() or previous.exists()):
             taken = self.resume()
         elif kept and not fresh:
-            self.refuse_another_run(*read(kept[0]))
+            self.refuse_another_run(*read(self.folder / kept[0]))
         if s.from_run and not taken:
             self.start_from(s.from_run, corpus)
         wait_for_all()  # no file changes before all processes have read it
@@ -70,9 +70,8 @@ class Run:
             for file in self.folder.glob("*.unfinished"):
                 file.unlink()
             if fresh:
-                others = (self.folder / name for name in ("best.pt", "before_decay.pt", "times.jsonl"))
-                for file in (last, previous, *others, *kept):
-                    file.unlink(missing_ok=True)
+                for name in ("checkpoint.pt", "previous.pt", "best.pt", "before_decay.pt", *kept):
+                    (self.folder / name).unlink(missing_ok=True)
             if taken == previous and last.exists():  # the next save would keep it in place of the good one
                 last.replace(self.folder / "damaged.pt")
             self.prepare_folder(corpus)
@@ -130,15 +129,16 @@ class Run:
             raise UserError(f"{path} is of another corpus by the name {self.s.corpus!r}: {remedy}")
 
     def prepare_folder(self, corpus):
-        """Write settings and tokenizer beside the checkpoints, and cut the log off where the checkpoint is."""
+        """Write settings and tokenizer beside the checkpoints, and cut the logs off where the checkpoint is."""
         with replacing(self.folder / "settings.json") as file:
             file.write(json.dumps(self.settings(), indent=1) + "\n")
         with replacing(self.folder / "tokenizer.json") as file:
             file.write((corpus / "tokenizer.json").read_text(encoding="utf-8"))
-        with replacing(self.folder / "log.jsonl") as file:
-            for record in read_log(self.folder):
-                if record["step"] <= (self.evaluated if "val_loss" in record else self.step):
-                    file.write(json.dumps(record) + "\n")
+        for name in ("log.jsonl", "times.jsonl"):
+            with replacing(self.folder / name) as file:
+                for record in read_log(self.folder, name):
+                    if record["step"] <= (self.evaluated if "val_loss" in record else self.step):
+                        file.write(json.dumps(record) + "\n")
 
     def evaluation_is_due(self):
         """Return True before the first step, after every eval_every steps or each epoch, and at the end; once."""
@@ -163,7 +163,6 @@ class Run:
 
     def save(self):
         """Write checkpoint.pt; the one before stays as previous.pt."""
-        self.check_finite()
         self.check_weights()
         if rank() == 0:
             save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
@@ -177,13 +176,11 @@ class Run:
         intact one is kept.
         """
         for name in self.marks.get(self.step, ()):
-            self.check_finite()
             self.check_weights()
             if rank() == 0 and damage(self.folder / name):  # none yet, or not whole
                 save(self.weights(), self.folder / name)
             wait_for_all()
         if self.s.schedule == "wsd" and self.step == decay_start(self.steps):
-            self.check_finite()
             self.check_weights()
             if rank() == 0:
                 save(self.state(), self.folder / "before_decay.pt")
@@ -278,7 +275,8 @@ class Run:
             raise UserError(f"step {self.step}: float16 overflows at every scale; set dtype = 'float32'")
 
     def check_weights(self):
-        """Raise Diverged if a weight is NaN or inf: a step need not use all of them."""
+        """Raise Diverged if a loss, a gradient or a weight is NaN or inf: a step need not use all weights."""
+        self.check_finite()
         for name, weight in self.model.named_parameters():
             if not weight.isfinite().all():
                 self.refuse(self.step, f"{name} contains NaN or inf")
@@ -316,11 +314,12 @@ def find_marks(s, corpus, blocks):
     {step: [chck_1M.pt, ...]}: when each is due, at the step that ends nearest to so many words, so that ten
     epochs of 9,999,894 words come to 100M. Words are counted as shares of an epoch, which has `blocks` blocks.
     """
-    words = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["train"]["words"]
     marks = defaultdict(list)
-    for mark in MARKS.get(s.checkpoints, ()):
-        step = mark * MILLION * blocks / (words * s.batch_size)
-        marks[max(1, round(step))].append(f"chck_{mark}M.pt")
+    if s.checkpoints == "babylm":
+        words = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["train"]["words"]
+        for mark in MARKS:
+            step = mark * MILLION * blocks / (words * s.batch_size)
+            marks[max(1, round(step))].append(f"chck_{mark}M.pt")
     return marks
 
 

@@ -19,7 +19,7 @@ from support import processes
 from support.processes import Stopped
 
 import pytest
-from processes import fork, fork_two, launch, needs_fork, wait_until
+from processes import fork, fork_two, needs_fork, wait_until
 
 # 30 steps, three epochs, and best before the end; weights are kept at ten of the steps, twice at two of them
 LONGER = dict(run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant")
@@ -164,19 +164,6 @@ def test_what_was_logged_after_the_last_checkpoint_is_logged_once(workplace, tin
         file.write('{"step": 3')
     train.main(tiny())
     same(contents(), content)
-
-
-def test_sigterm_saves_and_the_same_command_continues(workplace, tiny, capsys):
-    """Of a script as a user starts it."""
-    training = launch("train.py", "tiny.py", "--run=long", "--max_steps=1000000")
-    assert wait_until(lambda: len(log("long")) >= 5, training)
-    training.terminate()
-    said, _ = training.communicate(timeout=60)
-    step = saved(run="long")["step"]
-    assert training.returncode == 130 and f"stopped at step {step:,} of" in said
-    train.main(tiny(run="long", max_steps=step + 2))
-    assert f"step {step:,} of {step + 2:,}" in capsys.readouterr().out
-    assert saved(run="long")["step"] == step + 2
 
 
 def test_a_finished_run_says_so_and_stays(workplace, tiny, capsys):

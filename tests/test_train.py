@@ -13,7 +13,6 @@ from pathlib import Path
 
 import data
 import evaluate
-import sample
 import train
 from conftest import ROOT, bits, contents, log, losses, same, saved
 from model import LanguageModel, load
@@ -183,8 +182,7 @@ def test_best_pt_is_the_best_by_validation(workplace, tiny, monkeypatch, best_by
     assert saved("best.pt")["step"] == max(evaluations, key=by)["step"] < 30
 
 
-@pytest.mark.parametrize("best_by, best", [("pairs", 8), ("loss", 12)])
-def test_the_macro_score_is_the_mean_over_benchmarks(workplace, tiny, monkeypatch, capsys, best_by, best):
+def test_the_macro_score_is_the_mean_over_benchmarks(workplace, tiny, monkeypatch, capsys):
     """Two tasks of unequal size with scores made up by hand; best at step 8, while the loss still falls."""
     scores = {"a.jsonl": iter([50, 80, 60, 70]), "b.jsonl": iter([50, 40, 70, 60])}
     sizes = {"a.jsonl": 1, "b.jsonl": 9}
@@ -196,9 +194,9 @@ def test_the_macro_score_is_the_mean_over_benchmarks(workplace, tiny, monkeypatc
         return {"score": score, "subtasks": {f"{task} {i}": score for i in range(sizes[task])}}
 
     monkeypatch.setattr(evaluate, "accuracy", accuracy)
-    train.main(tiny(fresh=True, max_steps=12, eval_every=4, eval_pairs="a.jsonl,b.jsonl", best_by=best_by))
+    train.main(tiny(fresh=True, max_steps=12, eval_every=4, eval_pairs="a.jsonl,b.jsonl", best_by="pairs"))
     assert {r["step"]: r["macro"] for r in log() if "val_loss" in r} == {0: 50, 4: 60, 8: 65, 12: 65}
-    assert saved("best.pt")["step"] == best
+    assert saved("best.pt")["step"] == 8
     assert "best macro score: 65.0 % at step 8\n" in capsys.readouterr().out
 
 
@@ -249,7 +247,7 @@ UNFIT = {  # settings of the run that begins -> what is said
     "another model": (dict(n_head=4), "is another model (n_head 2 then, 4 now)"),
     "another mixer": (dict(mixer="mingru"), "is another model (mixer 'hgrn2' then, 'mingru' now)"),
     "no run": (dict(from_run="out/none"), "from_run = 'out/none': out/none: no checkpoint here"),
-    "no checkpoint": (dict(from_run="text.txt"), "from_run = 'text.txt': text.txt: no intact checkpoint"),
+    "no checkpoint": (dict(from_run="text.txt"), "from_run = 'text.txt': text.txt: not a checkpoint"),
     "another tokenizer": (dict(corpus="other"), "has another tokenizer than data/other"),
 }
 
@@ -311,20 +309,6 @@ def test_a_kept_file_holds_the_weights_of_its_step(workplace, tiny, kept, capsys
     assert path.stat().st_size < 0.5 * Path("out/kept/checkpoint.pt").stat().st_size
 
 
-def test_evaluate_and_sample_take_a_kept_file(kept, capsys):
-    Path("pairs.jsonl").write_text('{"sentence_good": "The cat sees.", "sentence_bad": "cat The sees."}\n')
-    name = f"out/kept/{kept[max(kept)][0]}"
-    found = evaluate.main(evaluate.Settings(run=name, tasks="pairs.jsonl", device="cpu"))
-    assert found["benchmarks"].keys() == {"pairs"}
-    sample.main(sample.Settings(run=name, prompt="The cat", tokens=5, device="cpu"))
-    assert "The cat" in capsys.readouterr().out
-
-
-def test_other_words_for_checkpoints_are_one_line(tiny, refusal):
-    said = refusal(tiny(checkpoints="babylmm").check)
-    assert said == "checkpoints = 'babylmm': did you mean 'babylm'? Possible: babylm\n"
-
-
 def test_what_was_kept_stays_until_fresh(workplace, tiny, kept, refusal):
     """A run that comes by again writes only what is damaged; other settings are refused; --fresh removes it."""
     second = Path("out/kept", kept[sorted(kept)[1]][0])
@@ -339,15 +323,6 @@ def test_what_was_kept_stays_until_fresh(workplace, tiny, kept, refusal):
     assert after[second][1] == before[second][1]
     train.main(tiny(run="kept", **KEEPING | dict(max_steps=1, fresh=True)))
     assert not [*Path("out/kept").glob("chck*")]
-
-
-def test_marks_that_passed_before_they_were_asked_for_are_not_made_up(workplace, tiny, monkeypatch):
-    monkeypatch.setattr("support.run.MILLION", 300)
-    marks = marks_of(tiny(**KEEPING))
-    train.main(tiny(run="late", max_steps=8))
-    train.main(tiny(run="late", max_steps=14, checkpoints="babylm"))
-    made = {saved(path.name, "late")["step"] for path in Path("out/late").glob("chck*")}
-    assert made == {step for step in marks if 8 <= step <= 14} and len(made) > 1
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
