@@ -30,13 +30,11 @@ from tools.measure import machine, read_results, set_up, write_results
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which measures memory
 
-OF_MODELS = {
+BENCHMARKS = {
     "train": bench_models.train,
     "generate": bench_models.generate,
     "score": bench_models.score,
     "start": bench_models.start,
-}
-BENCHMARKS = OF_MODELS | {
     "minrnn": bench_minrnn.measure,
     "kernels": bench_kernels.measure,
     "compile": compile_kernels.measure,
@@ -75,8 +73,6 @@ class Settings:
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
         find_device(self.device)
         Config(d_model=self.d_model, n_head=self.n_head, vocab_size=self.vocab_size, position="rope").check()
-        if os.path.isdir(self.results):
-            raise UserError(f"results = {self.results!r} is a folder: name a file in it")
         for name, choices in (("models", bench_models.MODELS), ("recurrences", bench_kernels.KERNELS)):
             words = getattr(self, name)
             for word in words.split(",") if words else ():
@@ -104,20 +100,20 @@ class Settings:
 def main(s):
     """Measure, replace this benchmark's entry in the results file, print and return its rows."""
     set_up(s)
-    device, key = find_device(s.device), s.what
+    device = find_device(s.device)
     name = "compile" if s.what == "compile" else f"bench_{device.type}"
     path = Path(s.results or f"results/{name}.json")
     results = read_results(path)
     about = machine(s)
-    if s.what in OF_MODELS:
-        key = f"{s.what}_{s.dtype}"
+    if s.what == "train":
         about |= bench_models.limits(s)
     if s.what == "kernels":
         about |= bench_kernels.limits(device)
     rows = BENCHMARKS[s.what](s)
     if not rows:
         raise UserError(f"{s.what} measures none of models = {s.models!r}")
-    results[key] = about | {"rows": rows}
+    of_models = s.what in ("train", "generate", "score", "start")
+    results[f"{s.what}_{s.dtype}" if of_models else s.what] = about | {"rows": rows}
     write_results(path, results)
     for row in rows:
         print("  ".join(f"{name} {as_text(value)}" for name, value in row.items()))
@@ -132,9 +128,9 @@ def main(s):
 
 def as_text(value):
     """A number with commas, and with four digits if it is a float."""
-    if isinstance(value, float):
+    if type(value) is float:
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,}" if type(value) is int else value
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 from model import find_device
 from support.files import replacing
-from support.settings import UserError, reason
+from support.settings import UserError
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -190,9 +190,14 @@ def read_results(path):
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a results file of tools.bench ({reason(error)}); move it away")
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        results = None
+    if not isinstance(results, dict):
+        raise UserError(
+            f"{path}: not a results file of tools.bench; move it away, or name another by --results"
+        )
+    return results
 
 
 def write_results(path, results):
