@@ -309,17 +309,17 @@ def find(name, needed=True):
     needed, only toy is made, and None returned for others that are not there.
     """
     meta = look_for(f"{name}/meta.json")
-    if meta:
+    if meta and not lock_of(name).exists():
         return meta.parent
     if needed or name == "toy":
         with making(name):
             meta = look_for(f"{name}/meta.json")  # another process may have made it meanwhile
-            if meta:
-                return meta.parent
-            if name in RECIPES:
+            if not meta and name in RECIPES:
                 return recipe(name).make(name)
-        remedy = f"make it with: python data.py text {name} FILES..."
-        raise UserError(f"corpus = {name!r}: there is no {data_folder() / name}; {remedy}")
+        if not meta:
+            remedy = f"make it with: python data.py text {name} FILES..."
+            raise UserError(f"corpus = {name!r}: there is no {data_folder() / name}; {remedy}")
+    return meta.parent if meta else None
 
 
 def find_for(s):
@@ -368,10 +368,10 @@ def data_folder():
 @contextmanager
 def making(name):
     """
-    Hold the lock of data/NAME while this is open; a second process waits here. The file data/NAME.lock is deleted
-    in the end. Of a process that was killed it stays, unlocked. On Windows nobody waits.
+    Hold the lock of data/NAME while this is open; a second process waits here. The lock's file is deleted in the
+    end. Of a process that was killed it stays, unlocked. On Windows nobody waits.
     """
-    path = data_folder() / f"{name}.lock"
+    path = lock_of(name)
     file = lock(path) if find_spec("fcntl") else None
     try:
         yield
@@ -379,6 +379,11 @@ def making(name):
         if file:
             path.unlink(missing_ok=True)
             file.close()
+
+
+def lock_of(name):
+    """The file that a process which makes data/NAME holds locked."""
+    return data_folder() / f"{name}.lock"
 
 
 def lock(path):

@@ -551,12 +551,14 @@ def ended(processes):
 
 @pytest.fixture
 def slow(workplace, monkeypatch):
-    """Making a corpus, or toyland's tests, takes half a second and adds a line to the file `made`."""
+    """Making a corpus, or toyland's tests, adds a line to the file `made`, and goes on once two others wait."""
 
     def make(name="copying"):
         with open("made", "a") as file:
             file.write(f"{name}\n")
-        time.sleep(0.5)
+        deadline = time.monotonic() + 20
+        while said().count("waiting for another process that makes it") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
         return copying.make(name, copying.Settings(length=4, tokens=1, sequences=50))
 
     def write(folder):
@@ -568,15 +570,17 @@ def slow(workplace, monkeypatch):
     return make
 
 
+def said():
+    return "".join(path.read_text() for path in Path().glob("said *"))
+
+
 @needs_fork
 @pytest.mark.parametrize("use", [lambda: data.read_meta(data.find("copying")), benchmarks.find_toyland])
 def test_one_process_makes_what_several_need_at_once(slow, use):
     """The others wait, then use it, and no lock is left."""
-    processes = [fork(use, f"said {i}") for i in range(3)]
-    assert ended(processes) == [0, 0, 0]
+    assert ended([fork(use, f"said {i}") for i in range(3)]) == [0, 0, 0]
     assert len(Path("made").read_text().splitlines()) == 1
-    said = "".join(Path(f"said {i}").read_text() for i in range(3))
-    assert said.count("waiting for another process that makes it") == 2
+    assert said().count("waiting for another process that makes it") == 2
     assert not list(Path("data").glob("*.lock"))
 
 
@@ -585,28 +589,30 @@ def test_two_commands_on_one_corpus_take_turns(slow, monkeypatch):
     """data.py twice, and train.py that needs what the first has not finished: a whole corpus in the end."""
     monkeypatch.setattr(data, "prepare", lambda name, *args: slow(name))
     command = partial(data.main, ["text", "mine", "text.txt"])
-    processes = [fork(command)]
+    processes = [fork(command, "said 0")]
     assert wait_until(Path("made").exists, processes[0])
-    processes += [fork(command), fork(lambda: data.read_meta(data.find("mine")))]
+    processes += [fork(command, "said 1"), fork(lambda: data.find("mine"), "said 2")]
     assert ended(processes) == [0, 0, 0] and Path("made").read_text() == "mine\nmine\n"
     data.read_meta(Path("data/mine"))
 
 
 @needs_fork
-def test_the_lock_of_a_killed_process_does_not_block(slow):
+def test_the_lock_of_a_killed_process_does_not_block(slow, monkeypatch):
     first = fork(lambda: data.find("copying"))
     assert wait_until(Path("made").exists, first)
     first.kill()
     first.join()
     assert Path("data/copying.lock").exists()
-    assert ended([fork(lambda: data.find("copying"))]) == [0] and not Path("data/copying.lock").exists()
+    monkeypatch.setattr(data, "recipe", lambda name: SimpleNamespace(make=lambda name: Path("data/made")))
+    assert data.find("copying") == Path("data/made") and not Path("data/copying.lock").exists()
 
 
-def test_where_files_have_no_locks_nobody_waits(slow, monkeypatch):
+def test_where_files_have_no_locks_nobody_waits(workplace, monkeypatch):
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", no_locks)
+    data.main(["copying", *SMALL])
     assert data.find("copying") == Path("data/copying") and not Path("data/copying.lock").exists()
 
 
