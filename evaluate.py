@@ -23,7 +23,9 @@ import os
 import re
 import tempfile
 from collections import defaultdict
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import data
@@ -74,29 +76,24 @@ def main(s):
     model, tokenizer, trained = load_run(s.run, device, s.kernels)
     if s.dtype == "float64":
         model = model.double()
-    folder, prefix = place_of(trained.checkpoint)
     tasks = read_tasks(s, trained, tokenizer)
-    writable = can_write(folder)
+    writable = can_write(trained.checkpoint.parent)
     what = identity(s, trained.digest)
-    results = what | about(model, trained)
+    results, rows = what | about(model, trained), {}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16")
     with torch.inference_mode(), autocast:
         results |= on_validation_text(model, trained)
         for task, subtasks in tasks.items():
             name = name_of(task)
-            pairs = folder / f"{prefix}pairs_{name}.jsonl" if writable else None
-            rows = score_benchmark(model, tokenizer, subtasks, s.protocol, pairs, what)
-            results["benchmarks"][name] = summary(subtasks, rows) | {"records": digest_of(subtasks)}
+            part = beside(trained.checkpoint, f"pairs_{name}.jsonl.part") if writable else None
+            rows[name] = score_benchmark(model, tokenizer, subtasks, s.protocol, part, what)
+            results["benchmarks"][name] = summary(subtasks, rows[name]) | {"records": digest_of(subtasks)}
             print_table(name, results["benchmarks"][name], s.protocol)
     if writable:
-        known = read_results(folder / f"{prefix}results.json", what)  # perhaps written meanwhile
-        if known:
-            results["benchmarks"] = known["benchmarks"] | results["benchmarks"]
-        write_json(folder / f"{prefix}results.json", results)
-        for name in results["benchmarks"]:
-            part_of(folder / f"{prefix}pairs_{name}.jsonl").unlink(missing_ok=True)
+        save_results(results, rows, what, trained.checkpoint)
     else:
-        print(f"\nnot written: {prefix}results.json, for {folder} is read-only; --results=FILE writes a copy")
+        path = beside(trained.checkpoint, "results.json")
+        print(f"\nnot written: {path}, for this folder is read-only; --results=FILE writes a copy")
     if s.results:
         write_json(s.results, results)
     return results
@@ -105,8 +102,7 @@ def main(s):
 def known_or_made(s):
     """Like main, but score only the tasks that the run's results file does not hold yet."""
     checkpoint = checkpoint_of(s.run)
-    folder, prefix = place_of(checkpoint)
-    results = read_results(folder / f"{prefix}results.json", identity(s, fingerprint(checkpoint)))
+    results = read_results(beside(checkpoint, "results.json"), identity(s, fingerprint(checkpoint)))
     if not results:
         return main(s)
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
@@ -120,6 +116,12 @@ def checkpoint_of(run):
 def place_of(checkpoint):
     """The folder of a checkpoint and the prefix of its result files: best_ for best.pt, none for checkpoint.pt."""
     return checkpoint.parent, "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}_"
+
+
+def beside(checkpoint, name):
+    """The path of one of its result files."""
+    folder, prefix = place_of(checkpoint)
+    return folder / f"{prefix}{name}"
 
 
 def read_tasks(s, trained, tokenizer):
@@ -179,10 +181,37 @@ def read_results(path, what):
         return None
 
 
+def save_results(results, rows, what, checkpoint):
+    """Write results.json, with what it holds of the same model, and pairs_TASK.jsonl: {task: {uid: verdicts}}."""
+    with in_turn(checkpoint.with_name("tokenizer.json")):
+        for name, subtasks in rows.items():
+            with replacing(beside(checkpoint, f"pairs_{name}.jsonl")) as file:
+                for uid, verdicts in subtasks.items():
+                    file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in verdicts)
+        known = read_results(beside(checkpoint, "results.json"), what)
+        if known:
+            results["benchmarks"] = known["benchmarks"] | results["benchmarks"]
+        write_json(beside(checkpoint, "results.json"), results)
+        for name in rows:
+            beside(checkpoint, f"pairs_{name}.jsonl.part").unlink(missing_ok=True)
+
+
 def write_json(path, content):
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1) + "\n")
     print(f"written: {path}")
+
+
+@contextmanager
+def in_turn(path):
+    """Lock a file while this is open, once other processes have released it. Not on Windows."""
+    with open(path, "rb") as file:
+        if find_spec("fcntl"):
+            import fcntl
+
+            with suppress(OSError):  # a network's file system may have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def can_write(folder):
@@ -295,14 +324,13 @@ def accuracy(model, tokenizer, task, each_batch=lambda: None):
     return {"score": result["score"], "interval": result["interval"], "subtasks": scores}
 
 
-def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
+def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
     """
-    {uid: Subtask} -> {uid: verdicts}, also written to `path` unless it is None. Each finished subtask is appended
-    to a file beside it, from which an interrupted evaluation resumes if model, protocol, dtype and records are the
-    same; main removes it in the end.
+    {uid: Subtask} -> {uid: verdicts}. Each finished subtask is appended to the file `part`, if there is one, from
+    which an interrupted evaluation resumes if model, protocol, dtype and records are the same.
     """
     keys = {uid: digest([what, uid, x.kind, x.records]) for uid, x in subtasks.items()}
-    known = read_part(part_of(path)) if path else {}
+    known = read_part(part) if part else {}
     rows = {uid: known.get(key) for uid, key in keys.items()}
     texts = {uid: len(x.records) * len(ask(x, x.records[0])) for uid, x in subtasks.items()}
     done = sum(texts[uid] for uid in rows if rows[uid])
@@ -310,17 +338,9 @@ def score_benchmark(model, tokenizer, subtasks, protocol, path, what):
         for uid, subtask in subtasks.items():
             if not rows[uid]:
                 rows[uid] = score_subtask(model, tokenizer, subtask, protocol, bar.update)
-                if path:
-                    append(part_of(path), {"key": keys[uid], "rows": rows[uid]})
-    if path:
-        with replacing(path) as file:
-            for uid in rows:
-                file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in rows[uid])
+                if part:
+                    append(part, {"key": keys[uid], "rows": rows[uid]})
     return rows
-
-
-def part_of(path):
-    return path.with_name(path.name + ".part")
 
 
 def read_part(part):

@@ -317,6 +317,7 @@ evaluate.py out/tiny --tasks=latin1.jsonl       -> latin1.jsonl: cannot be read 
 evaluate.py out/tiny --tasks=pairs.jsonl,cut.gz -> cut.gz: cannot be read
 evaluate.py out/tiny --tasks=none.zip           -> none.zip: cannot be read (File is not a zip file)
 evaluate.py out/tiny --tasks=pairs.jsonl --results=folder -> results = 'folder' is a folder: name a file in it
+evaluate.py out/tiny --tasks=pairs.jsonl,./pairs.jsonl -> two of them would be 'pairs' in the results; rename
 evaluate.py out/tiny --protocol=2023            -> ossible: 2024, 2025
 evaluate.py out/tiny --protocol 2025            -> --protocol has no value: write --protocol=2025
 evaluate.py out/tiny --dtype=float16            -> ossible: float32, bfloat16, float64

@@ -115,10 +115,10 @@ def read_verdicts(run, task, result):
     {(subtask, line of the pair): share of its verdicts that are right}, from pairs_TASK.jsonl; None if the file is
     not there, or not what the result was made from.
     """
-    folder, prefix = evaluate.place_of(evaluate.checkpoint_of(run))
+    path = evaluate.beside(evaluate.checkpoint_of(run), f"pairs_{task}.jsonl")
     right = defaultdict(list)
     try:
-        with open(folder / f"{prefix}pairs_{task}.jsonl", encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             for row in map(json.loads, file):
                 right[row["uid"], row["i"]].append(is_right(row))
         verdicts = {pair: fmean(values) for pair, values in right.items()}
