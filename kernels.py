@@ -28,6 +28,7 @@ Shapes:  B batch   T time   D, E width   H heads   K, V key and value width of a
 
 import functools
 import os
+import sys
 from types import SimpleNamespace
 
 import torch
@@ -48,6 +49,7 @@ except ImportError:  # a Mac, Windows: the kernels below are functions that nobo
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FORMS = ("auto", "loop", "torch", "triton")
 form = "auto"  # the one that is chosen; use_kernels sets it
+driver_found = None  # whether Triton works here; triton_compiles sets it
 
 
 def use_kernels(new_form, module=None):
@@ -64,6 +66,8 @@ def use_kernels(new_form, module=None):
     if new_form not in FORMS:
         raise ValueError(f"kernels = {new_form!r}: possible are {', '.join(FORMS)}")
     form = new_form
+    if torch.cuda.is_available():
+        triton_compiles()  # asked now: torch.compile could not look into Triton's driver
     if module is not None:
         for part in module.modules():
             take_form(part)
@@ -92,7 +96,25 @@ def has_triton(device):
     """Return True where the Triton kernels run: on NVIDIA GPUs since the A100, or interpreted on a CPU."""
     if triton is None:
         return False
-    return generation(device) >= 8 or (INTERPRETED and device.type == "cpu")
+    if generation(device) >= 8:
+        return triton_compiles()
+    return INTERPRETED and device.type == "cpu"
+
+
+def triton_compiles():
+    """Return True if Triton has a driver here, which it compiles once on each machine; else say what it needs."""
+    global driver_found
+    if triton is None:
+        return False
+    if driver_found is None:
+        try:
+            driver_found = triton.runtime.driver.active is not None
+        except Exception as error:  # of several kinds: no compiler, no Python.h, no libcuda.so
+            what = str(error).partition("\n")[0]
+            needs = "it needs a C compiler and Python.h (apt-get install gcc python3-dev)"
+            print(f"Triton does not work here ({what}): {needs}; PyTorch's forms are used", file=sys.stderr)
+            driver_found = False
+    return driver_found
 
 
 def generation(device):

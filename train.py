@@ -9,14 +9,13 @@ Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.jso
 learning_curve.svg. Ctrl-C and SIGTERM save first; the same command again resumes, bit for bit.
 """
 
-import importlib.util
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import data
-from kernels import use_kernels
+from kernels import triton_compiles, use_kernels
 from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
@@ -270,7 +269,7 @@ def undecayed(model):
 
 def compiled(module, s):
     """The module, compiled on CUDA or where asked, but never with loops. The plain model is what gets saved."""
-    possible = next(module.parameters()).is_cuda and importlib.util.find_spec("triton")
+    possible = next(module.parameters()).is_cuda and triton_compiles()
     if s.compile == "no" or (s.compile == "auto" and not possible) or s.kernels == "loop":
         return module
     torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # a graph break compiles each block apart

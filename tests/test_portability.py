@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernels
 import train
 from conftest import ROOT
 from model import find_device
@@ -103,6 +104,38 @@ def test_float16_is_said_on_the_first_line_and_trains_with_a_scaler(workplace, t
     train.main(tiny(run="half", dtype="auto", max_steps=5))
     assert "parameters, float16 on cpu; step 0 of 5, " in capsys.readouterr().out
     assert torch.load("out/half/checkpoint.pt", weights_only=True)["scaler"]["scale"] > 1
+
+
+class Driver:
+    """Triton's driver where `what` is missing."""
+
+    def __init__(self, what):
+        self.what = what
+
+    @property
+    def active(self):
+        raise self.what
+
+
+MISSING = [
+    RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+    subprocess.CalledProcessError(1, ["gcc", "/tmp/cuda_utils.c"]),  # has written that there is no Python.h
+    AssertionError("libcuda.so cannot found!\nPlease make sure GPU is set up"),
+]
+
+
+@pytest.mark.skipif(not kernels.triton, reason="no Triton here")
+@pytest.mark.parametrize("what", MISSING, ids=lambda error: type(error).__name__)
+def test_where_triton_cannot_compile_pytorchs_forms_run(monkeypatch, capsys, what):
+    """On a GPU; it is said once, and nothing is compiled."""
+    monkeypatch.setattr(kernels, "driver_found", None)
+    monkeypatch.setattr(kernels.triton.runtime, "driver", Driver(what))
+    monkeypatch.setattr(kernels, "generation", lambda device: 9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kernels.use_kernels("auto")
+    assert not kernels.has_triton(torch.device("cuda"))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "gcc python3-dev" in said and "PyTorch's forms" in said
 
 
 def test_without_triton_all_recurrences_run():
