@@ -10,6 +10,7 @@ from model import load
 from tools import agree
 
 import pytest
+import test_export
 
 pytest.importorskip("transformers")
 from transformers import dynamic_module_utils
@@ -22,10 +23,12 @@ ITEMS = [  # made up: EWoK's own are not to be published
 ]
 
 
+own_cache = test_export.own_cache  # a fixture
+
+
 @pytest.fixture
-def place(workplace, tmp_path_factory, monkeypatch):
-    """A workplace with pairs.jsonl, a made-up EWoK, and a folder of its own for what transformers copies."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+def place(workplace, monkeypatch):
+    """A workplace with pairs.jsonl and a made-up EWoK."""
     monkeypatch.setattr(benchmarks, "ALL", {})  # how many items there should be
     lines = stories(4).split("\n")
     pairs = [

@@ -4,7 +4,6 @@ import ast
 import gzip
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from tools import export
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 transformers = pytest.importorskip("transformers")
@@ -126,43 +124,8 @@ def test_a_trained_run_too_and_in_bfloat16_almost(workplace):
     assert near(opened(exported("out/tiny"))(x).logits, ours(x)[0])
     low = opened(small, torch_dtype=torch.bfloat16)
     assert low.dtype == torch.bfloat16 and near(low(x).logits.float(), ours(x)[0], 0.03)
-    sizes = [Path(x, "model.safetensors").stat().st_size for x in ("out/tiny/hf", "small")]
+    sizes = [Path(x, "model.safetensors").stat().st_size for x in ("out/tiny/hf/tiny", "small")]
     assert sizes[1] < 0.6 * sizes[0]
-
-
-@pytest.mark.parametrize("side", ["left", "right", "both"])
-@torch.no_grad()
-def test_padding_does_no_harm(hybrid, side):
-    """Wherever it is, and whatever the token types: each text's own logits, and its last ones at the padding."""
-    ours, folder = hybrid
-    x, mask = tokens(3, 12), torch.ones(3, 12, dtype=torch.long)
-    for row, length in enumerate((12, 7, 1)):
-        left = {"left": 12 - length, "right": 0, "both": (12 - length) // 2}[side]
-        mask[row, :left] = mask[row, left + length :] = 0
-    y = opened(folder)(x, attention_mask=mask, token_type_ids=torch.zeros_like(x), position_ids=None)
-    features = opened(folder, AutoModel)(x, attention_mask=mask).last_hidden_state
-    for row, real in enumerate(mask.bool()):
-        alone = ours(x[row : row + 1, real])[0][0]
-        assert near(y.logits[row, real], alone)
-        assert (
-            near(y.logits[row, ~real], alone[-1:].expand(int((~real).sum()), -1)) if not real.all() else True
-        )
-        assert near(features[row, -1], ours.features(x[row : row + 1, real])[0][0, -1])
-
-
-@torch.no_grad()
-def test_the_loss_is_of_the_next_tokens(hybrid):
-    ours, folder = hybrid
-    x = tokens(2, 9)
-    labels = x.where(torch.arange(9) != 4, -100)
-    model, (logits, _) = opened(folder), ours(x)
-    loss = torch.nn.functional.cross_entropy(logits[:, [0, 1, 2, 4, 5, 6, 7]].mT, x[:, [1, 2, 3, 5, 6, 7, 8]])
-    assert model(x, labels=labels).loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    padded, mask = F.pad(x, (3, 0)), F.pad(torch.ones_like(x), (3, 0))
-    found = model(padded, attention_mask=mask, labels=F.pad(labels, (3, 0), value=7)).loss
-    assert found.item() == pytest.approx(loss.item(), rel=1e-5)  # padding foretells nothing
-    parts = model(x, labels=labels, return_dict=False, use_cache=False)
-    assert isinstance(parts, tuple) and len(parts) == 2 and parts[0].item() == pytest.approx(loss.item())
 
 
 @pytest.mark.parametrize(
@@ -212,32 +175,6 @@ def test_a_pipeline_needs_but_the_folder(hybrid):
     assert written["generated_text"].startswith("The cat")
 
 
-def test_what_it_saves_it_can_load(hybrid):
-    """With tied weights kept once."""
-    model = opened(hybrid[1])
-    model.save_pretrained("again")
-    assert (
-        Path("again/model.safetensors").stat().st_size
-        < 1.2 * Path(hybrid[1], "model.safetensors").stat().st_size
-    )
-    x = tokens(2, 9)
-    again = opened("again")
-    assert near(again(x).logits, model(x).logits, 0)
-    assert again.lm_head.weight is again.get_input_embeddings().weight
-
-
-def test_new_models_begin_as_ours(hybrid):
-    """from_config leaves LanguageModel's own initialisation as it is."""
-    config = transformers.AutoConfig.from_pretrained(hybrid[1], trust_remote_code=True)
-    assert config.hidden_size == 16 and config.num_hidden_layers == 3
-    torch.manual_seed(3)
-    new = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-    torch.manual_seed(3)
-    ours = LanguageModel(Config(**TINY, mixer="hgrn2 attention", position="rope", tie_embeddings=True))
-    for name, x in new.model.nanornn.named_parameters():
-        assert torch.equal(x, ours.get_parameter(name)), name
-
-
 # ----------------------------------------------------------------------------------------------------
 # Writing, and learning anew
 
@@ -258,71 +195,51 @@ def test_it_writes_what_sample_writes(workplace, kind):
     assert lengths == [5] + [1] * 19
 
 
-def test_rows_of_different_lengths_write_as_each_alone(hybrid):
-    model = opened(hybrid[1])
-    x, mask = tokens(2, 8), torch.ones(2, 8, dtype=torch.long)
-    mask[1, :5] = 0
-    write = dict(max_new_tokens=10, do_sample=False, eos_token_id=None)
-    both = model.generate(x, attention_mask=mask, **write)
-    assert both[0, 8:].tolist() == greedy(hybrid[0], x[0].tolist(), 10)
-    assert both[1, 8:].tolist() == greedy(hybrid[0], x[1, 5:].tolist(), 10)
-
-
-def test_beams_are_the_same_with_states_and_without(hybrid):
-    model, write = opened(hybrid[1]), dict(max_new_tokens=8, num_beams=3, do_sample=False)
-    x = tokens(2, 4)
-    assert model.generate(x, **write).tolist() == model.generate(x, use_cache=False, **write).tolist()
-
-
-def test_a_classifier_learns_what_can_be_separated(hybrid):
-    """Which of two tokens is somewhere in a text, padded on either side: at least 95 % of new texts."""
-    torch.manual_seed(0)
-    r = random.Random(0)
-
-    def batch(n):
-        x, mask, labels = torch.zeros(n, 9, dtype=torch.long), torch.zeros(n, 9, dtype=torch.long), []
-        for row in range(n):
-            length, label = r.randint(3, 9), r.randint(0, 1)
-            place = r.choice([slice(9 - length, 9), slice(0, length)])
-            text = tokens(length) // 2 * 2  # even
-            text[r.randrange(length)] = (101, 151)[label]
-            x[row, place], mask[row, place] = text, 1
-            labels.append(label)
-        return dict(input_ids=x, attention_mask=mask, labels=torch.tensor(labels))
-
-    model = opened(hybrid[1], AutoModelForSequenceClassification, num_labels=2).train()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(80):
-        optimizer.zero_grad()
-        model(**batch(32)).loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        new = batch(200)
-        right = (model.eval()(**new).logits.argmax(-1) == new["labels"]).float().mean().item()
-        unmasked = model(input_ids=new["input_ids"]).logits  # padding is known by its token then
-    assert right >= 0.95 and near(unmasked, model(**new).logits)
-
-
-def test_one_label_is_a_number_to_come_near_to(hybrid):
-    model = opened(hybrid[1], AutoModelForSequenceClassification, num_labels=1)
-    y = model(tokens(2, 5), labels=torch.tensor([1, 3]))
-    assert y.loss.item() == pytest.approx(((y.logits[:, 0] - torch.tensor([1.0, 3.0])) ** 2).mean().item())
-
-
 # ----------------------------------------------------------------------------------------------------
 # The tokenizer
 
 
 def test_the_tokenizer_is_ours_with_a_start_before_each_text(hybrid):
+    """And it writes no space where a line begins."""
     ours, theirs = load("out/hybrid")[1], tokenizer_of(hybrid[1])
     for text in ODD:
         ids = ours.encode(text, add_special_tokens=False).ids
         assert theirs(text)["input_ids"] == theirs(text, padding=True)["input_ids"] == [1, *ids], text
         assert theirs(text, add_special_tokens=False)["input_ids"] == ids, text
-        assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False), text
+        written = ours.decode(ids, skip_special_tokens=False)
+        assert theirs.decode(ids) == written.removeprefix(" ").replace("\n ", "\n"), text
     assert theirs("a", "b")["input_ids"].count(1) == 2
     assert [theirs.bos_token_id, theirs.pad_token_id, theirs.eos_token_id] == [1, 0, 2]
     assert set(theirs(["a", "the cat"], padding=True)) == {"input_ids", "attention_mask"}
+
+
+def test_what_a_tool_adds_is_a_token_and_what_a_corpus_has_is_text(hybrid):
+    """A tool appends "</s>", prepends "<s>" or adds tokens of its own; inside a text all but the last are text."""
+    ours, theirs = load("out/hybrid")[1], tokenizer_of(hybrid[1])
+    text = ours.encode("The cat.", add_special_tokens=False).ids
+    assert theirs("The cat." + theirs.eos_token)["input_ids"] == [1, *text, 2]
+    assert theirs(theirs.bos_token + "The cat.", add_special_tokens=False)["input_ids"] == [1, *text]
+    assert theirs.decode([1, *text, 2, 0], skip_special_tokens=True) == "The cat."
+    theirs.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    theirs.save_pretrained("again")
+    for tokenizer in (theirs, tokenizer_of("again")):
+        added = tokenizer.convert_tokens_to_ids("<|user|>")
+        assert added == 300
+        assert tokenizer("<|user|>The cat.<|user|>")["input_ids"] == [1, added, *text, added]
+        for inside in ("The </s> cat", "a<s>b", "The</s>\n", "<pad> is", "\U000f5a17 </s> \U000fa751"):
+            assert tokenizer(inside)["input_ids"][1:] == ours.encode(inside, add_special_tokens=False).ids
+
+
+def test_a_start_that_a_tool_turns_off_and_on_comes_back(hybrid):
+    """lm-pub-quiz sets add_bos_token and sets it back, which does no harm after what the model card says."""
+    theirs = tokenizer_of(hybrid[1])
+    expected = theirs("The cat.")["input_ids"]
+    assert "`tokenizer.add_bos_token = True` yourself" in Path(hybrid[1], "README.md").read_text()
+    theirs.add_bos_token = True
+    before = theirs.add_bos_token
+    theirs.add_bos_token = True
+    theirs.add_bos_token = before
+    assert theirs("The cat.")["input_ids"] == expected
 
 
 def test_single_characters_have_no_start_of_their_own(workplace):
@@ -349,7 +266,7 @@ def test_only_safetensors_holds_weights_and_each_once(hybrid):
     ours, folder = hybrid
     names = {path.name for path in Path(folder).iterdir()}
     assert names - set(export.modelling_code()) == {
-        "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "LICENSE", "config.json", "generation_config.json", "model.safetensors",
         "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     weights = pytest.importorskip("safetensors.torch").load_file(Path(folder, "model.safetensors"))
@@ -433,15 +350,14 @@ def test_transformers_finds_all_files_and_comes_to_an_end(hybrid):
 
 @torch.no_grad()
 def test_another_version_in_a_folder_of_the_same_name_is_its_own(workplace):
-    """As two runs' out/RUN/hf are, exported at different times."""
+    """As the exports of a run are, before and after it is trained anew with changed code."""
     ours, x = make_run("out/one", mixer="hgrn2 mingru"), tokens(2, 9)
-    make_run("out/two", mixer="hgrn2 mingru")
     old = opened(exported("out/one"))
-    file = Path(exported("out/two"), "model.py")
+    file = Path(exported("out/one", to="other/one"), "model.py")
     file.write_text(
         file.read_text().replace("return self.norm(x), new_states", "return 2 * self.norm(x), new_states")
     )
-    new = opened("out/two/hf")
+    new = opened("other/one")
     assert near(new(x).logits, 2 * ours(x)[0]) and near(old(x).logits, ours(x)[0])
 
 
@@ -449,6 +365,25 @@ def test_the_same_run_makes_the_same_folder(hybrid):
     before = {path.name: path.read_bytes() for path in Path(hybrid[1]).iterdir()}
     exported("out/hybrid")
     assert before == {path.name: path.read_bytes() for path in Path(hybrid[1]).iterdir()}
+
+
+def test_the_folder_has_the_name_of_the_run_and_a_card(workplace):
+    """With the scores of the checkpoint that it holds, not of another."""
+    shutil.copytree("out/tiny", "out/my.run")
+    digest = files.fingerprint("out/my.run/checkpoint.pt")
+    found = {"protocol": "2024", "benchmarks": {"blimp": {"score": 71.25}}, "perplexity": 12.345}
+    for checkpoint, scored in ((digest, True), ("0" * 64, False)):
+        Path("out/my.run/results.json").write_text(json.dumps(found | {"checkpoint": checkpoint}))
+        folder = Path(exported("out/my.run"))
+        assert folder == Path("out/my.run/hf/my_run")
+        card = (folder / "README.md").read_text()
+        assert (
+            card.startswith("---\nlicense: mit\n") and "| trained on | tiny, 30 steps of 256 tokens |" in card
+        )
+        assert ("| blimp | 71.2 |" in card and "| 12.35 |" in card) == scored
+    assert "MIT License" in (folder / "LICENSE").read_text()
+    assert exported("out/my.run/best.pt") == "out/my.run/hf/my_run_best"
+    assert opened(folder)
 
 
 def test_a_folder_half_written_is_no_model(hybrid, monkeypatch):

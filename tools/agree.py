@@ -90,10 +90,10 @@ def main(s):
 
 
 def open_peer(s):
-    """The other tool, with the run's model: exported anew, because out/RUN/hf may hold weights of 16 bits."""
+    """The other tool, with the run's model: exported anew, as an export in out/ may hold weights of 16 bits."""
     try:
         with TemporaryDirectory() as folder:
-            exported = export.main(export.Settings(run=s.run, to=f"{folder}/hf"))
+            exported = export.main(export.Settings(run=s.run, to=f"{folder}/model"))
             return PEERS[s.peer](str(exported))
     except ImportError as error:
         lacks = f"this python lacks it ({error})"

@@ -1,14 +1,14 @@
 """
 Export a run as a Hugging Face folder, for transformers and every tool that is built on it.
 
-    python -m tools.export out/toy                                   writes out/toy/hf
+    python -m tools.export out/toy                                   writes out/toy/hf/toy
     python -m tools.export out/toy --to=toy_bf16 --dtype=bfloat16
     python -m tools.export out/toy --predictions                     the BabyLM leaderboard's file of 2024 instead
 
-Then, anywhere: AutoModelForCausalLM.from_pretrained("out/toy/hf", trust_remote_code=True), or AutoModel, or
+Then, anywhere: AutoModelForCausalLM.from_pretrained("out/toy/hf/toy", trust_remote_code=True), or AutoModel, or
 AutoModelForSequenceClassification. A further argument kernels="loop" computes with nothing but the plain text.
-The folder holds the weights as safetensors, the tokenizer, and the modelling code: nanoRNN's own files, side by
-side, which need only PyTorch and transformers, 4.51 or newer.
+The folder holds the weights as safetensors, the tokenizer, a model card and the modelling code: nanoRNN's own
+files, side by side, which need only PyTorch and transformers, 4.51 or newer.
 """
 
 import gzip
@@ -24,12 +24,12 @@ import evaluate
 from corpora.benchmarks import is_right, read_benchmark, summary
 from model import Config, load
 from support.console import run_script
-from support.files import fingerprint, replacing
+from support.files import replacing
 from support.settings import ROOT, UserError, configure, one_of
 
 import torch
 from safetensors.torch import save
-from tokenizers import processors
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
 ENDLESS = 1_000_000  # tokens: the max_position_embeddings of a model that reads texts of any length
 NO_LIMIT = int(1e30)  # how transformers writes that a tokenizer truncates and pads to no length of its own
@@ -44,7 +44,7 @@ CLASSES = {
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    to: str = ""  # the folder to write; none: hf in the run's folder, for chck_1M.pt hf_chck_1M
+    to: str = ""  # the folder to write; none: hf/NAME in the run's folder, for chck_1M.pt hf/NAME_chck_1M
     dtype: str = "float32"  # float32, bfloat16 or float16: the precision of the exported weights
     predictions: bool = False  # write the run's predictions for the BabyLM leaderboard of 2024 instead
 
@@ -63,30 +63,31 @@ def write_folder(run, s):
     model, tokenizer, trained = load(run, kernels=None)
     folder = choose_folder(trained.checkpoint, s.to)
     settings = {field.name: getattr(trained, field.name) for field in fields(Config)}
-    config = config_json(settings, tokenizer, s.dtype)
-    config["nanornn_checkpoint"] = fingerprint(trained.checkpoint)
+    files = {
+        "README.md": model_card(folder.name, model, trained),
+        "LICENSE": (ROOT / "LICENSE").read_text(encoding="utf-8"),
+        **modelling_code(),
+        "tokenizer.json": tokenizer_json(tokenizer),
+        "tokenizer_config.json": as_json(tokenizer_config(tokenizer, settings)),
+        "special_tokens_map.json": as_json(special_tokens(tokenizer)),
+        "generation_config.json": as_json(special_ids(tokenizer)),
+    }
+    config = config_json(settings, tokenizer, s.dtype) | {"nanornn_checkpoint": trained.digest}
 
     (folder / "config.json").unlink(missing_ok=True)
-    for name, text in modelling_code().items():
+    for name, text in files.items():
         write(folder / name, text)
     write_weights(folder / "model.safetensors", weights(model, getattr(torch, s.dtype)))
-    write(folder / "tokenizer.json", tokenizer_json(tokenizer))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, settings))
-    write_json(folder / "special_tokens_map.json", special_tokens(tokenizer))
-    write_json(folder / "generation_config.json", special_ids(tokenizer))
-    write_json(folder / "config.json", config)
+    write(folder / "config.json", as_json(config))
     print(f"written: {folder}")
     return folder
 
 
 def choose_folder(checkpoint, to):
-    """The folder to write; UserError if it holds anything but an export, complete or interrupted."""
-    if to:
-        folder = Path(to).expanduser()
-    elif checkpoint.stem == "checkpoint":
-        folder = checkpoint.with_name("hf")
-    else:
-        folder = checkpoint.with_name(f"hf_{checkpoint.stem}")
+    """The folder to write, named as the run; UserError if it holds anything but an export, complete or not."""
+    run, prefix = evaluate.place_of(checkpoint)
+    name = re.sub(r"[^\w-]", "_", f"{run.resolve().name}_{prefix}".rstrip("_"))  # to Python it is a package
+    folder = Path(to).expanduser() if to else run / "hf" / name
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_free and not (folder / "modeling_nanornn.py").exists():
         raise UserError(f"to = {str(folder)!r} holds something else already: name a new folder")
@@ -98,12 +99,12 @@ def write(path, text):
         file.write(text)
 
 
-def write_json(path, content):
-    write(path, json.dumps(content, indent=1) + "\n")
+def as_json(content):
+    return json.dumps(content, indent=1) + "\n"
 
 
 # ----------------------------------------------------------------------------------------------------
-# Settings, tokenizer, weights
+# Settings, model card, tokenizer, weights
 
 
 def config_json(settings, tokenizer, dtype):
@@ -124,6 +125,62 @@ def config_json(settings, tokenizer, dtype):
         "use_cache": True,
         **special_ids(tokenizer),
     }
+
+
+CARD = """---
+license: mit
+library_name: transformers
+pipeline_tag: text-generation
+tags: [nanornn]
+---
+
+# {name}
+
+A language model trained by nanoRNN.
+
+| | |
+|---|---|
+| sequence mixer | {mixer} |
+| parameters | {parameters:,} |
+| trained on | {corpus}, {steps:,} steps of {batch:,} tokens |
+{scores}
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+```
+
+The tokenizer puts `<s>` before each text. `</s>` at the end of a text ends it; anywhere else it is text.
+
+* BabyLM's fine-tuning script reads the first token, which is always `<s>` here: give it `--take_final
+  --padding_side left`.
+* lm-pub-quiz sets the tokenizer's `add_bos_token` and sets it back: set `tokenizer.add_bos_token = True` yourself
+  first, or it fails under transformers 4 and leaves a tokenizer without `<s>` under 5.
+
+The code is under the MIT licence, and so are the weights, unless the text that they were trained on forbids it.
+"""
+
+
+def model_card(name, model, trained):
+    """The README.md of the folder, with the checkpoint's scores if it has been evaluated."""
+    run, prefix = evaluate.place_of(trained.checkpoint)
+    results = evaluate.read_results(run / f"{prefix}results.json", {"checkpoint": trained.digest})
+    rows = []
+    if results:
+        rows = [f"| {task} | {found['score']:.1f} |" for task, found in results["benchmarks"].items()]
+        if "perplexity" in results:
+            rows.append(f"| perplexity, per token of the validation text | {results['perplexity']:.2f} |")
+        rows = ["", f"| score, protocol of {results['protocol']} | |", "|---|--:|", *rows]
+    return CARD.format(
+        name=name,
+        mixer=trained.mixer,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        corpus=trained.corpus,
+        steps=trained.step,
+        batch=vars(trained).get("batch_size", 0) * trained.context,
+        scores="".join(f"{row}\n" for row in rows),
+    )
 
 
 def longest_text(settings):
@@ -149,39 +206,71 @@ def special_ids(tokenizer):
 
 
 def tokenizer_json(tokenizer):
-    """The tokenizer as JSON; it puts the start token before each text, so that tools score the first word."""
+    """
+    The tokenizer as JSON. It puts the start token before each text, so that tools score the first word, and leaves
+    out the space that begins each line when it decodes.
+    """
     start = data.start_of(tokenizer)
     bos = tokenizer.id_to_token(start)
     one, two = [bos, "$A"], [bos, "$A", bos, "$B:0"]
     tokenizer.post_processor = processors.TemplateProcessing(one, two, special_tokens=[(bos, start)])
-    return tokenizer.to_str(pretty=True)
+    if not special_tokens(tokenizer):
+        return tokenizer.to_str(pretty=True)
+    if adds_prefix_space(tokenizer):
+        line_start = decoders.Replace(Regex(r"(?<=\A|\n) "), "")
+        tokenizer.decoder = decoders.Sequence([tokenizer.decoder, line_start])
+    return with_special_tokens_as_text(tokenizer)
+
+
+# In training, "</s>" in a text is text. Tools, however, append it and mean the token. So a text may begin with
+# <s>, end with </s> or be <pad>; anywhere else the normaliser breaks these words by a mark that no text has, which
+# hides them from the search for special tokens, and the pre-tokenizer takes the mark out again. Special tokens
+# that others add are found everywhere.
+MARK = "\U000f5a17\U000fa751"
+IN_TEXT = {
+    r"(?<=[\s\S])<s>": f"<{MARK}s>",
+    r"</s>(?!\z)": f"</{MARK}s>",
+    r"(?<=[\s\S])<pad>|<pad>(?!\z)": f"<{MARK}pad>",
+}
+
+
+def with_special_tokens_as_text(tokenizer):
+    """The tokenizer as JSON, for which <s>, </s> and <pad> inside a text are text."""
+    hide = [normalizers.Replace(Regex(pattern), broken) for pattern, broken in IN_TEXT.items()]
+    tokenizer.normalizer = normalizers.Sequence(hide)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ((mark, _),) = in_bytes.pre_tokenize_str(MARK)
+    unhide = pre_tokenizers.Split(mark, "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, unhide])
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["normalized"] = True  # searched for in what the normaliser makes
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def adds_prefix_space(tokenizer):
+    return '"add_prefix_space": true' in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"])
 
 
 def tokenizer_config(tokenizer, settings):
     """tokenizer_config.json: how transformers is to treat tokenizer.json."""
-    pre_tokenizer = json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"])
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest_text(settings) or NO_LIMIT,
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # a "</s>" in a text is text, as in training
-        "add_prefix_space": '"add_prefix_space": true' in pre_tokenizer,  # or transformers 4 might drop it
+        "add_prefix_space": adds_prefix_space(tokenizer),  # or transformers 4 might drop it
         **special_tokens(tokenizer),
     }
 
 
 def weights(model, dtype):
-    """{name in tools/huggingface.py: tensor}; a tensor with several names, as tied embeddings, has only its first."""
-    seen, tensors = set(), {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        tensor = tensor.detach().contiguous()
-        name = f"lm_{name}" if name == "head.weight" else f"model.nanornn.{name}"
-        tensors[name] = tensor.to(dtype)
+    """{name in tools/huggingface.py: weight}; tied ones once."""
+    tensors = {}
+    for name, weight in model.named_parameters():
+        new_name = "lm_head.weight" if name == "head.weight" else f"model.nanornn.{name}"
+        tensors[new_name] = weight.detach().to(dtype).contiguous()
     return tensors
 
 
