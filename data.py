@@ -390,6 +390,7 @@ def lock(path):
     """Create and lock a file, once no other process has it -> the open file; None if it cannot be written."""
     from fcntl import LOCK_EX, LOCK_NB, flock  # not on Windows
 
+    waited = False
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -399,7 +400,9 @@ def lock(path):
         try:
             flock(file, LOCK_EX | LOCK_NB)
         except BlockingIOError:
-            print(f"{path.with_suffix('')}: waiting for another process that makes it", flush=True)
+            if not waited:
+                print(f"{path.with_suffix('')}: waiting for another process that makes it", flush=True)
+            waited = True
             flock(file, LOCK_EX)
         except OSError:  # a shared folder without locks
             return file
