@@ -422,30 +422,32 @@ def raise_(error):
 
 
 def test_an_evaluation_does_not_take_what_another_protocol_has_left(pairs, monkeypatch):
-    """Of two on one folder at once, each resumes from its own subtasks."""
-    whole, score_subtask = score(protocol="2024"), evaluate.score_subtask
-    Path("out/tiny/results.json").unlink()
+    """Of two on one folder at once, each resumes from its own subtasks: the scores here tell whose they are."""
 
-    def two_at_once(model, tokenizer, subtask, protocol, each_batch):
-        if subtask.file == "pairs/order_2.jsonl" and protocol == "2024":
-            monkeypatch.setattr(
-                evaluate,
-                "score_subtask",
-                lambda *args: fake(*args) if args[2].file != subtask.file else 1 / 0,
-            )
-            with pytest.raises(ZeroDivisionError):
-                score(protocol="2025")
-            raise KeyboardInterrupt
-        return score_subtask(model, tokenizer, subtask, protocol, each_batch)
+    def scored(model, tokenizer, subtask, protocol, *rest):
+        return [{"i": x["i"], "good": -float(protocol), "bad": -9999.0} for x in subtask.records]
 
-    def fake(model, tokenizer, subtask, *rest):
-        return [{"i": record["i"], "good": 0.0, "bad": 0.0} for record in subtask.records]
+    def stopped_at(uid, meanwhile=lambda: None):
+        def scoring(model, tokenizer, subtask, *rest):
+            if uid in subtask.file:
+                raise KeyboardInterrupt
+            if "order_2" in subtask.file:
+                meanwhile()
+            return scored(model, tokenizer, subtask, *rest)
 
-    monkeypatch.setattr(evaluate, "score_subtask", two_at_once)
+        return scoring
+
+    def another():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(evaluate, "score_subtask", stopped_at("order_2"))
+            score(protocol="2025")
+
+    monkeypatch.setattr(evaluate, "score_subtask", stopped_at("twice", meanwhile=another))
     with pytest.raises(KeyboardInterrupt):
         score(protocol="2024")
-    monkeypatch.setattr(evaluate, "score_subtask", score_subtask)
-    assert score(protocol="2024") == whole
+    monkeypatch.setattr(evaluate, "score_subtask", scored)
+    score(protocol="2025")
+    assert {row["good"] for row in lines_of("out/tiny/pairs_pairs.jsonl")} == {-2025.0}
 
 
 def test_two_evaluations_at_once_keep_each_others_results(pairs):
