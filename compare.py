@@ -234,10 +234,12 @@ def count_numbers(state):
 
 def check_folders(s, runs):
     """Remove the runs' folders if s.fresh; UserError if one holds a run of another recipe."""
+    if s.fresh and rank() == 0 and not restarts():
+        for folder in [Path("out", run.run) for run in runs]:
+            if folder.exists():
+                shutil.rmtree(folder)
+    wait_for_all()
     for run in runs:
-        if s.fresh and rank() == 0 and not restarts():
-            shutil.rmtree(Path("out", run.run), ignore_errors=True)
-        wait_for_all()
         refuse_another_recipe(run, {"teacher"})  # the teacher's checkpoint is not known yet
 
 
@@ -319,10 +321,11 @@ def with_teachers(run, place, rows):
 
 
 def read_finished(run):
-    """The content of a run's finished.json; None if the run is not finished."""
+    """How a run ended, {"diverged": ..., "corpus": its digest}; None if it is not finished."""
     try:
-        return json.loads(Path("out", run.run, "finished.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        ended = json.loads(Path("out", run.run, "finished.json").read_text(encoding="utf-8"))
+        return {"diverged": ended["diverged"], "corpus": ended["corpus"]}
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -22,6 +22,7 @@ import train
 from conftest import ROOT, contents, same
 from corpora import toyland
 from model import MIXERS, LanguageModel
+from support.files import alone_in
 from support.processes import Stopped
 from support.run import read_log
 from support.settings import given
@@ -34,7 +35,7 @@ from processes import fork, fork_two, needs_fork, wait_until
 
 RECIPE = dict(
     corpus="small", vocab_size=300, n_layer=1, d_model=16, n_head=2, d_mlp=24, context=32, batch_size=16,
-    max_steps=6, eval_every=2, log_every=1, eval_pairs="pairs", device="cpu", dtype="float32",
+    max_steps=6, eval_every=2, log_every=1, eval_pairs="./pairs", device="cpu", dtype="float32",
     models={"HGRN2": {"mixer": "hgrn2"}, "minGRU": {"mixer": "mingru", "learning_rates": [3e-2, 1e-2]}},
     learning_rates=[1e-2, 1e-3],
 )  # fmt: skip
@@ -410,7 +411,7 @@ REFUSED = {  # what the file says -> what is said of it
     "no mixer": (dict(models={"x": {"mixer": "minGR"}}), "two.py: models['x']: mixer = 'minGR': "),
     "no name": (dict(models={1: {"mixer": "mingru"}}), "two.py: models: their names must be words in quotes"),
     "pairs of its own": (dict(models={"x": {"eval_pairs": "toyland"}}), "'eval_pairs' is not for a row"),
-    "another best": (dict(best_by="loss"), "best_by = 'loss': it goes by the pairs here, as eval_pairs = 'pairs'"),
+    "another best": (dict(best_by="loss"), "best_by = 'loss': it goes by the pairs here, as eval_pairs ="),
     "no setting": (dict(models={"x": {"mixr": "mingru"}}), "there is no setting 'mixr'; did you mean 'mixer'?"),
     "wrong type": (dict(models={"x": {"n_layer": "3"}}), "models['x']: its settings: n_layer = '3' is not"),
     "bad name": (dict(models={"x/y": {}}), "models['x/y']: run = 'x/y-0.01-0' cannot name a folder"),
@@ -436,6 +437,26 @@ REFUSED = {  # what the file says -> what is said of it
     "high floor": (dict(min_lr=5e-3), "models['HGRN2']: min_lr = 0.005 is above learning_rate = 0.001"),
     "results": (dict(results="pairs"), "two.py: results = 'pairs' is a folder"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("args", [[], ["--fresh"], ["--max_steps=7", "--fresh"]], ids=" ".join)
+def test_two_comparisons_in_one_folder_take_turns(made, place, refusal, args):
+    """The second one's --fresh removed the runs of the first."""
+    shutil.copytree(made[0] / "out", "out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    with alone_in(Path("out/two")):
+        said = refusal(compare.main, [write(), *args])
+    assert said.startswith("out/two: another process is training there")
+    assert before == {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"diverged": fal'])
+def test_a_run_whose_end_cannot_be_read_is_not_finished(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    run = logged(1, 0, record(10, 60))
+    assert compare.read_finished(run) == {"diverged": False, "corpus": ""}
+    Path("out", run.run, "finished.json").write_text(text)
+    assert compare.read_finished(run) is None
 
 
 def test_the_folder_of_a_run_is_not_taken(place, refusal):
