@@ -533,8 +533,8 @@ def main(args):
             refuse_words(words, ["text", *RECIPES, *download.SETS])
     with making(name):
         corpus = make()
-    if corpus:
-        print(f"train on it: {train_command(corpus)}")
+        if corpus:
+            print(f"train on it: {train_command(corpus)}")
 
 
 def train_command(corpus):
