@@ -554,6 +554,7 @@ def write_csv(path, rows):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -366,6 +366,7 @@ gates out/tiny --text="LONG"                 -> tokens, and a picture has room f
 gates out/gpt                                -> Attention has no forget gates to draw; there are those
 phenomena                                    -> phenomena of what?
 phenomena out/none                           -> out/none: not a result file of evaluate.py, compare.py or
+phenomena out/tiny                           -> out/tiny: not scored yet; first: python evaluate.py out/tiny
 phenomena text.txt                           -> text.txt: not a result file of evaluate.py, compare.py or
 phenomena list.json                          -> list.json: not a result file of evaluate.py, compare.py or
 list.json                                    -> list.json: not a result file of evaluate.py, compare.py or
@@ -461,6 +462,15 @@ def test_models_of_a_comparison_are_rows_with_the_means_over_seeds_at_their_best
     }
     Path("compare.json").write_text(json.dumps({"comparison": "two", "rows": rows}))
     assert heat("compare.json") == (["minGRU  90.0", "HGRN2  70.0"], ["a"], [[90], [70]])
+
+
+def test_a_tilde_is_the_home(heat, monkeypatch):
+    """As a notebook or Windows hands it over; in a settings file and in a flag no shell replaces it."""
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
+    monkeypatch.setattr(figures, "keep", figures_style.keep)
+    figures.main(["phenomena", "~/one.json"])
+    assert Path("one_toyland.svg").exists() and not Path("~").exists()
 
 
 def test_two_models_called_alike_are_two_rows(heat):

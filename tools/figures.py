@@ -11,6 +11,7 @@ All pictures, drawn from the files that runs, evaluations and benchmarks write, 
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from contextlib import contextmanager
@@ -288,6 +289,8 @@ def compare_phenomena(paths):
 def read_scores(path):
     """{model: {benchmark of pairs: {paradigm: {"score": ..., "term": ...}}}} of a run folder or result file."""
     file = path / "results.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise UserError(f"{path}: not scored yet; first: python evaluate.py {path}")
     with intact(file):
         results = json.loads(file.read_text(encoding="utf-8"))
         if "comparison" in results:
@@ -427,7 +430,7 @@ def main(args):
     """Draw what the arguments name and print the paths of the pictures."""
     if not args:
         raise UserError("of what? python -m tools.figures out/toy, or a result file, results/toy.json")
-    command, *names = args
+    command, *names = [os.path.expanduser(arg) for arg in args]
     if command in ("-h", "--help"):
         print(__doc__.strip())
     elif command in ("memory", "gates"):
@@ -445,7 +448,7 @@ def main(args):
             raise UserError(f"{' '.join(names)}: no scores of pairs; {remedy}")
         print(*pictures, sep="\n")
     else:
-        for path in map(Path, args):
+        for path in map(Path, [command, *names]):
             print(*draw_any(path), sep="\n")
 
 
