@@ -523,10 +523,10 @@ def main(args):
             pile = recipe(name)
             make = partial(pile.make, name, files, configure(pile.Settings(), flags))
         case [name] | ["shakespeare" as name, _] if name in RECIPES:
-            refuse_settings(flags, f"{name} is always made the same way: no settings, please")
+            refuse_settings(name, flags)
             make = partial(recipe(name).make, *words)
         case [name] | ["blimp" | "ewok_vocabulary" | "bear" | "glue" as name, _] if name in download.SETS:
-            refuse_settings(flags, f"{name} is fetched as it is: no settings, please")
+            refuse_settings(name, flags)
             make = partial(download.obtain, *words)
         case _:
             configure(Settings(), flags)  # which may print --help
@@ -549,10 +549,10 @@ def train_command(corpus):
     return f"python {script} {flags}"
 
 
-def refuse_settings(flags, message):
+def refuse_settings(name, flags):
     configure(Settings(), flags)  # which may print --help, and knows misspelt names
     if flags:
-        raise UserError(message)
+        raise UserError(f"{name} is always made the same way: no settings, please")
 
 
 def refuse_words(words, choices):
