@@ -129,7 +129,7 @@ def draw_tables(figure, tables, steps):
     heights = [len(rows) for rows in tables.values()]
     axes = figure.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
     legible = len(steps) <= 20
-    every = math.ceil(len(steps) / 10)
+    every = math.ceil(len(steps) / 10)  # of which the step is written
     for axis, (task, rows) in zip(axes, tables.items()):
         names = sorted(rows, key=lambda name: -sum(rows[name]))
         labels = [label(name, 60) for name in names]
@@ -137,9 +137,7 @@ def draw_tables(figure, tables, steps):
         axis.tick_params(axis="y", labelsize=8)
         axis.set_xticks(range(0, len(steps), every), steps[::every])
         axis.set_title(f"{label(task)}: {CORRECT}", loc="right")  # over the names too, which may be long
-        axis.set_xlabel("step")
-        if not legible:
-            axis.set_xlabel("step; red is 0, yellow 50, blue 100")
+        axis.set_xlabel("step" if legible else "step; red is 0, yellow 50, blue 100")
 
 
 def draw_benchmarks(benchmarks, terms, path):
@@ -171,7 +169,7 @@ def draw_benchmarks(benchmarks, terms, path):
 
 def draw_leaderboard(rows, columns, path):
     """
-    Draw rows of evaluate.compare: a panel a benchmark, a bar with its interval a row, the paper's in gray.
+    Draw rows of tools/leaderboard.py: a panel a benchmark, a bar with its interval a row, the paper's in gray.
     Benchmarks of one row alone are left out. Returns the path.
     """
     shown = [task for task in columns if sum(task in row["benchmarks"] for row in rows) > 1] or columns
@@ -343,24 +341,19 @@ def draw_phenomena(rows, path, title, terms):
 # From a file to its pictures
 
 
+DAMAGED = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+
+
 @contextmanager
 def intact(path):
     """Raise UserError if a file that is read and drawn inside is damaged or no result file."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as e:
+    except DAMAGED as error:
         what = (
-            "not a result file of evaluate.py, compare.py or tools/bench.py, no log of train.py, or cut short"
+            "not a result file of evaluate.py, compare.py or tools/bench.py, no log of train.py, or damaged"
         )
-        raise UserError(f"{path}: {what} ({reason(e)})") from e
+        raise UserError(f"{path}: {what} ({reason(error)})") from error
 
 
 def name_of(path):
