@@ -124,8 +124,10 @@ def branching(n, seed=0):
     return rows[1:]
 
 
-@pytest.mark.parametrize("mixer", [*MIXERS, "hgrn2 attention", "learned", "conv"])
-@pytest.mark.parametrize("room", [512, 7])
+EACH = [*MIXERS, "hgrn2 attention", "learned", "conv"]
+
+
+@pytest.mark.parametrize("mixer, room", [*((mixer, 60) for mixer in EACH), ("hgrn2", 512), ("hgrn2", 7)])
 def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
     """Whatever the mixer, wherever scoring starts, in large batches and in batches of a sentence, in float64."""
     more = {"learned": dict(mixer="attention", position="learned"), "conv": dict(mixer="mingru", conv=4)}
