@@ -317,6 +317,9 @@ def find_marks(s, corpus, blocks):
     marks = defaultdict(list)
     if s.checkpoints == "babylm":
         words = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))["train"]["words"]
+        if not words:
+            remedy = f"counts words, and {corpus} has none with spaces between; leave it out"
+            raise UserError(f"checkpoints = 'babylm' {remedy}")
         for mark in MARKS:
             step = mark * MILLION * blocks / (words * s.batch_size)
             marks[max(1, round(step))].append(f"chck_{mark}M.pt")

@@ -26,6 +26,7 @@ import train
 from corpora import benchmarks, copying, toyland
 from corpora import text as text_files
 from model import read_tokenizer
+from support.run import find_marks
 from support.settings import configure
 
 import numpy as np
@@ -171,12 +172,14 @@ def test_of_a_single_document_the_end_is_held_out(prepare):
 
 
 @pytest.mark.parametrize("letters", ["ACGT", "日本語文字"])
-def test_one_long_line_without_spaces_is_a_text(prepare, letters):
+def test_one_long_line_without_spaces_is_a_text(prepare, refusal, letters):
     """DNA, say, or Chinese: the end is held out, as of any single document."""
     text = "".join(random.Random(0).choices(letters, k=200_000))
     _, tokenizer, train, val = prepare(text + "\n", val="", val_share=0.1)
     (start,), (end,) = documents(train, tokenizer), documents(val, tokenizer)
     assert start + end == " " + text
+    marking = SimpleNamespace(checkpoints="babylm", batch_size=16)
+    assert "counts words, and data/mine has none" in refusal(find_marks, marking, Path("data/mine"), 9)
 
 
 def test_the_vocabulary_of_one_long_line_is_learned_from_all_of_it(prepare):
