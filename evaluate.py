@@ -159,7 +159,9 @@ def identity(s, checkpoint):
 
 def about(model, trained):
     """The part of the results that says what was evaluated."""
-    settings = {name: x for name, x in vars(trained).items() if name not in ("checkpoint", "digest", "step")}
+    settings = dict(vars(trained))
+    for name in ("checkpoint", "digest", "step"):
+        del settings[name]
     log = read_log(trained.checkpoint.parent)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -329,18 +331,23 @@ def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
     {uid: Subtask} -> {uid: verdicts}. Each finished subtask is appended to the file `part`, if there is one, from
     which an interrupted evaluation resumes if model, protocol, dtype and records are the same.
     """
-    keys = {uid: digest([what, uid, x.kind, x.records]) for uid, x in subtasks.items()}
     known = read_part(part) if part else {}
-    rows = {uid: known.get(key) for uid, key in keys.items()}
-    texts = {uid: len(x.records) * len(ask(x, x.records[0])) for uid, x in subtasks.items()}
-    done = sum(texts[uid] for uid in rows if rows[uid])
-    with progress(total=sum(texts.values()), initial=done, unit="text") as bar:
+    total, rows = sum(map(count_texts, subtasks.values())), {}
+    with progress(total=total, unit="text", desc=part.stem if part else "scoring") as bar:
         for uid, subtask in subtasks.items():
-            if not rows[uid]:
-                rows[uid] = score_subtask(model, tokenizer, subtask, protocol, bar.update)
-                if part:
-                    append(part, {"key": keys[uid], "rows": rows[uid]})
+            key = digest([what, uid, subtask.kind, subtask.records])
+            if key in known:
+                rows[uid] = known[key]
+                bar.update(count_texts(subtask))
+                continue
+            rows[uid] = score_subtask(model, tokenizer, subtask, protocol, bar.update)
+            if part:
+                append(part, {"key": key, "rows": rows[uid]})
     return rows
+
+
+def count_texts(subtask):
+    return len(subtask.records) * len(ask(subtask, subtask.records[0]))
 
 
 def read_part(part):
@@ -411,8 +418,10 @@ def validation(model, batches, each_batch=lambda: None):
         if len(tokens):
             sums = [a + b for a, b in zip(sums, tally(loss_of, tokens, targets))]
     loss, count, right, all_right, sequences = sum_over_processes(*sums)
-    shares = {"tokens": (right, count), "sequences": (all_right, sequences)} if sequences else {}
-    return loss / count, {name: 100 * part / whole for name, (part, whole) in shares.items()}
+    accuracy = {}
+    if sequences:
+        accuracy = {"tokens": 100 * right / count, "sequences": 100 * all_right / sequences}
+    return loss / count, accuracy
 
 
 def tally(loss_of, tokens, targets):

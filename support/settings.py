@@ -39,17 +39,17 @@ def naming(where):
 OF_ANOTHER = dict.fromkeys(("models", "learning_rates", "seeds", "against"), "compare.py")
 OF_ANOTHER |= dict.fromkeys(("teacher", "alpha", "temperature"), "distill.py")
 FLAGS = {"from": "from_run"}  # a word of Python cannot be a field's name
-USUAL = {  # setting or value: what else it is often called
+USUAL = {  # setting or value: what it is called elsewhere
     "learning_rate": "lr rate",
-    "batch_size": "bs batch",
+    "batch_size": "bs",
     "max_steps": "steps iters max_iters iterations",
-    "epochs": "num_train_epochs",
     "n_layer": "layers depth num_layers num_hidden_layers",
     "n_head": "heads num_heads num_attention_heads",
-    "d_model": "dim width hidden hidden_size embed n_embd",
-    "d_mlp": "ffn intermediate_size",
-    "context": "block_size seq_len sequence_length max_length",
+    "d_model": "dim width hidden_size n_embd",
+    "context": "block_size seq_len max_length",
     "weight_decay": "wd",
+    "eval_every": "eval_interval eval_steps",
+    "log_every": "log_interval logging_steps",
     "mixer": "model arch",
     "corpus": "data dataset",
     "to": "out output out_dir",
@@ -57,12 +57,10 @@ USUAL = {  # setting or value: what else it is often called
     "tasks": "benchmarks",
     "device": "gpu cuda",
     "tokens": "length max_tokens max_new_tokens",
-    "temperature": "temp",
-    "samples": "n num_samples num_return_sequences",
-    "float32": "fp32 single",
+    "samples": "n num_samples",
+    "float32": "fp32",
     "float16": "fp16 half",
     "bfloat16": "bf16",
-    "float64": "fp64 double",
     "attention": "transformer gpt gpt2 llama",
 }
 NOT_PATHS = "prompt", "text"  # settings in which ~ is a letter
@@ -243,12 +241,15 @@ def value_of(name, defaults, where):
 
 
 def nearest(word, choices):
-    """The one of some words that was meant by a misspelt one; None if none is near."""
+    """The one of some words that was meant by a misspelt, shortened or other one; None if none is near."""
     plain = {re.sub(r"[\W_]", "", choice.lower()): choice for choice in choices}
+    word = word.lower().replace("-", "_")
     for choice, others in USUAL.items():
-        if choice in choices and word.lower().replace("-", "_") in others.split():
+        if choice in choices and word in others.split():
             return choice
-    close = difflib.get_close_matches(re.sub(r"[\W_]", "", word.lower()), plain, n=1)
+    word = word.replace("_", "")
+    begun = [choice for choice in plain if choice.startswith(word) and len(word) > 2]
+    close = begun or difflib.get_close_matches(word, plain, n=1)
     return plain[close[0]] if close else None
 
 

@@ -86,9 +86,7 @@ def texts_of(source, real_data):
     if source == "ours":
         pairs = minimal_pairs(4, 0)["order_1"] + minimal_pairs(4, 1)["order_1"]
         return [("", pair[x]) for pair in pairs for x in ("sentence_good", "sentence_bad")]
-    if (
-        source == "odd"
-    ):  # nothing shared; one begins the other; equal; line breaks; longer than any in training
+    if source == "odd":  # nothing shared; one begins the other; equal; line breaks; longer than in training
         odd = ["The cat sees.", "A dog.", "The cat sees. The", "A dog.", "What?\nThe cat.", "What?\nThe dog."]
         odd += ["the cat and " * 40, "", " "]
         contexts = ("What?\nA cat.", "Good"), ("A", "b"), ("The cat. ", "A dog."), ("A dog.\n", "The cat.")

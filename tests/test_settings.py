@@ -167,6 +167,7 @@ train.py tiny.py --lr=1e-3                      -> did you mean 'learning_rate'
 train.py tiny.py --bs=8                         -> did you mean 'batch_size'
 train.py tiny.py --heads=8                      -> did you mean 'n_head'
 train.py tiny.py --steps=8                      -> did you mean 'max_steps'
+train.py tiny.py --eval_interval=8              -> did you mean 'eval_every'
 train.py tiny.py --D-MODEL=32                   -> did you mean 'd_model'
 train.py tiny.py --n_layer 3                    -> --n_layer has no value: write --n_layer=3
 train.py tiny.py --mixer mingru                 -> --mixer has no value: write --mixer=mingru

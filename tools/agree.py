@@ -27,7 +27,7 @@ from corpora.benchmarks import ask, check_tasks, read_benchmark
 from evaluate import encode, score_texts
 from model import check_kernels, load
 from support.console import progress, run_script
-from support.files import fingerprint, replacing
+from support.files import replacing
 from support.settings import UserError, at_least, configure, one_of, reason
 from tools import export
 
@@ -69,7 +69,7 @@ def main(s):
         "transformers": version("transformers"),
         "torch": torch.__version__,
         "run": s.run,
-        "checkpoint": fingerprint(trained.checkpoint),
+        "checkpoint": trained.digest,
     }
     rows = []
     for task in s.tasks.split(","):
