@@ -179,13 +179,15 @@ def read_file(path, defaults):
         if path.suffix == ".pt":
             hint = f"to train as that run was, name its folder, {path.parent}"
         raise UserError(f"{path}: cannot read these settings ({reason(error)}); {hint}") from error
-    lines = read_json(text, path, defaults) if path.suffix == ".json" else read_literals(text, path)
-    base = lines.pop("base", (None, None))[0]
+    lines = read_json(text, path) if path.suffix == ".json" else read_literals(text, path)
+    base, where = lines.pop("base", ("", path))
+    if not isinstance(base, str) or base == path.name:
+        raise UserError(f"{where}: base = {base!r} is not another settings file in this folder")
     settings = read_file(path.parent / base, defaults) if base else {}
     return settings | {name: typed(name, value, defaults, where) for name, (value, where) in lines.items()}
 
 
-def read_json(text, path, defaults):
+def read_json(text, path):
     """The text of a settings.json -> {name: (value, where it stands)}."""
     try:
         settings = dict(json.loads(text))
@@ -193,10 +195,6 @@ def read_json(text, path, defaults):
         raise UserError(f"{path}: expected settings as JSON, {{name: value}} ({error})") from error
     if "benchmarks" in settings:
         raise UserError(f"{path}: results, not settings; to train as that run was, name its folder")
-    unknown = [name for name in settings if name not in vars(defaults)]
-    if unknown:
-        remedy = "use that version, or take them out of the file"
-        raise UserError(f"{path}: of another version or script, it has {', '.join(unknown)}; {remedy}")
     return {name: (value, path) for name, value in settings.items()}
 
 
@@ -235,6 +233,8 @@ def value_of(name, defaults, where):
     hint = "--help lists all of them"
     if close:
         hint = f"did you mean '{close}'?"
+    if str(where).endswith(".json"):
+        hint = "the file is of another version of nanoRNN: use that, or take it out"
     if name in OF_ANOTHER:
         hint = f"that is one of {OF_ANOTHER[name]}'s"
     raise UserError(f"{where}: there is no setting '{name}'; {hint}")

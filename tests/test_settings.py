@@ -181,7 +181,7 @@ train.py out/tiny/best.pt                       -> to train as that run was, nam
 train.py tiny.py –n_layer=3                     -> did you mean --n_layer=3?
 train.py config/toi.py                          -> did you mean config/toy.py?
 train.py toy                                    -> did you mean config/toy.py?
-train.py other_version.json                     -> other_version.json: of another version or script, it has
+train.py other_version.json                     -> no setting 'n_layers'; the file is of another version of
 train.py -n_layer=x tiny.py                     -> n_layer = 'x' is not of type int, like 6
 train.py tiny.py --n_layer=                     -> n_layer = '' is not of type int
 train.py tiny.py --n_layer=1e3                  -> n_layer = 1000.0 is not of type int
@@ -263,6 +263,8 @@ train.py list.json                              -> list.json: expected settings 
 train.py cut.json                               -> cut.json: expected settings as JSON
 train.py text.txt                               -> text.txt:1: expected lines `name = literal` (invalid syntax)
 train.py sample_settings.py                     -> sample_settings.py:2: there is no setting 'temperature'
+train.py own_base.py                            -> own_base.py:1: base = 'own_base.py' is not another settings
+train.py no_base.py                             -> no_base.py:1: base = 3 is not another settings file
 train.py two_at_once.py                         -> two_at_once.py:1: expected `name = literal`
 train.py wrong_type.py                          -> wrong_type.py:1: n_layer = '3' is not of type int, like 6
 data.py                                         -> what to prepare? python data.py text | toy | shakespeare
@@ -356,6 +358,8 @@ WRONG = [line.rpartition(" -> ") for line in WRONG.strip().splitlines()]
 ODD_FILES = {
     "sample_settings.py": b"\xef\xbb\xbfseed = 1\ntemperature = 0.5\n",  # a byte order mark does no harm
     "two_at_once.py": b"n_layer, d_model = 3, 4\n",
+    "own_base.py": b"base = 'own_base.py'\n",
+    "no_base.py": b"base = 3\n",
     "wrong_type.py": b"n_layer = '3'\n",
     "utf16.py": "n_layer = 3\n".encode("utf-16"),
     "latin1.py": b"# \xe9\nn_layer = 3\n",
