@@ -60,7 +60,7 @@ class Settings:
     repeats: int = 9  # timings to take the median of
     threads: int = 0  # of the CPU; 0: as many as PyTorch takes
     device: str = "auto"  # cuda, cuda:1, mps, cpu; auto: the first of these there is
-    compiled: str = "auto"  # training steps by torch.compile, peers' too: yes, no; auto: on CUDA
+    compiled: str = "auto"  # training steps by torch.compile, peers' too: yes, no; auto: on CUDA both
     dtype: str = "float32"  # float32, or bfloat16 by autocast
     results: str = ""  # the file that figures are added to; none: results/bench_DEVICE.json
 

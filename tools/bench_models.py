@@ -149,36 +149,41 @@ def limits(s):
 
 
 def train(s):
-    """Return a row for each shape and model: time, throughput and peak memory of a training step."""
+    """Return a row for each shape, model and way to run it: time, throughput, peak memory of a training step."""
     shapes, device = s.numbers("shapes"), find_device(s.device)
     names = s.chosen("models", MODELS)
     if device.type != "cuda":
         names = [name for name in names if name != "fla HGRN2"]
-    rows = [{"model": name, "B": B, "T": T, "compiled": compiles(s)} for B, T in shapes for name in names]
-    for row in progress(rows, desc="memory"):
-        row |= in_own_process(s, size_and_memory, row["model"], row["B"], row["T"])
+    cases = [(name, compiled, B, T) for B, T in shapes for name in names for compiled in ways_to_run(s)]
+    rows = {}
+    for name, compiled, B, T in progress(cases, desc="memory"):
+        row = {"model": name, "compiled": compiled, "B": B, "T": T}
+        rows[name, compiled, B, T] = row | in_own_process(s, size_and_memory, name, compiled, B, T)
     clock = Clock(device)
-    for B, T in progress(shapes, desc="time"):
-        here = [row for row in rows if (row["B"], row["T"]) == (B, T) and "failed" not in row]
+    for shape in progress(shapes, desc="time"):
+        here = [case for case in cases if case[2:] == shape and "failed" not in rows[case]]
         # On a GPU one model at a time: it may not hold several large ones and their optimizers.
-        groups = [here] if device.type == "cpu" else [[row] for row in here]
+        groups = [here] if device.type == "cpu" else [[case] for case in here]
         for group in groups:
-            makers = {row["model"]: partial(make_step, s, row["model"], B, T) for row in group}
-            times = take_turns(makers, clock, range(s.repeats))
-            for row in group:
-                row |= times[row["model"]]
-                if "seconds" in row:
-                    row["tokens_per_second"] = B * T / row["seconds"]
-    return rows
+            makers = {case: partial(make_step, s, *case) for case in group}
+            for case, time_taken in take_turns(makers, clock, range(s.repeats)).items():
+                rows[case] |= time_taken
+    for row in rows.values():
+        if "seconds" in row:
+            row["tokens_per_second"] = row["B"] * row["T"] / row["seconds"]
+    return list(rows.values())
 
 
-def compiles(s):
-    return s.compiled == "yes" or (s.compiled == "auto" and find_device(s.device).type == "cuda")
+def ways_to_run(s):
+    """Whether steps are compiled, as train.py does on CUDA; there both are measured, for a peer may fail so."""
+    if s.compiled == "auto":
+        return [False, True] if find_device(s.device).type == "cuda" else [False]
+    return [s.compiled == "yes"]
 
 
-def size_and_memory(s, name, B, T):
+def size_and_memory(s, name, compiled, B, T):
     """Return the number of parameters, and the bytes that steps of B x T take beyond those of steps of 1 x 16."""
-    step, device, peaks = Step(make(s, name), s), find_device(s.device), []
+    step, device, peaks = Step(s, name, compiled), find_device(s.device), []
     for shape in ((1, 16), (B, T)):
         for _ in range(2):
             step(*random_tokens(s, *shape))
@@ -187,18 +192,18 @@ def size_and_memory(s, name, B, T):
     return {"peak_bytes": peak, "parameters": sum(p.numel() for p in step.module.parameters())}
 
 
-def make_step(s, name, B, T):
-    return partial(Step(make(s, name), s), *random_tokens(s, B, T))
+def make_step(s, name, compiled, B, T):
+    return partial(Step(s, name, compiled), *random_tokens(s, B, T))
 
 
 class Step:
     """A training step: forward, backward, clipping, AdamW."""
 
-    def __init__(self, module, s):
-        self.module, self.s = module, s
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-        if compiles(s):
-            self.module = torch.compile(module, dynamic=False)
+    def __init__(self, s, name, compiled):
+        self.s, self.module = s, make(s, name)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-4, fused=True)
+        if compiled:
+            self.module = torch.compile(self.module, dynamic=False)
 
     def __call__(self, tokens, targets):
         with autocast(self.s):
