@@ -31,6 +31,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import zlib
 from contextlib import contextmanager
@@ -539,7 +540,7 @@ def main(args):
 
 def train_command(corpus):
     """The command that trains the default model on a corpus, given by its folder."""
-    script = Path(sys.argv[0]).with_name("train.py")
+    script = shlex.quote(str(Path(sys.argv[0]).with_name("train.py")))
     if corpus.name == "toy":
         return f"python {script}"
     meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
