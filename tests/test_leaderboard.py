@@ -75,6 +75,14 @@ def test_runs_are_compared_pair_by_pair_and_what_is_unlike_is_said(pairs, capsys
     assert "pairs: out/tiny and out/two have no scores of the same pairs" in capsys.readouterr().out
 
 
+def test_perplexities_on_different_texts_are_said_not_to_compare(capsys):
+    rows = [dict(name=x, corpus=x, steps=9, tokens=9, perplexity=2.0) for x in ("toy", "english")]
+    leaderboard.say_what_differs(rows)
+    assert capsys.readouterr().out == "perplexities on different texts cannot be compared: english, toy\n"
+    leaderboard.say_what_differs([rows[0], rows[1] | {"perplexity": None}, {"name": "x", "paper": True}])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_paired_difference_by_hand():
     """
     Four pairs, won, lost, as before, as before: 0, with (1 + 1 + 1) / 6 for the variance, as one more is won and
