@@ -23,8 +23,9 @@ A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bi
 (byte-level BPE) and meta.json (counts, SHA-256 of the sources). An empty line in the text ends a document. Each
 document becomes <s> line, newline, line, ... </s>.
 
-Data is made in data/ in the working directory, if there is such a folder, and otherwise in the repository's data/.
-All scripts look for it in both, but first in the folder NANORNN_DATA, to which nothing is written.
+Data is made in data/ in the working directory, if there is such a folder, and otherwise in the repository's data/
+(unless that is read-only). All scripts look for it in both, but first in the folder NANORNN_DATA, to which nothing
+is written.
 """
 
 import hashlib
@@ -361,9 +362,11 @@ def data_folders():
 
 
 def data_folder():
-    """Where data is made: data/ in the working directory, if there is one, otherwise the repository's data/."""
+    """Where data is made: the working directory's data/, if it has one; else the repository's, if not read-only."""
     here = Path("data")
-    return here if here.is_dir() or Path.cwd() == ROOT else ROOT / "data"
+    if here.is_dir() or Path.cwd() == ROOT or not os.access(ROOT, os.W_OK):
+        return here
+    return ROOT / "data"
 
 
 @contextmanager

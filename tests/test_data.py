@@ -474,6 +474,9 @@ def test_what_was_made_in_one_folder_is_found_from_any_other(places, monkeypatch
     assert data.find("own") == Path("data/own") and data.find("small") == repository / "data/small"
     data.main(["copying", "small", *SMALL])
     assert data.find("small") == Path("data/small")
+    Path("data").rename("other")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != repository)
+    assert data.data_folder() == Path("data")  # of a read-only repository, as in a computer room
     monkeypatch.chdir(repository)
     assert data.find("small") == Path("data/small") and not data.find("own", needed=False)
 
