@@ -362,7 +362,7 @@ def data_folders():
 
 
 def data_folder():
-    """Where data is made: the working directory's data/, if it has one; else the repository's, if not read-only."""
+    """Where data is made: data/ in the working directory, or in the repository; see above."""
     here = Path("data")
     if here.is_dir() or Path.cwd() == ROOT or not os.access(ROOT, os.W_OK):
         return here
