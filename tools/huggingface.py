@@ -64,11 +64,14 @@ class NanoRNNCache(Cache):
     is called with it. A state cannot take tokens back, so there is no crop().
     """
 
-    is_compileable = False
+    is_compileable = is_croppable = False
 
-    def __init__(self):
-        self.layers = []  # transformers' own, of which there are none
+    def __init__(self, n_layer):
+        self.layers, self.n_layer = [], n_layer  # `layers` are transformers' own, of which there are none
         self.reset()
+
+    def __len__(self):
+        return self.n_layer
 
     def reset(self):
         self.states = [None]  # of the whole batch or, if the rows' states differ in shape, of each row
@@ -141,6 +144,7 @@ class Options:
     output_hidden_states: bool = None  # the input of each block and the features after the last
     output_attentions: bool = None  # refused: most mixers have none
     return_dict: bool = None  # else a tuple
+    position_ids: torch.Tensor = None  # refused unless they are those that the model counts itself
     token_type_ids: torch.Tensor = None  # refused unless 0: no model here has types
     num_items_in_batch: torch.Tensor = None  # what the sum of the losses is divided by; None: their number
 
@@ -159,15 +163,21 @@ class Options:
         return self
 
 
-class CheckpointedBlock(Block):
+try:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+except ImportError:  # transformers 4.51
+
+    class GradientCheckpointingLayer(nn.Module):
+        gradient_checkpointing = False
+
+        def __call__(self, *args):
+            if self.gradient_checkpointing and self.training:
+                return self._gradient_checkpointing_func(super().__call__, *args)
+            return super().__call__(*args)
+
+
+class CheckpointedBlock(GradientCheckpointingLayer, Block):
     """A block that, after gradient_checkpointing_enable(), computes its forward again in backward."""
-
-    gradient_checkpointing = False
-
-    def __call__(self, *args):
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(super().__call__, *args)
-        return super().__call__(*args)
 
 
 class NanoRNNPreTrainedModel(PreTrainedModel):
@@ -243,9 +253,8 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         self.nanornn.embed = embedding
 
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
-        inputs_embeds=None, **options,
-    ):  # fmt: skip
+        self, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, **options
+    ):
         """
         tokens (B, T), or their embeddings (B, T, D) -> last_hidden_state (B, T, D); and the cache.
 
@@ -257,11 +266,11 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = input_ids if inputs_embeds is None else inputs_embeds
-        cache = NanoRNNCache() if past_key_values is None else past_key_values
+        cache = NanoRNNCache(self.config.n_layer) if past_key_values is None else past_key_values
         check_cache(cache)
         real = real_tokens(x, attention_mask, cache)
-        if position_ids is not None:
-            self.check_positions(position_ids, real, cache)
+        if asked.position_ids is not None:
+            self.check_positions(asked.position_ids, real, cache)
         padded = attention_mask is not None and not real.all()
         with self.low_precision():
             hidden = self.read(x, real, padded, cache, asked.output_hidden_states)
@@ -392,15 +401,15 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
         self.lm_head = head
 
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
-        inputs_embeds=None, labels=None, logits_to_keep=0, **options,
+        self, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, labels=None,
+        logits_to_keep=0, **options,
     ):  # fmt: skip
         """
         tokens (B, T) -> logits (B, T, vocab), of the last `logits_to_keep` if that is not 0; and the cache. With
         labels (B, T) also the mean cross-entropy of each next token; a label of -100 is left out.
         """
         asked = Options(**options).complete(self.config, self.training)
-        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        inputs = (input_ids, attention_mask, past_key_values, inputs_embeds)
         output = self.model(*inputs, **options | {"return_dict": True})
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         with self.low_precision():
@@ -422,7 +431,7 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
             check_cache(cache)
             cache._is_user_defined = True  # transformers 5 then reads no token beyond the text's end
         elif generation_config.use_cache:
-            model_kwargs["past_key_values"] = NanoRNNCache()
+            model_kwargs["past_key_values"] = NanoRNNCache(self.config.n_layer)
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
         """The arguments of forward: the tokens that the cache has not seen."""
@@ -463,8 +472,8 @@ class NanoRNNForSequenceClassification(NanoRNNPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
-        inputs_embeds=None, labels=None, **options,
+        self, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, labels=None,
+        **options,
     ):  # fmt: skip
         """
         tokens (B, T) -> logits (B, labels). With labels also transformers' loss for config.problem_type or, where
@@ -473,13 +482,12 @@ class NanoRNNForSequenceClassification(NanoRNNPreTrainedModel):
         asked = Options(**options).complete(self.config, self.training)
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
-        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        inputs = (input_ids, attention_mask, past_key_values, inputs_embeds)
         output = self.model(*inputs, **options | {"return_dict": True})
         with self.low_precision():
             logits = self.score(output.last_hidden_state[:, -1])
         loss = None
         if labels is not None:
-            labels = labels.float() if self.num_labels == 1 else labels
             loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
         output = SequenceClassifierOutputWithPast(loss, logits, output.past_key_values, output.hidden_states)
         return output if asked.return_dict else output.to_tuple()
