@@ -479,10 +479,9 @@ def load(path, device="cpu", kernels="auto"):
     """
     A run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
 
-    settings.checkpoint is the file that was read, settings.digest the SHA-256 of its bytes and settings.step the
-    updates it has had; settings added since the run was trained have their defaults.
-    `kernels` is the form for use_kernels; None leaves the plain one. UserError if there is no checkpoint, or if it
-    is damaged or of another version.
+    settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the updates it has had;
+    newer settings have their defaults. `kernels` is the form for use_kernels; None leaves the plain one. UserError
+    if there is no checkpoint, or if it is damaged or of another version.
     """
     from support.files import read
 
