@@ -362,7 +362,7 @@ def data_folders():
 
 
 def data_folder():
-    """Where data is made: data/ in the working directory, or in the repository; see above."""
+    """Where data is made; see the top of this file."""
     here = Path("data")
     if here.is_dir() or Path.cwd() == ROOT or not os.access(ROOT, os.W_OK):
         return here
