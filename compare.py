@@ -129,7 +129,8 @@ def plan(s, settings, file):
     folders = [run.run.lower() for row in rows.values() for run in row]  # some file systems take A for a
     for folder in folders:
         if folders.count(folder) > 1:
-            raise UserError(f"{file}: two runs would be out/{folder}; rename a row, or leave out a rate")
+            remedy = "rename a row, or leave out a rate or a seed"
+            raise UserError(f"{file}: two runs would be out/{folder}; {remedy}")
     return rows
 
 
@@ -293,10 +294,9 @@ def train_one(run, title):
 
 
 def clean_up():
-    """Free the GPU's memory that the last model held, and what torch.compile has made for it."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
+    """Free the memory that the last model held, and what torch.compile has made for it."""
+    gc.collect()
+    torch.cuda.empty_cache()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 

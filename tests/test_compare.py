@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import compare
 import data
@@ -48,6 +49,15 @@ def write(name="two.py", **settings):
     return name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Without what takes longer than such a run: its picture, and looking for what a large model leaves behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "learning_curve", lambda folder: "")
+        patch.setattr(compare, "gc", SimpleNamespace(collect=lambda: None))
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a little of toyland, and a comparison on it, two.py, made without a stop; what it returned."""
@@ -55,7 +65,6 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("NANORNN_DATA", raising=False)
-        patch.setattr(figures, "learning_curve", lambda folder: "")  # it takes longer than such a run
         Path("text.txt").write_text("\n\n".join(toyland.stories(seed=0, words=5_000)))
         data.prepare("small", ["text.txt"], data.Settings(vocab_size=300, val_share=0.05))
         Path("pairs").mkdir()
@@ -71,7 +80,6 @@ def place(made, tmp_path, monkeypatch):
     shutil.copytree(made[0], tmp_path / "place", ignore=shutil.ignore_patterns("out", "two.json", "two.svg"))
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.delenv("NANORNN_DATA", raising=False)
-    monkeypatch.setattr(figures, "learning_curve", lambda folder: "")
     monkeypatch.setattr(figures, "draw_results", lambda path: [])
 
 
@@ -255,7 +263,6 @@ def schooled(made, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("NANORNN_DATA", raising=False)
-        patch.setattr(figures, "learning_curve", lambda folder: "")
         s = {name: value for name, value in RECIPE.items() if name not in ("models", "learning_rates")}
         train.main(train.Settings(**s | {"run": "alone", "max_steps": 1}))
         return folder, compare.main([write("school.py", **SCHOOL)])
