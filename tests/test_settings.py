@@ -300,6 +300,8 @@ data.py text mine empty.txt                     -> data/mine: no text to train o
 data.py text mine line.txt --val_share=1e-9     -> too little text to keep some for validation; name more
 evaluate.py out/none                            -> out/none: no checkpoint here; make one: python train.py
 evaluate.py ""                                  -> no checkpoint here
+evaluate.py out/tiny toyland                    -> toyland: did you mean --tasks=toyland?
+evaluate.py run=out/tiny                        -> run=out/tiny: did you mean --run=out/tiny?
 evaluate.py out/none out/other                  -> no runs among these
 evaluate.py LONG_NAME                           -> File name too long
 evaluate.py out/tiny --task=toyland             -> there is no setting 'task'; did you mean 'tasks'?

@@ -52,6 +52,8 @@ def find_runs(words):
     for word in words:
         path = Path(word).expanduser()
         checkpoint = evaluate.checkpoint_of(path)
+        if word in BENCHMARKS:
+            raise UserError(f"{word}: did you mean --tasks={word}?")
         if checkpoint.suffix != ".pt" or not checkpoint.is_file():
             others.append(word)
             continue
@@ -203,9 +205,7 @@ def say_what_differs(rows):
 def save(rows, columns, folder):
     """Write leaderboard.csv and draw leaderboard.svg in a folder, if files can be written there."""
     if not evaluate.can_write(folder):
-        print(
-            f"not written: leaderboard.csv and .svg, for {folder} is read-only; --results=FILE writes the rows"
-        )
+        print(f"not written: {folder}/leaderboard.csv and .svg, for this folder is read-only")
         return
     with replacing(folder / "leaderboard.csv") as file:
         write_csv(file, rows, columns)
