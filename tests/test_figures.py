@@ -9,7 +9,7 @@ from pathlib import Path
 import train
 from corpora import toyland
 from model import MIXERS, Config, LanguageModel, load
-from tools import figures, figures_gates, figures_style
+from tools import figures, figures_bench, figures_gates, figures_style
 
 import matplotlib
 import pytest
@@ -415,6 +415,17 @@ def test_a_wrong_word_is_one_line(with_results, refusal):
         args = shlex.split(command.replace("LONG", "The cat sees the dog. " * 20))
         said = refusal(figures.main, args)
         assert expected.strip() in said and said.count("\n") == 1, line
+
+
+def test_compiled_steps_have_panels_of_their_own(tmp_path, monkeypatch):
+    """On a GPU a model is measured both ways; the second was drawn in place of the first."""
+    panels = []
+    monkeypatch.setattr(figures_bench, "keep", lambda figure, path: panels.extend(figure.axes))
+    row = {"model": "HGRN2", "B": 8, "T": 256}
+    rows = [row | {"compiled": compiled, "tokens_per_second": 10 + compiled} for compiled in (True, False)]
+    list(figures_bench.draw_benches({"train_float32": {"rows": rows}}, tmp_path / "bench.json"))
+    found = {axis.get_title(): axis.lines[0].get_ydata().tolist() for axis in panels}
+    assert found == {"training, float32: tokens/s, compiled": [11], "training, float32: tokens/s": [10]}
 
 
 # ----------------------------------------------------------------------------------------------------

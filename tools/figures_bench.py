@@ -49,7 +49,10 @@ def draw_benches(results, path):
         for template, (entry, number, over) in templates.items():
             for row in results.get(entry, {}).get("rows", ()):
                 if row.get(number) is not None:
-                    panels.setdefault((template.format(**row), number, over), []).append(row)
+                    title = template.format(**row)
+                    if row.get("compiled"):
+                        title += ", compiled"
+                    panels.setdefault((title, number, over), []).append(row)
         if panels:
             yield draw_panels(panels, path.with_name(f"{path.stem}{end}.svg"), log=bool(end))
 
