@@ -25,8 +25,6 @@ OURS = {
     "our Llama": "#8856a7",
     "Mamba": "#8856a7",
     "ours": "#d7301f",
-    "ours, k given": "#fc8d59",
-    "ours in PyTorch": "#e6ab02",
 }
 PEERS = {  # drawn dashed
     "transformers Llama": "#045a8d",
@@ -35,6 +33,7 @@ PEERS = {  # drawn dashed
     "torch GRU": "#99d8c9",
     "LSTM, a loop": "#045a8d",
     "GRU, a loop": "#74a9cf",
+    "fla HGRN2": "#e7298a",
     "fla chunk_hgrn": "#045a8d",
     "fla chunk_gla": "#045a8d",
     "loop": "#8856a7",
@@ -81,7 +80,7 @@ def draw_lines(axis, rows, number, over, log):
     for name in dict.fromkeys(row["model"] for row in rows):
         points = {row[over]: UNITS.get(number, 1) * row[number] for row in rows if row["model"] == name}
         color = OURS.get(name) or PEERS.get(name)
-        dashes = "-" if name in OURS or name.startswith("ours") else "--"
+        dashes = "-" if name in OURS else "--"
         axis.plot(*zip(*points.items()), label=name, color=color, linestyle=dashes, marker="o")
     limit = {row[over]: 1e3 * row["floor_seconds"] for row in rows if "floor_seconds" in row}
     if limit:
