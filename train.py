@@ -116,7 +116,7 @@ def main(s, objective=NextToken, progress=progress):
     with alone_in(Path("out") / s.run):
         run = Run(s, model, make_optimizer(model, s), scaler, corpus, train.n)
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
-        where = f"step {run.step:,} of {run.steps:,}, {run.tokens:,} tokens each"
+        where = f"step {run.step:,} of {run.steps:,}, {run.tokens_per_step:,} tokens each"
         say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; {where}")
         if run.step < run.steps or run.evaluated < run.step:
             warn_of_rates(run)
@@ -130,7 +130,7 @@ def main(s, objective=NextToken, progress=progress):
 
 def loop(run, module, autocast, train, val, progress):
     """Train to the last step, or until all processes are asked to stop: then save, and raise Stopped."""
-    tokens = run.tokens  # in a step
+    tokens = run.tokens_per_step
     with progress(total=run.steps * tokens, initial=run.step * tokens, unit="tok") as bar, Stop() as stop:
         try:
             while True:
@@ -203,7 +203,7 @@ def warn_of_rates(run):
     if run.planned != steps and 0 < run.step < steps:
         then = learning_rate(min(run.step, run.planned) - 1, s, run.planned)
         now = learning_rate(run.step, s, steps)
-        if not 0.9 < now / then < 1.1:
+        if abs(now - then) > 0.1 * then:
             jump = f"the learning rate jumps from {then:.2g} to {now:.2g}"
             say(f"{run.planned:,} steps were planned, now {steps:,}: {jump}; schedule = 'wsd' has none")
 
@@ -231,7 +231,7 @@ def finish(run):
     if rank() == 0:
         from tools.figures import learning_curve  # not above: matplotlib takes a second to load
 
-        done = f"{run.step:,} of {run.steps:,} steps, {run.step * run.tokens:,} tokens"
+        done = f"{run.step:,} of {run.steps:,} steps, {run.step * run.tokens_per_step:,} tokens"
         say(f"done: {done}; learning curve: {learning_curve(run.folder)}")
         best = best_evaluation(read_log(run.folder))
         if best:

@@ -48,7 +48,7 @@ class Run:
         """Start anew, or resume from the folder's last checkpoint. There are `blocks` blocks in an epoch."""
         self.s, self.blocks, self.folder = s, blocks, Path("out") / s.run
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self.tokens = s.batch_size * s.context  # in a step
+        self.tokens_per_step = s.batch_size * s.context
         self.steps = self.planned = count_steps(asdict(s), blocks)  # now, and when it was last started
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
@@ -229,11 +229,12 @@ class Run:
     def log_time(self):
         """Add a line to times.jsonl; seconds count from the start of this process's training."""
         now, (step, then) = time.perf_counter(), self.clock
-        speed = (self.step - step) * self.tokens / (now - then)
+        speed = (self.step - step) * self.tokens_per_step / (now - then)
         self.clock = self.step, now
-        record = {"step": self.step, "tokens": self.step * self.tokens, "seconds": round(now - self.began, 3)}
+        record = {"step": self.step, "tokens": self.step * self.tokens_per_step}
+        record |= {"seconds": round(now - self.began, 3), "tokens_per_second": round(speed)}
         if rank() == 0:
-            append(self.folder / "times.jsonl", record | {"tokens_per_second": round(speed)})
+            append(self.folder / "times.jsonl", record)
 
     def log_evaluation(self, loss, accuracy, pairs):
         """
