@@ -47,7 +47,7 @@ from typing import NamedTuple
 from support.console import run_script
 from support.files import not_written, replacing
 from support.processes import rank, wait_for_all
-from support.settings import ROOT, UserError, at_least, configure, one_of, reason
+from support.settings import ROOT, UserError, at_least, configure, nearest, one_of, reason
 
 import numpy as np
 import torch
@@ -319,7 +319,11 @@ def find(name, needed=True):
             if not meta and name in RECIPES:
                 return recipe(name).make(name)
         if not meta:
-            remedy = f"make it with: python data.py text {name} FILES..."
+            remedy = f"make it with: {command_for(name)}"
+            there = [path.parent.name for path in data_folder().glob("*/meta.json")]
+            close = nearest(name, [*RECIPES, *there])
+            if close:
+                remedy = f"did you mean {close!r}? Or {remedy}"
             raise UserError(f"corpus = {name!r}: there is no {data_folder() / name}; {remedy}")
     return meta.parent if meta else None
 
@@ -431,8 +435,14 @@ def read_meta(folder):
         for split in ("train", "val"):
             check_tokens(folder / f"{split}.bin", meta[split], meta["vocab_size"])
     except Exception as error:  # a broken tokenizer raises no other
-        raise UserError(f"{folder}: this corpus is damaged ({reason(error)}); prepare it again")
+        again = f"prepare it again: {command_for(folder.name)}"
+        raise UserError(f"{folder}: this corpus is damaged ({reason(error)}); {again}")
     return meta
+
+
+def command_for(name):
+    """The command that makes a corpus."""
+    return f"python data.py {name}" if name in RECIPES else f"python data.py text {name} FILES..."
 
 
 def check_tokens(path, counts, vocab_size):

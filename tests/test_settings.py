@@ -239,6 +239,8 @@ train.py tiny.py --eval_pairs=missing.jsonl     -> eval_pairs = 'missing.jsonl':
 train.py tiny.py --eval_pairs=toyland,          -> eval_pairs = '': possible: toyland, toyland_ewok
 train.py tiny.py --eval_pairs=blimp             -> blimp: put it at data/blimp/blimp.zip
 train.py tiny.py --corpus=nosuch                -> make it with: python data.py text nosuch FILES...
+train.py tiny.py --corpus=tini                  -> did you mean 'tiny'? Or make it with: python data.py text
+train.py tiny.py --corpus=Shakespear            -> did you mean 'shakespeare'?
 train.py tiny.py --corpus=                      -> corpus = '' cannot name a folder under data/
 train.py tiny.py --corpus=../data/tiny          -> corpus = '../data/tiny' cannot name a folder under data/
 train.py tiny.py --corpus=tiny/../tiny          -> use letters, digits, - and _
