@@ -52,7 +52,7 @@ def find_runs(words):
     for word in words:
         path = Path(word).expanduser()
         checkpoint = evaluate.checkpoint_of(path)
-        if word in BENCHMARKS:
+        if word in BENCHMARKS and not path.exists():
             raise UserError(f"{word}: did you mean --tasks={word}?")
         if checkpoint.suffix != ".pt" or not checkpoint.is_file():
             others.append(word)
@@ -100,12 +100,15 @@ def add_macro(rows):
 def differences(one, its, other, others):
     """{task: {"mean": score of the run `other` less that of `one`, "interval": half its 95 % interval}}."""
     found = {}
-    for task in its["benchmarks"].keys() & others["benchmarks"].keys():
+    for task in its["benchmarks"]:
+        if task not in others["benchmarks"]:
+            continue
         result, result_of_other = its["benchmarks"][task], others["benchmarks"][task]
         verdicts = read_verdicts(one, task, result)
         verdicts_of_other = read_verdicts(other, task, result_of_other)
-        same = result.get("records") == result_of_other.get("records")
-        if verdicts and verdicts_of_other and same and verdicts.keys() == verdicts_of_other.keys():
+        records = {result.get("records"), result_of_other.get("records")} - {None}  # of an earlier version
+        alike = verdicts and verdicts_of_other and verdicts.keys() == verdicts_of_other.keys()
+        if alike and len(records) < 2:
             found[task] = paired_difference(verdicts, verdicts_of_other, "templates" in result)
         else:
             print(f"{task}: {one} and {other} have no scores of the same pairs; score both anew")
