@@ -292,9 +292,17 @@ def in_passing():
     yield f"{sum(x['good'] for x in faults):,} of {sum(x['of'] for x in faults):,} held"
     lost = (100 - relative_clauses(name) for name in ("HGRN2", "minLSTM"))
     yield "lose the subject where a relative clause stands between, in {:.0f} and {:.0f} of 100".format(*lost)
+    gender, domain = (sorted(float32_scores(x)) for x in ("anaphor_gender_agreement", "principle_A_domain_2"))
+    yield f"judge {gender[0]:.0f} to {gender[-1]:.0f} % and {domain[0]:.0f} to {domain[-1]:.0f} % of the pairs"
     end = results("english_small")["training"][-1]
     millions = end["step"] * 32 * 128 / 1e6
     yield f"{millions:.1f} of the {millions / end['epoch']:.1f} million"
+
+
+def float32_scores(paradigm):
+    """The scores of the three float32 runs of config/toy.py on a paradigm of toyland."""
+    names = ("toy_float32_0", "toy_float32_1", "toy_float32_2")
+    return [results(name)["benchmarks"]["toyland"]["subtasks"][paradigm]["score"] for name in names]
 
 
 def relative_clauses(name):
