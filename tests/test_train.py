@@ -1,5 +1,6 @@
 """Training: it learns, its recipe is the one written down, and it says what is wrong."""
 
+import importlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import data
 import evaluate
+import support
 import train
 from conftest import ROOT, bits, contents, log, losses, same, saved
 from model import LanguageModel, load
@@ -78,6 +80,18 @@ def test_it_trains_in_a_thread(workplace, tiny):
     thread.start()
     thread.join()
     assert saved(run="threaded")["step"] == 2
+
+
+def test_threads_spin_less_where_others_want_the_cores(monkeypatch):
+    """On two cores with six busy processes a run took two to three times the CPU time, and now a quarter more."""
+    spins = {}
+    for load in (0.5, 6.0):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        importlib.reload(support)
+        spins[load] = int(os.environ["GOMP_SPINCOUNT"])
+    assert spins[6.0] <= 0.1 * spins[0.5]
 
 
 @pytest.mark.parametrize(
