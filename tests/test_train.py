@@ -85,12 +85,12 @@ def test_it_trains_in_a_thread(workplace, tiny):
 def test_threads_spin_less_where_others_want_the_cores(monkeypatch):
     """On two cores with six busy processes a run took two to three times the CPU time, and now a quarter more."""
     spins = {}
-    for load in (0.5, 6.0):
+    for busy in (0.5, 6.0):
         monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-        monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+        monkeypatch.setattr(os, "getloadavg", lambda: (busy, busy, busy))
         monkeypatch.setattr(os, "cpu_count", lambda: 2)
         importlib.reload(support)
-        spins[load] = int(os.environ["GOMP_SPINCOUNT"])
+        spins[busy] = int(os.environ["GOMP_SPINCOUNT"])
     assert spins[6.0] <= 0.1 * spins[0.5]
 
 
