@@ -88,9 +88,8 @@ class Run:
         if longer and saved["step"] > decay_start(self.planned) and early.exists():
             saved, path = read(early)
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
-            raise UserError(
-                f"{path}: holds weights alone, or is of an earlier version; start anew with --fresh"
-            )
+            what = "holds weights alone, or is of an earlier version"
+            raise UserError(f"{path}: {what}; go on from them with --from={path} --run=NAME")
         for name in ("model", "optimizer", "scaler"):
             if saved[name]:  # the scaler's is empty unless it was used
                 getattr(self, name).load_state_dict(saved[name])
