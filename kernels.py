@@ -1066,6 +1066,8 @@ TRITON = {
 
 def __getattr__(name):
     """What another library wants of Hugging Face's package `kernels`, for which it finds this file."""
+    if name == "__path__":  # Python looks for it at every import
+        raise AttributeError(name)
     from support.namesakes import attribute_of_package
 
     return attribute_of_package(__name__, name)

@@ -17,13 +17,11 @@ packages = {}  # name: the package, None if none is installed
 
 def attribute_of_package(script, name):
     """Attribute `name` of the installed package called `script`, as our module is; else AttributeError."""
-    special = name.startswith("__") and name != "__version__"  # Python itself asks for these, of every module
-    if script not in packages and not special:
+    if script not in packages:
         packages[script] = load_package(script)
-    package = packages.get(script)
-    if package is None:
+    if packages[script] is None:
         raise AttributeError(f"module {script!r} has no attribute {name!r}")
-    return getattr(package, name)
+    return getattr(packages[script], name)
 
 
 def load_package(name):
@@ -34,6 +32,9 @@ def load_package(name):
     everywhere, ours = sys.path, sys.modules.pop(name)
     sys.path = elsewhere
     try:
-        return importlib.import_module(name)
+        package = importlib.import_module(name)
+        if hasattr(package, "__path__"):
+            ours.__path__ = package.__path__  # where it finds its own modules that are imported later
+        return package
     finally:
         sys.path, sys.modules[name] = everywhere, ours

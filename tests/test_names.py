@@ -1,4 +1,7 @@
-"""Packages of others that have the names of our scripts: both are to be had, in one process, in any order."""
+"""
+Names and places. Packages of others that have the names of our scripts: both are to be had, in one process, in any
+order. And what is ours is found from any folder.
+"""
 
 import os
 import subprocess
@@ -6,8 +9,10 @@ import sys
 
 import evaluate
 import kernels
+import train
 from conftest import ROOT
 from support import namesakes
+from support.settings import configure
 
 import pytest
 
@@ -23,9 +28,13 @@ def site(tmp_path):
         folder.mkdir()
         (folder / "__init__.py").write_text(f"from {name}.part import load\n__version__ = 'theirs'\n")
         (folder / "part.py").write_text("def load(name):\n    return f'their {name}'\n")
+        (folder / "late.py").write_text("late = 'loaded late'")
     lines = "from evaluate import load", "from kernels import __version__ as version", "import config"
     (tmp_path / "library.py").write_text("\n".join(lines))
     yield tmp_path
+    for module in (kernels, evaluate):
+        vars(module).pop("__path__", None)
+        vars(module).pop("late", None)
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(sys.modules[name].__spec__):
             del sys.modules[name]
@@ -42,6 +51,9 @@ def test_another_library_gets_the_package_and_we_our_script(site, monkeypatch):
     assert sys.modules["kernels"] is kernels and sys.modules["evaluate"] is evaluate
     assert kernels.linear_scan is scan
     assert kernels.part.load("kernel") == "their kernel"
+    from evaluate.late import late  # only now, and not by the package itself
+
+    assert late == evaluate.late.late == "loaded late"
     with pytest.raises(ImportError, match="cannot import name 'no_such_name' from 'kernels'"):
         from kernels import no_such_name  # noqa: F401
 
@@ -69,3 +81,9 @@ def test_python_started_in_the_repository_finds_both(site):
     assert ended.returncode == 0, ended.stderr
     found = dict(line.split(" ", 1) for line in ended.stdout.splitlines())
     assert list(found) == OURS and all(file.startswith(str(ROOT)) for file in found.values())
+
+
+def test_the_default_run_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    s = configure(train.Settings(), [], default="config/toy.py")
+    assert s.corpus == s.run == "toy" and s.max_steps + s.epochs > 1
