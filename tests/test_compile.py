@@ -11,14 +11,14 @@ import torch
 
 def language_model(**settings):
     """The training loss of a small one, as train.py compiles it, and tokens and targets."""
-    settings = Settings(**TINY | settings)
+    settings = Settings(**TINY | {"n_layer": 1} | settings)
     objective = NextToken(LanguageModel(settings))
     use_kernels("auto", objective)
     return objective, *torch.randint(settings.vocab_size, (2, 3, 40))
 
 
 MODELS = {
-    "HGRN2": lambda: language_model(mixer="hgrn2"),
+    "HGRN2": lambda: language_model(mixer="hgrn2", n_layer=2),
     "minGRU": lambda: language_model(mixer="mingru"),
     "minLSTM": lambda: language_model(mixer="minlstm", conv=4, dropout=0.0),
     "Llama": lambda: language_model(mixer="attention", position="rope"),
