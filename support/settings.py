@@ -86,8 +86,9 @@ def given(defaults, args, word=None, default=None):
     asked = {"--help", "-h"} & set(args)
     if word and len(words) > 1 and not asked:
         raise UserError(f"{' '.join(words)}: one at a time, please")
-    if word and words:
+    if word == "run" and words:
         check_run(words[0])
+    if word and words:
         settings = {word: words[0]} | settings
     else:
         settings = read_files(words, defaults) | settings

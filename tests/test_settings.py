@@ -351,6 +351,7 @@ sample.py out/tiny --seed=99999999999999999999  -> must be below 2^32
 -m tools.figures list.json                      -> list.json: not a result file of evaluate.py
 -m tools.figures cut.json                       -> cut.json: not a result file of evaluate.py
 -m tools.figures utf16.json                     -> utf16.json: not a result file of evaluate.py
+-m tools.bench train --models=llamma            -> models = 'llamma':
 -m corpora.toyland                              -> toyland.py takes a folder, --print=200 or --check, not nothing
 -m corpora.toyland ""                           -> toyland.py takes a folder
 -m corpora.toyland a b                          -> toyland.py takes a folder
