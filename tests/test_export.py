@@ -43,13 +43,17 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
+def isolated(tmp_path_factory):
     """transformers copies modelling files before it imports them: not to where the user has theirs."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    monkeypatch.setattr(sys, "path", sys.path[:])  # to which it adds the place
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", sys.path[:])  # to which it adds the place
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            patch.delitem(sys.modules, name)
+        yield
+
+
+own_cache = pytest.fixture(autouse=True)(isolated)
 
 
 def make_run(name, tokenizer="data/tiny/tokenizer.json", **settings):
@@ -110,11 +114,22 @@ def hybrid(workplace):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: " ".join(map(str, kind.values())))
 @torch.no_grad()
-def test_logits_and_features_are_ours(workplace, kind):
+def test_logits_features_and_texts_are_ours(workplace, kind):
+    """Texts with the states carried along: after the prompt, a token is all that is read."""
     ours = make_run("out/run", **kind)
     folder, x = exported("out/run"), tokens(2, 40)
-    assert near(opened(folder)(x).logits, ours(x)[0])
+    model = opened(folder)
+    assert near(model(x).logits, ours(x)[0])
     assert near(opened(folder, AutoModel)(x).last_hidden_state, ours.features(x)[0])
+    lengths = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, x: lengths.append(x.shape[1]))
+    y = model.generate(x[:1, :5], max_new_tokens=20, do_sample=False, eos_token_id=None)
+    assert y[0, 5:].tolist() == greedy(ours, x[0, :5].tolist(), 20)
+    assert lengths == [5] + [1] * 19
+
+
+def greedy(model, prompt, count):
+    return list(sample.generate(model, list(prompt), sample.Settings(temperature=0.0, tokens=count)))
 
 
 @torch.no_grad()
@@ -173,26 +188,6 @@ def test_a_pipeline_needs_but_the_folder(hybrid):
     write = transformers.pipeline("text-generation", model=hybrid[1], trust_remote_code=True, device="cpu")
     (written,) = write("The cat", max_new_tokens=5, do_sample=False)
     assert written["generated_text"].startswith("The cat")
-
-
-# ----------------------------------------------------------------------------------------------------
-# Writing, and learning anew
-
-
-def greedy(model, prompt, count):
-    return list(sample.generate(model, list(prompt), sample.Settings(temperature=0.0, tokens=count)))
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: " ".join(map(str, kind.values())))
-def test_it_writes_what_sample_writes(workplace, kind):
-    """With the states carried along: after the prompt, a token is all that is read."""
-    ours = make_run("out/run", **kind)
-    model, lengths = opened(exported("out/run")), []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, x: lengths.append(x.shape[1]))
-    x = tokens(1, 5)
-    y = model.generate(x, max_new_tokens=20, do_sample=False, eos_token_id=None)
-    assert y[0, 5:].tolist() == greedy(ours, x[0].tolist(), 20)
-    assert lengths == [5] + [1] * 19
 
 
 # ----------------------------------------------------------------------------------------------------

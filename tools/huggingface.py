@@ -190,6 +190,7 @@ class NanoRNNPreTrainedModel(PreTrainedModel):
     _supports_cache_class = True  # for transformers 4
     _supports_sdpa = True  # what attention there is, is computed so, whatever attn_implementation says
     _no_split_modules = ["CheckpointedBlock"]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def _init_weights(self, module):
         """Initialise weights that no file holds: LanguageModel's as it does, other layers by N(0, 0.02)."""
@@ -216,8 +217,6 @@ def is_missing(weight):
 
 class NanoRNNModel(NanoRNNPreTrainedModel):
     """The LanguageModel without its output layer."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config):
         super().__init__(config)
