@@ -131,6 +131,8 @@ def mark_unfinished(folder):
 
 def finish(folder, tokenizer, train, val, sources, replaced=0, **more):
     """Write tokenizer.json, then meta.json with the SHA-256 of each source: now the corpus is complete."""
+    for file in folder.glob("*.unfinished"):
+        file.unlink()  # left by a process that was killed
     with replacing(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True))
     meta = {"vocab_size": tokenizer.get_vocab_size(), "train": train.counts(), "val": val.counts()}
@@ -241,7 +243,8 @@ class Split:
         try:
             self.file.write(np.array(ids, dtype="<u2").tobytes())
         except OSError as error:  # two files are open; here we know which one it is
-            not_written(Path(self.file.name).with_suffix(""), 2 * self.tokens, error)
+            path = Path(self.file.name).with_suffix("").with_suffix("")  # without PROCESS.unfinished
+            not_written(path, 2 * self.tokens, error)
         self.tokens += len(ids)
 
     def counts(self):

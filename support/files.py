@@ -119,7 +119,7 @@ def replacing(path, mode="w", previous=None):
     `previous`. If writing fails, the old file is untouched, the new one removed, and UserError says why.
     """
     path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two may write one path
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     file = None
     try:

@@ -92,9 +92,10 @@ def lines_of(run):
 def being_saved(run, since):
     """Return True if a checkpoint is being written that was begun after `since`."""
     try:
-        return Path("out", run, "checkpoint.pt.unfinished").stat().st_mtime > since
-    except OSError:
+        begun = [file.stat().st_mtime for file in Path("out", run).glob("checkpoint.pt.*unfinished")]
+    except OSError:  # it is complete by now
         return False
+    return max(begun, default=0) > since
 
 
 def unfinished():

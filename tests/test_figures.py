@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import train
 from corpora import toyland
 from model import MIXERS, Config, LanguageModel, load
+from support.files import replacing
 from tools import figures, figures_bench, figures_gates, figures_style
 
 import matplotlib
@@ -415,6 +417,20 @@ def test_a_wrong_word_is_one_line(with_results, refusal):
         args = shlex.split(command.replace("LONG", "The cat sees the dog. " * 20))
         said = refusal(figures.main, args)
         assert expected.strip() in said and said.count("\n") == 1, line
+
+
+def test_two_processes_may_draw_one_picture(tmp_path, monkeypatch):
+    """One's was renamed while the other still wrote it: half a picture, then an error."""
+    with replacing(tmp_path / "x.svg") as one:
+        one.write("half of a picture, ")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            with replacing(tmp_path / "x.svg") as other:
+                other.write("another's")
+        assert (tmp_path / "x.svg").read_text() == "another's"
+        one.write("and the rest")
+    assert (tmp_path / "x.svg").read_text() == "half of a picture, and the rest"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_compiled_steps_have_panels_of_their_own(tmp_path, monkeypatch):
