@@ -20,10 +20,14 @@ import json
 import math
 import random
 import re
+import sys
 from collections import Counter, namedtuple
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+
+if not __package__:  # `python corpora/toyland.py` would look for our modules beside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import data
 from support.console import run_script

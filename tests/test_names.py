@@ -4,6 +4,7 @@ order. And what is ours is found from any folder.
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -81,6 +82,22 @@ def test_python_started_in_the_repository_finds_both(site):
     assert ended.returncode == 0, ended.stderr
     found = dict(line.split(" ", 1) for line in ended.stdout.splitlines())
     assert list(found) == OURS and all(file.startswith(str(ROOT)) for file in found.values())
+
+
+def test_scripts_in_folders_start_by_their_path_from_any_folder(tmp_path):
+    """As well as by `python -m tools.NAME`: the first thing they do is to look where our modules are."""
+    command = [sys.executable, str(ROOT / "tools" / "figures.py")]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("of what? ") and ended.stderr.count("\n") == 1
+    scripts = [path for room in ("tools", "corpora") for path in (ROOT / room).glob("*.py")]
+    started = [
+        text for text in (path.read_text(encoding="utf-8") for path in scripts) if "run_script(" in text
+    ]
+    assert len(started) >= 5
+    for text in started:
+        assert text.index("if not __package__:") < min(
+            map(text.index, re.findall(r"^(?:from|import) support.*", text, re.M))
+        )
 
 
 def test_the_default_run_is_found_from_any_folder(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ context), as the BabyLM pipelines compute it, in 2024 without <s> before the con
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the tools are loaded: nothing is fetched
+if not __package__:  # `python tools/agree.py` would look for our modules beside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from corpora.benchmarks import ask, check_tasks, read_benchmark
 from evaluate import encode, score_texts

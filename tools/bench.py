@@ -18,9 +18,14 @@ figures with `python -m tools.figures results/bench_cpu.json`.
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # `python tools/bench.py` would look for our modules beside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import support  # noqa: F401  (before torch is loaded: see there)
 from model import Config, find_device
 from support.console import run_script
 from support.settings import UserError, at_least, configure, one_of

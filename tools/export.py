@@ -15,9 +15,13 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+if not __package__:  # `python tools/export.py` would look for our modules beside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import data
 import evaluate

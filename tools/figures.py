@@ -13,11 +13,15 @@ import json
 import math
 import os
 import re
+import sys
 from collections import defaultdict
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
+
+if not __package__:  # `python tools/figures.py` would look for our modules beside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from support.console import run_script
 from support.run import macro_score, read_log
