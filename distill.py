@@ -21,7 +21,7 @@ import train
 from kernels import at_least_float32
 from model import fastest_dtype, load
 from support.console import progress, run_script, say
-from support.files import damage, fingerprint
+from support.files import damage
 from support.processes import leave_processes
 from support.settings import UserError, configure, naming, one_of
 
@@ -89,30 +89,30 @@ class Distillation(nn.Module):
 def main(s, progress=progress):
     """Train a student with settings s -> the student."""
     teachers = find_teachers(s)
-    s = replace(s, teacher_is=",".join(fingerprint(file_of(name))[:16] for name in teachers))
+    s = replace(s, teacher_is=",".join(checkpoint[:16] for _, _, checkpoint in teachers.values()))
 
     def objective(model):  # called by train.main once it has a corpus, before it writes anything
         check_tokenizers(s, teachers)
         device = model.embed.weight.device
         dtype = getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
-        for name, (teacher, _) in teachers.items():
+        for name, (teacher, *_) in teachers.items():
             say(f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()) / 1e6:.1f}M parameters")
-        return Distillation(model, [frozen(teacher, device, dtype) for teacher, _ in teachers.values()], s)
+        return Distillation(model, [frozen(teacher, device, dtype) for teacher, *_ in teachers.values()], s)
 
     return train.main(s, objective, progress)
 
 
 def find_teachers(s, planned=()):
     """
-    {name: (model, SHA-256 of its tokenizer)}; UserError if a teacher is missing, damaged or does not fit. Teachers
-    that are yet to be trained are in `planned`, {name: settings}; their model is None.
+    {name: (model, SHA-256 of its tokenizer, of its checkpoint)}; UserError if a teacher is missing, damaged or
+    does not fit. Teachers that are yet to be trained are in `planned`, {name: settings}; they have a tokenizer only.
     """
     teachers = {}
     for name in s.teacher.split(","):
         file, where = file_of(name), f"teacher = {name!r}"
         if name in planned:
             check_fit(where, planned[name], s)
-            teachers[name] = None, digest(data.find(planned[name].corpus))
+            teachers[name] = None, digest(data.find(planned[name].corpus)), None
             continue
         if not file.is_file():
             raise UserError(
@@ -125,7 +125,7 @@ def find_teachers(s, planned=()):
         with naming(where):
             model, _, its = load(file, kernels=s.kernels)
         check_fit(where, its, s)
-        teachers[name] = model, digest(file.parent)
+        teachers[name] = model, digest(file.parent), its.digest
     return teachers
 
 
@@ -151,8 +151,8 @@ def digest(folder):
 def check_tokenizers(s, teachers):
     """Raise UserError if a teacher has another tokenizer than the corpus."""
     corpus = data.find(s.corpus)
-    for name, (_, its) in teachers.items():
-        if its != digest(corpus):
+    for name, (_, tokenizer, _) in teachers.items():
+        if tokenizer != digest(corpus):
             remedy = f"train one with corpus = {s.corpus!r}, or set the corpus that this one has read"
             raise UserError(f"teacher = {name!r} has another tokenizer than {corpus}: {remedy}")
 

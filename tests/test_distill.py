@@ -18,6 +18,7 @@ from fast import losses as fast
 from fast.losses import Teaching, linear_distillation
 from kernels import use_kernels
 from model import MIXERS, LanguageModel, load
+from support.files import fingerprint
 from support.processes import Stopped
 from support.settings import UserError, configure
 from tools import figures
@@ -384,6 +385,21 @@ def test_a_teacher_that_has_learned_on_is_another_teacher(school, refusal):
     same(contents("student"), before)
 
 
+def test_the_teacher_is_the_one_that_was_read(school, monkeypatch):
+    """... though its own training saves another at that moment."""
+
+    def load_then_save(*args, **settings):
+        loaded = load(*args, **settings)
+        shutil.copy("out/tiny/previous.pt", "out/tiny/checkpoint.pt")
+        return loaded
+
+    read = fingerprint("out/tiny/checkpoint.pt")
+    monkeypatch.setattr(distill, "load", load_then_save)
+    distill.main(student(max_steps=1))
+    assert fingerprint("out/tiny/checkpoint.pt") != read
+    assert saved(run="student")["settings"]["teacher_is"] == read[:16]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_teacher_says_what_it_says_in_the_precision_of_the_student(school, dtype):
     teacher = distill.frozen(load("out/tiny")[0], torch.device("cpu"), dtype)
@@ -521,6 +537,6 @@ def test_a_student_of_its_teachers_name_is_kept_apart_by_whatever_path(workplace
 
 def test_a_teacher_listens_without_dropout_and_its_head_is_whole(school):
     train.main(train.Settings(**TINY | dict(run="drop", dropout=0.5, max_steps=1)))
-    ((model, _),) = distill.find_teachers(student(teacher="out/drop")).values()
+    ((model, *_),) = distill.find_teachers(student(teacher="out/drop")).values()
     kept = distill.frozen(model, torch.device("cpu"), torch.bfloat16)
     assert not any(part.training for part in kept.modules()) and kept.head.weight.dtype == torch.float32
