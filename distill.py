@@ -105,7 +105,7 @@ def main(s, progress=progress):
 def find_teachers(s, planned=()):
     """
     {name: (model, SHA-256 of its tokenizer, of its checkpoint)}; UserError if a teacher is missing, damaged or
-    does not fit. Teachers that are yet to be trained are in `planned`, {name: settings}; they have a tokenizer only.
+    does not fit. Those that are yet to be trained are in `planned`, {name: settings}; they have a tokenizer only.
     """
     teachers = {}
     for name in s.teacher.split(","):

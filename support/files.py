@@ -60,6 +60,8 @@ def read(path):
                     file.seek(0)
                     saved = torch.load(file, map_location="cpu", weights_only=True)
                     return with_current_names(saved) | {"digest": digest}, candidate
+        except FileNotFoundError:  # renamed to previous.pt this moment
+            continue
         except OSError as error:
             problem = reason(error)
         except Exception as error:  # PyTorch's, for a file with a right digest that nanoRNN has not written

@@ -45,6 +45,13 @@ def test_a_checkpoint_is_an_ordinary_pytorch_file_that_carries_its_digest(folder
         assert archive.testzip() is None
 
 
+def test_a_checkpoint_that_is_renamed_while_another_is_saved_is_not_called_damaged(folder, monkeypatch, capsys):
+    (folder / "checkpoint.pt").unlink()
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == "checkpoint.pt" or exists(path))
+    assert files.read(folder)[1] == folder / "previous.pt" and capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"x" * 100_000])
 def test_with_both_damaged_the_script_ends(folder, refusal, content):
     for name in ("checkpoint.pt", "previous.pt"):
