@@ -45,7 +45,7 @@ def test_a_checkpoint_is_an_ordinary_pytorch_file_that_carries_its_digest(folder
         assert archive.testzip() is None
 
 
-def test_a_checkpoint_that_is_renamed_while_another_is_saved_is_not_called_damaged(folder, monkeypatch, capsys):
+def test_a_checkpoint_renamed_while_another_is_saved_is_not_called_damaged(folder, monkeypatch, capsys):
     (folder / "checkpoint.pt").unlink()
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path.name == "checkpoint.pt" or exists(path))
