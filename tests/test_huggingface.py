@@ -229,7 +229,7 @@ def test_what_is_asked_in_vain_is_an_error(folders):
         "output_attentions": lambda: model(x, output_attentions=True),
         "position_ids": lambda: model(x, position_ids=torch.arange(8) // 4),
         "token_type_ids": lambda: model(x, token_type_ids=torch.ones_like(x)),
-        "'cu_seq_lens_q'": lambda: model(x, cu_seq_lens_q=torch.tensor([0, 4, 8])),
+        "no argument cu_seq_lens_q": lambda: model(x, cu_seq_lens_q=torch.tensor([0, 4, 8])),
         "either input_ids or inputs_embeds": lambda: model(x, inputs_embeds=torch.zeros(2, 8, 16)),
         "Flash Attention 2": lambda: load(folders["hgrn2"], attn_implementation="flash_attention_2"),
     }.items():
@@ -252,6 +252,13 @@ def test_gradient_checkpointing_changes_no_gradient(model):
         model(x, labels=x).loss.backward()
         gradients.append([weight.grad for weight in model.parameters()])
     assert len(runs) == 2 and all(near(x, y) for x, y in zip(*gradients))
+
+
+@torch.no_grad()
+def test_the_whole_model_compiles(folders):
+    model, x = load(folders["hgrn2"]), tokens(2, 9)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert near(compiled(x, use_cache=False).logits, model(x).logits)
 
 
 def test_losses_are_divided_by_what_is_given(model):

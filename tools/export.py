@@ -89,13 +89,18 @@ def write_folder(run, s):
 
 def choose_folder(checkpoint, to):
     """The folder to write, named as the run; UserError if it holds anything but an export, complete or not."""
-    run, prefix = evaluate.place_of(checkpoint)
-    name = re.sub(r"[^\w-]", "_", f"{run.resolve().name}_{prefix}".rstrip("_"))  # to Python it is a package
-    folder = Path(to).expanduser() if to else run / "hf" / name
+    name = re.sub(r"[^\w-]", "_", name_of(checkpoint))  # to Python it is a package
+    folder = Path(to).expanduser() if to else checkpoint.parent / "hf" / name
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_free and not (folder / "modeling_nanornn.py").exists():
         raise UserError(f"to = {str(folder)!r} holds something else already: name a new folder")
     return folder
+
+
+def name_of(checkpoint):
+    """The run's name; of out/toy/best.pt, toy_best."""
+    run = checkpoint.parent.resolve().name
+    return run if checkpoint.stem == "checkpoint" else f"{run}_{checkpoint.stem}"
 
 
 def write(path, text):
@@ -168,8 +173,8 @@ The code is under the MIT licence, and so are the weights, unless the text that 
 
 def model_card(name, model, trained):
     """The README.md of the folder, with the checkpoint's scores if it has been evaluated."""
-    run, prefix = evaluate.place_of(trained.checkpoint)
-    results = evaluate.read_results(run / f"{prefix}results.json", {"checkpoint": trained.digest})
+    place = evaluate.beside(trained.checkpoint, "results.json")
+    results = evaluate.read_results(place, {"checkpoint": trained.digest})
     rows = []
     if results:
         rows = [f"| {task} | {found['score']:.1f} |" for task, found in results["benchmarks"].items()]
@@ -377,13 +382,13 @@ def write_predictions(run):
     {task: {subtask: {"predictions": [{"id": "SUBTASK_0", "pred": " The text."}, ...]}}}. Tasks without scores are
     left out; a pairs file that results.json does not name is of an earlier checkpoint.
     """
-    folder, prefix = evaluate.place_of(evaluate.checkpoint_of(run))
-    results = evaluate.read_results(folder / f"{prefix}results.json", {"protocol": "2024"})
+    checkpoint = evaluate.checkpoint_of(run)
+    results = evaluate.read_results(evaluate.beside(checkpoint, "results.json"), {"protocol": "2024"})
     if not results:
         raise UserError(f"{run}: needs scores by protocol 2024; make them: python evaluate.py {run} {ASK}")
     predictions = {}
     for task, name in TASKS.items():
-        path = folder / f"{prefix}pairs_{name}.jsonl"
+        path = evaluate.beside(checkpoint, f"pairs_{name}.jsonl")
         if name not in results["benchmarks"] or not path.exists():
             print(f"{task}: left out, there is no {path.name}; python evaluate.py {run} {ASK}")
             continue
@@ -393,7 +398,7 @@ def write_predictions(run):
         raise UserError(f"{run}: no scores of these; make them: python evaluate.py {run} {ASK}")
     print("ewok: left out, for this file would hold its texts, which may not be published as plain text")
     print("glue: left out, it takes fine-tuning")
-    path = folder / f"{folder.resolve().name}_{prefix}textonly_predictions.json.gz"
+    path = checkpoint.parent / f"{name_of(checkpoint)}_textonly_predictions.json.gz"
     with replacing(path, "wb") as file:
         file.write(gzip.compress(json.dumps(predictions).encode(), mtime=0))
     print(f"written: {path}")

@@ -138,7 +138,7 @@ def as_one_batch(states):
 
 @dataclass
 class Options:
-    """The arguments of each forward that are seldom given; one that is not among them raises TypeError."""
+    """The arguments of each forward that are seldom given."""
 
     use_cache: bool = None  # return a cache; None: unless training
     output_hidden_states: bool = None  # the input of each block and the features after the last
@@ -147,6 +147,14 @@ class Options:
     position_ids: torch.Tensor = None  # refused unless they are those that the model counts itself
     token_type_ids: torch.Tensor = None  # refused unless 0: no model here has types
     num_items_in_batch: torch.Tensor = None  # what the sum of the losses is divided by; None: their number
+
+    @classmethod
+    def read(cls, given):
+        """{name: value} -> Options; TypeError if an argument is not among them."""
+        for name in given:
+            if not hasattr(cls, name):
+                raise TypeError(f"nanoRNN's models have no argument {name}")
+        return cls(**given)
 
     def complete(self, config, training):
         """Take from the config what was not given."""
@@ -261,7 +269,7 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         padding the features of the text's last token are returned, so that [:, -1] is the last token of every row.
         For the other arguments see Options.
         """
-        asked = Options(**options).complete(self.config, self.training)
+        asked = Options.read(options).complete(self.config, self.training)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = input_ids if inputs_embeds is None else inputs_embeds
@@ -407,7 +415,7 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
         tokens (B, T) -> logits (B, T, vocab), of the last `logits_to_keep` if that is not 0; and the cache. With
         labels (B, T) also the mean cross-entropy of each next token; a label of -100 is left out.
         """
-        asked = Options(**options).complete(self.config, self.training)
+        asked = Options.read(options).complete(self.config, self.training)
         inputs = (input_ids, attention_mask, past_key_values, inputs_embeds)
         output = self.model(*inputs, **options | {"return_dict": True})
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -478,7 +486,7 @@ class NanoRNNForSequenceClassification(NanoRNNPreTrainedModel):
         tokens (B, T) -> logits (B, labels). With labels also transformers' loss for config.problem_type or, where
         there is none, for their number and type: squared error, cross-entropy or binary cross-entropy.
         """
-        asked = Options(**options).complete(self.config, self.training)
+        asked = Options.read(options).complete(self.config, self.training)
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         inputs = (input_ids, attention_mask, past_key_values, inputs_embeds)
