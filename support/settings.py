@@ -113,23 +113,23 @@ def read_args(args, defaults):
 
 def read_flag(arg, following, defaults):
     """ "--n_layer=4" -> {"n_layer": 4}; "--fresh" alone is True. `following` is the next argument."""
-    name, equals, text = arg.lstrip("-").partition("=")
-    name = FLAGS.get(name, name)
-    default = value_of(name, defaults, f"--{name}")
+    flag, equals, text = arg.lstrip("-").partition("=")
+    name = FLAGS.get(flag, flag)
+    default = value_of(name, defaults, f"--{flag}")
     if not equals:
         if isinstance(default, bool) and following not in ("True", "False", "true", "false"):
             return {name: True}
         value = default
         if following and not following.startswith("-"):
             value = shlex.quote(following)
-        raise UserError(f"--{name} has no value: write --{name}={value}")
+        raise UserError(f"--{flag} has no value: write --{flag}={value}")
     value = text
     if not isinstance(default, str):
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             pass  # not of the right type then
-    return {name: typed(name, value, defaults, f"--{name}")}
+    return {name: typed(name, value, defaults, f"--{flag}")}
 
 
 def check_word(text, defaults):
