@@ -142,6 +142,15 @@ def test_padded_texts_have_a_cache_too(model):
 
 
 @torch.no_grad()
+def test_a_cache_outlives_a_call_that_failed(folders):
+    model, x = load(folders["learned"]), tokens(1, 70)
+    past = model(x[:, :60], use_cache=True).past_key_values
+    with pytest.raises(Exception, match="65 tokens: this model has learned 64"):
+        model(x[:, 60:65], past_key_values=past)
+    assert near(model(x[:, 60:64], past_key_values=past).logits, model(x[:, :64]).logits[:, 60:])
+
+
+@torch.no_grad()
 def test_what_no_cache_of_ours_can_do_is_refused(folders):
     model, x, mask = load(folders["hgrn2"]), *left_padded()
     past = model(x, attention_mask=mask, use_cache=True).past_key_values

@@ -104,9 +104,8 @@ class NanoRNNCache(Cache):
     def crop(self, *args):
         raise ValueError("a recurrent model's cache cannot take back tokens that were read, as crop() asks")
 
-    def of_each_row(self):
+    def of_each_row(self, rows):
         """[states] of one row each."""
-        rows = len(self.real)
         if len(self.states) == rows:
             return self.states
         return [select_rows(self.states[0], torch.tensor([row])) for row in range(rows)]
@@ -281,6 +280,7 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         padded = attention_mask is not None and not real.all()
         with self.low_precision():
             hidden = self.read(x, real, padded, cache, asked.output_hidden_states)
+        cache.real = real if cache.real is None else torch.cat([cache.real.to(real.device), real], dim=1)
         every = tuple(hidden) if asked.output_hidden_states else None
         output = BaseModelOutputWithPast(hidden[-1], cache if asked.use_cache else None, every)
         return output if asked.return_dict else output.to_tuple()
@@ -302,11 +302,10 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
         A text that begins with padding somewhere takes one pass for all rows; their states, which differ, are made
         when the cache is first used again.
         """
-        is_new = cache.real is None
-        cache.real = real if is_new else torch.cat([cache.real.to(real.device), real], dim=1)
-        if is_new and padded:
+        if cache.real is None and padded:
+            hidden = self.read_padded(x, real, every)
             cache.unread = (x, real)
-            return self.read_padded(x, real, every)
+            return hidden
         if cache.unread is not None:
             self.read_rows(*cache.unread, cache, every=False)
             cache.unread = None
@@ -327,7 +326,7 @@ class NanoRNNModel(NanoRNNPreTrainedModel):
     def read_rows(self, x, real, cache, every):
         """Read one row after the other, without its padding."""
         hidden_states, states = [], []
-        for tokens, is_real, state in zip(x, real, cache.of_each_row()):
+        for tokens, is_real, state in zip(x, real, cache.of_each_row(len(x))):
             chosen = is_real if is_real.any() else torch.ones_like(is_real)
             hidden, new_state = self.run(tokens[chosen].unsqueeze(0), state, every)
             place = chosen.cumsum(dim=0).sub(1).clamp(min=0)
