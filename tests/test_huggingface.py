@@ -345,6 +345,7 @@ def test_ties_are_as_asked(folders):
         assert (model.lm_head.weight is model.get_input_embeddings().weight) == tie
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor")
 @torch.no_grad()
 def test_dynamic_quantisation_finds_the_linear_layers(model):
     linear = sum(isinstance(part, nn.Linear) for part in model.modules())
