@@ -1065,7 +1065,7 @@ TRITON = {
 
 
 def __getattr__(name):
-    """What another library wants of Hugging Face's package `kernels`, for which it finds this file."""
+    """Hand over to Hugging Face's package `kernels`, which another library wants when it finds this file."""
     if name == "__path__":  # Python looks for it at every import
         raise AttributeError(name)
     from support.namesakes import attribute_of_package

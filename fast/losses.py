@@ -1,6 +1,6 @@
 """
 The output layer and its losses a slice of tokens at a time, so that the logits (tokens x vocabulary), the largest
-tensor of any language model, are never held whole: in place of train.NextToken and distill.Distillation.
+tensor of any language model, are never held whole: in place of model.NextToken and distill.Distillation.
 
 A loss needs one number of each row; its gradient with respect to the logits is p - onehot(target) or, of KL,
 (p - q) / temperature. So the slice that has just been made is turned into its gradient on the spot and
@@ -24,7 +24,7 @@ SLICE = 256  # tokens
 
 
 def next_token_forward(self, tokens, targets):
-    """train.NextToken's forward"""
+    """model.NextToken's forward"""
     x, _ = self.model.features(tokens)
     return {"loss": linear_cross_entropy(x, self.model.head.weight, targets)}
 
