@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.console import run_script
-from support.files import not_written, replacing
+from support.files import not_written, remove_unfinished, replacing
 from support.processes import rank, wait_for_all
 from support.settings import ROOT, UserError, at_least, configure, nearest, one_of, reason
 
@@ -131,8 +131,7 @@ def mark_unfinished(folder):
 
 def finish(folder, tokenizer, train, val, sources, replaced=0, **more):
     """Write tokenizer.json, then meta.json with the SHA-256 of each source: now the corpus is complete."""
-    for file in folder.glob("*.unfinished"):
-        file.unlink()  # left by a process that was killed
+    remove_unfinished(folder)
     with replacing(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True))
     meta = {"vocab_size": tokenizer.get_vocab_size(), "train": train.counts(), "val": val.counts()}
@@ -208,8 +207,8 @@ def train_tokenizer(pieces, vocab_size):
 
 def texts_to_learn_from(pieces):
     """
-    Yield the texts of pieces; long words in parts of 100 characters, for the trainer's time and memory grow with
-    the length of a word. After LEARNED characters of them, only the first 1,000 characters of each are left.
+    Yield the texts of pieces, with long words in parts of 100 characters because the trainer's time and memory
+    grow with the length of a word. After LEARNED characters of them, only the first 1,000 of each are used.
     """
     learned = 0
     for text, _, _ in pieces:
@@ -311,7 +310,7 @@ def hold_out_the_end(train, val, tokenizer, share):
 def find(name, needed=True):
     """
     The folder of a corpus. One that has a recipe is made first, by one process while others wait. If it is not
-    needed, only toy is made, and None returned for others that are not there.
+    needed, only toy is made; for any other that is missing, the result is None.
     """
     meta = look_for(f"{name}/meta.json")
     if meta and not lock_of(name).exists():
@@ -361,7 +360,7 @@ def look_for(place):
 
 
 def data_folders():
-    """Where data is looked for: NANORNN_DATA, data/ in the working directory, the repository's data/."""
+    """The folders to look for data in: NANORNN_DATA, data/ in the working directory, the repository's data/."""
     folders = [Path("data"), ROOT / "data"]
     if os.environ.get("NANORNN_DATA"):
         folders.insert(0, Path(os.environ["NANORNN_DATA"]).expanduser())
@@ -369,7 +368,7 @@ def data_folders():
 
 
 def data_folder():
-    """Where data is made; see the top of this file."""
+    """The folder to make data in; see the top of this file."""
     here = Path("data")
     if here.is_dir() or Path.cwd() == ROOT or not os.access(ROOT, os.W_OK):
         return here
@@ -379,8 +378,9 @@ def data_folder():
 @contextmanager
 def making(name):
     """
-    Hold the lock of data/NAME while this is open; a second process waits here. The lock's file is deleted in the
-    end. Of a process that was killed it stays, unlocked. On Windows nobody waits.
+    Hold the lock of data/NAME, or of a folder given by its absolute path, while this is open; a second process
+    waits here. The lock's file is deleted in the end; if the process is killed, the file stays, but unlocked. On
+    Windows nobody waits.
     """
     path = lock_of(name)
     file = lock(path) if find_spec("fcntl") else None

@@ -19,7 +19,7 @@ from pathlib import Path
 import data
 import train
 from kernels import at_least_float32
-from model import fastest_dtype, load
+from model import load
 from support.console import progress, run_script, say
 from support.files import damage
 from support.processes import leave_processes
@@ -94,7 +94,7 @@ def main(s, progress=progress):
     def objective(model):  # called by train.main once it has a corpus, before it writes anything
         check_tokenizers(s, teachers)
         device = model.embed.weight.device
-        dtype = getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
+        dtype = train.dtype_of(s, device)
         for name, (teacher, *_) in teachers.items():
             say(f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()) / 1e6:.1f}M parameters")
         return Distillation(model, [frozen(teacher, device, dtype) for teacher, *_ in teachers.values()], s)

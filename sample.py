@@ -70,7 +70,7 @@ def converse(model, tokenizer, s):
 
 
 def write(model, tokenizer, s):
-    """Print s.prompt and what the model makes of it, as it is generated."""
+    """Print the prompt and the generated text after it, token by token."""
     prompt = s.prompt.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     prompt = tokenizer.encode(prompt, add_special_tokens=False).ids
     stream, line_start = DecodeStream(skip_special_tokens=True), True

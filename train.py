@@ -180,7 +180,7 @@ def take_step(run, module, autocast, train):
 
 
 def learning_rate(step, s, steps):
-    """A line up for `warmup` steps; then what the schedule says, down to min_lr at the end."""
+    """The learning rate of a step: a linear rise for `warmup` steps, then down to min_lr unless constant."""
     if step < s.warmup:
         return s.learning_rate * (step + 1) / s.warmup
     done = (step - s.warmup) / max(1, steps - s.warmup)
@@ -246,7 +246,12 @@ def finish(run):
 def prepare_device(s):
     """Join the other processes -> the device of this one, and the dtype to compute in."""
     device = join_processes(find_device(s.device))
-    return device, getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
+    return device, dtype_of(s, device)
+
+
+def dtype_of(s, device):
+    """The dtype to compute in: the one that is set, or the fastest of the device if that is "auto"."""
+    return getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
 
 
 def make_optimizer(model, s):

@@ -169,7 +169,7 @@ def judge_template(template, scores, right):
 
 
 def is_right(row):
-    """True if a verdict is right. A tie is, as in the BabyLM pipeline; BEAR's verdicts say it themselves."""
+    """True if a verdict is right; a tie is, as in the BabyLM pipeline. BEAR's verdicts say so themselves."""
     return row.get("right", row["good"] >= row["bad"])
 
 

@@ -127,7 +127,7 @@ def open_text(raw, path):
 
 
 def kind_of_binary(begin):
-    """What a file is that is not UTF-8 text, in words, by its first bytes; None for text."""
+    """The kind of file that begins with these bytes, such as "a PDF"; None if it is UTF-8 text."""
     for kind, first_bytes in NOT_TEXT.items():
         if begin.startswith(first_bytes):
             return kind

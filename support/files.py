@@ -147,6 +147,12 @@ def replacing(path, mode="w", previous=None):
         raise
 
 
+def remove_unfinished(folder):
+    """Delete what `replacing` left in a folder when its process was killed."""
+    for file in folder.glob("*.unfinished"):
+        file.unlink()
+
+
 def append(path, record):
     """Add a line of JSON to a file. If that fails, the file stays as it was, and UserError says why."""
     size = path.stat().st_size if path.exists() else 0

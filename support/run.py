@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from model import Config, load, read_tokenizer
-from support.files import append, damage, read, replacing, save
+from support.files import append, damage, read, remove_unfinished, replacing, save
 from support.processes import rank, restarts, sum_over_processes, wait_for_all, world_size
 from support.settings import UserError, naming
 
@@ -67,8 +67,7 @@ class Run:
             self.start_from(s.from_run, corpus)
         wait_for_all()  # no file changes before all processes have read it
         if rank() == 0:
-            for file in self.folder.glob("*.unfinished"):
-                file.unlink()
+            remove_unfinished(self.folder)
             if fresh:
                 for name in ("checkpoint.pt", "previous.pt", "best.pt", "before_decay.pt", *kept):
                     (self.folder / name).unlink(missing_ok=True)

@@ -36,10 +36,11 @@ def naming(where):
         raise type(error)(f"{where}: {error}") from error
 
 
+# Setting -> the script that has it, for a hint in the others.
 OF_ANOTHER = dict.fromkeys(("models", "learning_rates", "seeds", "against"), "compare.py")
 OF_ANOTHER |= dict.fromkeys(("teacher", "alpha", "temperature"), "distill.py")
 FLAGS = {"from": "from_run"}  # a word of Python cannot be a field's name
-USUAL = {  # setting or value: what it is called elsewhere
+USUAL = {  # setting or value -> its names in other projects
     "learning_rate": "lr rate",
     "batch_size": "bs",
     "max_steps": "steps iters max_iters iterations",
@@ -242,7 +243,7 @@ def value_of(name, defaults, where):
 
 
 def nearest(word, choices):
-    """The one of some words that was meant by a misspelt, shortened or other one; None if none is near."""
+    """The choice that a misspelt or shortened word, or its USUAL name, probably means; None if none is near."""
     plain = {re.sub(r"[\W_]", "", choice.lower()): choice for choice in choices}
     word = word.lower().replace("-", "_")
     for choice, others in USUAL.items():
@@ -286,7 +287,7 @@ def at_least(least, settings, *names):
 
 
 def print_help(settings):
-    """Every setting with its value, the comment beside it in the dataclass, and what else it can be."""
+    """Print each setting with its value, the comment beside it in the dataclass, and its possible values."""
     script = sys.modules["__main__"]
     print((script.__doc__ or "").strip() + "\n\nSettings:")
     for cls in reversed(type(settings).__mro__[:-1]):
@@ -303,7 +304,7 @@ def print_help(settings):
 
 
 def choices_of(name, settings):
-    """The words that a setting may be: those that its check lists when it is given another one."""
+    """The possible values of a setting that is one of some words: its check lists them when it gets another."""
     if isinstance(getattr(settings, name), str):
         try:
             replace(settings, **{name: "?"}).check()
