@@ -185,7 +185,7 @@ def folder_name(row, rate, seed):
 
 
 def row_settings(model, shared):
-    """A value of `models` -> the settings of its runs: its own, and of those that all rows share, the others."""
+    """A value of `models` -> the settings of its runs; the shared ones override a file's, but not a row's own."""
     if isinstance(model, str):
         return read_file(model, distill.Settings()) | shared
     if not isinstance(model, dict):
@@ -321,7 +321,7 @@ def with_teachers(run, place, rows):
 
 
 def read_finished(run):
-    """How a run ended, {"diverged": ..., "corpus": its digest}; None if it is not finished."""
+    """The end of a run, {"diverged": ..., "corpus": its digest}; None if it is not finished."""
     try:
         ended = json.loads(Path("out", run.run, "finished.json").read_text(encoding="utf-8"))
         return {"diverged": ended["diverged"], "corpus": ended["corpus"]}
@@ -475,7 +475,10 @@ def report(s, settings, rows):
     print_results(results)
     folder = Path("out", s.run)
     write_csv(folder / "results.csv", rows)
-    for path in [folder / "results.json", Path(s.results)] if s.results else [folder / "results.json"]:
+    paths = [folder / "results.json"]
+    if s.results:
+        paths.append(Path(s.results))
+    for path in paths:
         write_json(path, results)
         print("drawn:", *draw_results(path))
     return results

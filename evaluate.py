@@ -100,7 +100,7 @@ def main(s):
 
 
 def known_or_made(s):
-    """Like main, but score only the tasks that the run's results file does not hold yet."""
+    """Evaluate as main does, but score only the tasks that the run's results file does not hold yet."""
     checkpoint = checkpoint_of(s.run)
     results = read_results(beside(checkpoint, "results.json"), identity(s, fingerprint(checkpoint)))
     if not results:
@@ -113,15 +113,10 @@ def checkpoint_of(run):
     return Path(run, "checkpoint.pt") if os.path.isdir(run) else Path(run)
 
 
-def place_of(checkpoint):
-    """The folder of a checkpoint and the prefix of its result files: best_ for best.pt, none for checkpoint.pt."""
-    return checkpoint.parent, "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}_"
-
-
 def beside(checkpoint, name):
-    """The path of one of its result files."""
-    folder, prefix = place_of(checkpoint)
-    return folder / f"{prefix}{name}"
+    """The path of a checkpoint's result file: NAME beside checkpoint.pt, best_NAME beside best.pt."""
+    prefix = "" if checkpoint.stem == "checkpoint" else f"{checkpoint.stem}_"
+    return checkpoint.with_name(f"{prefix}{name}")
 
 
 def read_tasks(s, trained, tokenizer):
@@ -145,7 +140,7 @@ def usual_tasks(trained, tokenizer):
 
 
 def name_of(task):
-    """ "blimp" is its own name, "my/pairs.jsonl" is my_pairs; "blimp.jsonl" is blimp_file, not the benchmark."""
+    """Name of a task in the results: blimp for blimp, my_pairs for my/pairs.jsonl, blimp_file for blimp.jsonl."""
     if task in BENCHMARKS:
         return task
     name = re.sub(r"\W+", "_", task.split(".json")[0]).strip("_")
@@ -375,7 +370,7 @@ def on_validation_text(model, trained):
     """
     {"perplexity": exp of the mean loss per token on the corpus's validation text, block by block} and, for a
     corpus of answers, {"accuracy": {"tokens": per cent right, "sequences": per cent with all right}}. The
-    perplexity is None, and it is said why, if the text is not here or is another one.
+    perplexity is None, and the reason is printed, if the text is not here or is another one.
     """
     try:
         val = validation_text(trained)
@@ -478,7 +473,7 @@ def script(args):
 
 
 def __getattr__(name):
-    """What another library wants of Hugging Face's package `evaluate`, for which it finds this file."""
+    """Attributes of Hugging Face's package `evaluate`, for libraries that import it and get this file instead."""
     if name == "__path__":  # Python looks for it at every import
         raise AttributeError(name)
     from support.namesakes import attribute_of_package

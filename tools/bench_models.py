@@ -20,11 +20,10 @@ from evaluate import encode, score_subtask
 from fast.linear import linear
 from fast.scoring import as_tree
 from kernels import use_kernels
-from model import Config, LanguageModel, find_device
+from model import Config, LanguageModel, NextToken, find_device
 from support.console import progress
 from support.settings import ROOT, UserError
 from tools.measure import Clock, in_own_process, peak_of_process, take_turns
-from train import NextToken
 
 import torch
 from torch import nn
@@ -175,7 +174,7 @@ def train(s):
 
 
 def ways_to_run(s):
-    """Whether steps are compiled, as train.py does on CUDA; there both are measured, for a peer may fail so."""
+    """Return [compiled or not, ...]: both on CUDA, where train.py compiles and a peer may fail compiled."""
     if s.compiled == "auto":
         return [False, True] if find_device(s.device).type == "cuda" else [False]
     return [s.compiled == "yes"]

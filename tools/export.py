@@ -200,7 +200,7 @@ def longest_text(settings):
 
 
 def special_tokens(tokenizer):
-    """{"bos_token": "<s>", ...}; empty for single characters, whose texts begin with a line break, itself text."""
+    """{"bos_token": "<s>", ...}; empty for single characters, which have a line break in the place of <s>."""
     names = {"bos_token": data.BOS, "eos_token": data.EOS, "pad_token": data.PAD}
     return {name: token for name, token in names.items() if tokenizer.token_to_id(token) is not None}
 

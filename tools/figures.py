@@ -198,6 +198,14 @@ def draw_leaderboard(rows, columns, path):
     return keep(figure, path)
 
 
+def paper_rows(tasks, protocol="2024"):
+    """The rows of the paper's tables that have one of these benchmarks; none for another protocol than theirs."""
+    paper = json.loads(PAPERS.read_text(encoding="utf-8"))
+    if protocol != paper["protocol"]:
+        return []
+    return [row | {"paper": True} for row in paper["rows"] if set(tasks) & set(row["benchmarks"])]
+
+
 def draw_comparison(results, path):
     """
     Draw results of compare.py: each model's evaluations at its best learning rate, the best of these and, if there
@@ -405,9 +413,7 @@ def draw_compared(results, path):
             intervals = {task: x["interval"] for task, x in found.items()}
             rows.append({"name": name, "benchmarks": scores, "intervals": intervals})
     if rows:
-        for row in json.loads(PAPERS.read_text(encoding="utf-8"))["rows"]:
-            if tasks.keys() & row["benchmarks"].keys():
-                rows.append(row | {"paper": True})
+        rows += paper_rows(tasks)
         yield draw_leaderboard(rows, list(tasks), path.with_name(f"{path.stem}_benchmarks.svg"))
     if rows or results["tasks"]:
         yield from compare_phenomena([path])

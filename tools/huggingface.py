@@ -132,7 +132,7 @@ def as_one_batch(states):
 
 
 # ----------------------------------------------------------------------------------------------------
-# What the models share
+# Shared by the models
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Options:
         return cls(**given)
 
     def complete(self, config, training):
-        """Take from the config what was not given."""
+        """Take from the config what was not given; ValueError for what these models do not have."""
         if self.use_cache is None:
             self.use_cache = config.use_cache and not training
         if self.return_dict is None:
@@ -188,7 +188,7 @@ class CheckpointedBlock(GradientCheckpointingLayer, Block):
 
 
 class NanoRNNPreTrainedModel(PreTrainedModel):
-    """What the three kinds of model share."""
+    """Base class of the three kinds of model."""
 
     config_class = NanoRNNConfig
     base_model_prefix = "model"
@@ -207,7 +207,7 @@ class NanoRNNPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.02)
 
     def low_precision(self):
-        """For weights of 16 bits, autocast as in training: products in 16 bits, all else in float32."""
+        """Autocast as in training for weights of 16 bits: products in 16 bits, all else in float32."""
         if self.dtype in (torch.bfloat16, torch.float16):
             return torch.autocast(self.device.type, self.dtype)
         return contextlib.nullcontext()
@@ -453,7 +453,7 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
         return inputs
 
     def get_compiled_call(self, compile_config):
-        """The model as it is: what is read depends on the padding, which no whole graph can."""
+        """The model itself, not compiled: its control flow depends on the padding, so it is no single graph."""
         return self
 
 

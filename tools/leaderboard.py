@@ -18,7 +18,7 @@ import evaluate
 from corpora.benchmarks import BENCHMARKS, is_right
 from support.files import replacing
 from support.settings import UserError
-from tools.figures import PAPERS, draw_leaderboard
+from tools.figures import draw_leaderboard, paper_rows
 
 MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # the paper's zero-shot mean is over these
 
@@ -34,7 +34,7 @@ def compare(words, s):
         row["differences"] = differences(runs[first], results[first], runs[name], results[name])
     scored = {task for row in rows for task in row["benchmarks"]}
     columns = [task for task in BENCHMARKS if task in scored] + sorted(scored - set(BENCHMARKS))
-    rows += paper_rows(s.protocol, columns)
+    rows += paper_rows(columns, s.protocol)
     if scored.issuperset(MACRO):
         columns.append("macro")
         add_macro(rows)
@@ -47,7 +47,7 @@ def compare(words, s):
 
 
 def find_runs(words):
-    """{name: run folder or checkpoint} of those that are one; the others are named on the screen."""
+    """{name: run folder or checkpoint} of the words that name one; the others are printed."""
     runs, others = {}, []
     for word in words:
         path = Path(word).expanduser()
@@ -73,14 +73,6 @@ def row_of(name, results):
     for what, key in (("benchmarks", "score"), ("intervals", "interval")):
         row[what] = {task: x[key] for task, x in results["benchmarks"].items() if key in x}
     return row
-
-
-def paper_rows(protocol, columns):
-    """The paper's rows that have one of these benchmarks."""
-    paper = json.loads(PAPERS.read_text(encoding="utf-8"))
-    if protocol != paper["protocol"]:
-        return []
-    return [row | {"paper": True} for row in paper["rows"] if set(columns) & set(row["benchmarks"])]
 
 
 def add_macro(rows):
@@ -194,7 +186,7 @@ def difference_text(difference):
 
 
 def say_what_differs(rows):
-    """Print what keeps the runs from being compared: unlike training, other validation texts."""
+    """Print what keeps the runs from being compared: different training, different validation texts."""
     ours = [row for row in rows if not row.get("paper")]
     trained = [row for row in ours if row["steps"]]
     if len({(row["steps"], row["tokens"]) for row in trained}) > 1:
