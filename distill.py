@@ -53,7 +53,7 @@ class Settings(train.Settings):
 
 
 class Distillation(nn.Module):
-    """Cross-entropy of the next token and divergence from the teachers, in the place of train.NextToken."""
+    """Cross-entropy of the next token and divergence from the teachers, in the place of model.NextToken."""
 
     def __init__(self, model, teachers, s):
         super().__init__()
