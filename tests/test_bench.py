@@ -196,13 +196,16 @@ def test_the_figure_of_kernels_takes_what_there_is(kernels):
 def test_all_models_learn_the_same_task_with_about_as_many_parameters():
     """Else a figure would compare unequals."""
     s = bench.Settings(vocab_size=4096)
-    pytest.importorskip("transformers")
-    pytest.importorskip("fla")
-    models = {name: bench_models.make(s, name) for name in bench_models.MODELS}
+    models = {}
+    for name in bench_models.MODELS:
+        try:
+            models[name] = bench_models.make(s, name)
+        except ImportError:  # a peer that is not here
+            assert name in ("transformers Llama", "fla HGRN2")
     sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     assert max(sizes.values()) < 1.1 * min(sizes.values()), sizes
     tokens = torch.randint(4096, (2, 8))
-    del models["fla HGRN2"]  # which runs on a GPU alone
+    models.pop("fla HGRN2", None)  # which runs on a GPU alone
     losses = {name: model(tokens, tokens)["loss"].item() for name, model in models.items()}
     assert all(7 < loss < 10 for loss in losses.values()), losses
 

@@ -87,9 +87,10 @@ def test_the_loss_and_its_gradients_are_the_formulas(alpha, temperature, widths,
 
 
 @pytest.mark.parametrize("form", ["loop", "auto"])
-def test_the_module_gives_the_formula_of_its_models_logits(form):
+@pytest.mark.parametrize("mean_of", ["logits", "probabilities"])
+def test_the_module_gives_the_formula_of_its_models_logits(mean_of, form):
     """As distill.py has it written out, and as fast/ has it."""
-    s = distill.Settings(**TINY, teacher="x", alpha=0.7, temperature=2.0, mean_of="probabilities")
+    s = distill.Settings(**TINY, teacher="x", alpha=0.7, temperature=2.0, mean_of=mean_of)
     student, *teachers = (LanguageModel(train.Settings(**TINY | x)) for x in ({}, TEACHER, {}))
     module = distill.Distillation(student, teachers, s)
     use_kernels(form, module)
@@ -97,7 +98,7 @@ def test_the_module_gives_the_formula_of_its_models_logits(form):
     targets[0, :5] = -100
     with torch.no_grad():
         (x, weight), *taught = [(m.features(tokens)[0], m.head.weight) for m in (student, *teachers)]
-        exact = plain(x, weight, targets, taught, Teaching(0.3, 0.7 * 4, 2.0, "probabilities"))
+        exact = plain(x, weight, targets, taught, Teaching(0.3, 0.7 * 4, 2.0, mean_of))
         found = module(tokens, targets)
     assert list(found) == ["loss", "ce", "kl"]
     torch.testing.assert_close(tuple(found.values()), exact)
@@ -289,6 +290,15 @@ def test_babyllamas_factor_is_the_length_of_a_sequence(school):
     a, b = (log(run)[1] for run in "ab")
     assert (a["ce"], a["kl"]) == (b["ce"], b["kl"])
     assert a["loss"] == pytest.approx(0.5 * b["ce"] + 16 * 0.5 * b["kl"], rel=1e-6)
+
+
+def test_accumulating_changes_nothing(school):
+    for accumulate in (1, 4):
+        run = dict(run=f"by{accumulate}", accumulate=accumulate)
+        distill.main(student(dtype="float64", max_steps=3, **run, **BOTH))
+    for name in ("loss", "ce", "kl"):
+        one, four = ([x[name] for x in log(run) if name in x] for run in ("by1", "by4"))
+        assert four == pytest.approx(one, abs=1e-9) and len(one) == 3
 
 
 def test_a_student_is_a_run_like_any_other(school):

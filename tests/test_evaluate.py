@@ -572,6 +572,14 @@ def test_a_file_is_not_taken_for_the_benchmark_it_is_called_after(pairs):
     ]  # fmt: skip
 
 
+def test_two_files_that_would_share_their_results_are_refused(pairs, refusal):
+    Path("my").mkdir()
+    for name in ("my/own.jsonl", "my_own.jsonl"):
+        shutil.copy("pairs/twice.jsonl", name)
+    said = refusal(evaluate.Settings(tasks="my/own.jsonl,my_own.jsonl").check)
+    assert "two of them would be 'my_own' in the results; rename a file" in said and said.count("\n") == 1
+
+
 def test_a_copied_run_is_scored_without_its_corpus(pairs):
     shutil.rmtree("data")
     assert score()["benchmarks"]["pairs"]["subtasks"]
@@ -698,6 +706,11 @@ def test_real_benchmarks_are_whole(real, task, subtasks, verdicts):
     assert sum(each[x.kind] * len(x.records) for x in found.values()) == verdicts
 
 
+def test_domains_of_ewok_have_the_counts_that_are_published(real):
+    counts = {uid: 2 * len(x.records) for uid, x in benchmarks.read_benchmark("ewok_filtered").items()}
+    assert counts["agent-properties"] == 2210 and counts["material-dynamics"] == 770
+
+
 def test_records_of_two_kinds_under_one_name_are_refused(workplace, refusal):
     pair = {"sentence_good": "a", "sentence_bad": "b", "UID": "x"}
     item = dict.fromkeys(benchmarks.FIELDS["ewok"], "a") | {"UID": "x"}
@@ -767,26 +780,23 @@ def without_last_line(raw):
     return raw[: raw[:-1].rfind(b"\n") + 1]
 
 
-DAMAGE = {
-    "adjunct_island has 199 lines and not 200; fetch it again": (
-        "blimp_fast", change_in("adjunct_island", without_last_line),
-    ),
-    "59,874 lines in all and not 59,875; fetch it again: python data.py blimp": (
-        "blimp_filtered", change_in("adjunct_island", without_last_line),
-    ),
-    "jsonl:200: not a record": ("blimp_fast", change_in("adjunct_island", lambda raw: raw[:-9])),
-    "7,730 lines in all and not 7,731": ("bear", change_in("P103", without_last_line)),
-    "metadata_relations.json: not BEAR's": ("bear", change_in("metadata", lambda raw: raw[:999])),
-    "relation P103 does not fit": ("bear", change_in("metadata", lambda raw: b'{"P103": {}}')),
-    "relation P103 does not": ("bear", change_in("P103", lambda raw: raw.replace(b"Q", b"R"))),
-    "relation P103": ("bear", change_in("metadata", lambda raw: None)),
-    "cannot be read (byte 0 is not UTF-8)": ("bear", change_in("P103", lambda raw: b"\xff")),
-}  # fmt: skip
+DAMAGE = [  # benchmark, what happens to it, what is said
+    ("blimp_fast", change_in("adjunct_island", without_last_line),
+     "adjunct_island has 199 lines and not 200; fetch it again"),
+    ("blimp_filtered", change_in("adjunct_island", without_last_line),
+     "59,874 lines in all and not 59,875; fetch it again: python data.py blimp"),
+    ("blimp_fast", change_in("adjunct_island", lambda raw: raw[:-9]), "jsonl:200: not a record"),
+    ("bear", change_in("P103", without_last_line), "7,730 lines in all and not 7,731"),
+    ("bear", change_in("metadata", lambda raw: raw[:999]), "metadata_relations.json: not BEAR's"),
+    ("bear", change_in("metadata", lambda raw: b'{"P103": {}}'), "relation P103 does not fit"),
+    ("bear", change_in("P103", lambda raw: raw.replace(b"Q", b"R")), "relation P103 does not fit"),
+    ("bear", change_in("metadata", lambda raw: None), "relation P103 does not fit"),
+    ("bear", change_in("P103", lambda raw: b"\xff"), "cannot be read (byte 0 is not UTF-8)"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("said", DAMAGE)
-def test_a_damaged_benchmark_is_refused(real, monkeypatch, refusal, said):
-    task, change = DAMAGE[said]
+@pytest.mark.parametrize("task, change, said", DAMAGE)
+def test_a_damaged_benchmark_is_refused(real, monkeypatch, refusal, task, change, said):
     damaged(real, task, change)
     monkeypatch.delenv("NANORNN_DATA")
     line = refusal(benchmarks.read_benchmark, task)

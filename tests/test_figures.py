@@ -359,7 +359,7 @@ def test_a_picture_of_a_large_model_is_a_small_file(workplace, monkeypatch, what
 
 
 WRONG = """
-memory out/none                              -> out/none:
+memory out/none                              -> out/none: there is no such run; did you mean out/gone?
 memory out/tiny out/tiny                     -> one at a time, please
 memory out/tiny --picture=m.pdf              -> picture = 'm.pdf': name a file that ends in .svg or .png
 memory out/gone                              -> its corpus 'gone' is not here: say what to read, --text=

@@ -120,7 +120,7 @@ class Driver:
 
 MISSING = [
     RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
-    subprocess.CalledProcessError(1, ["gcc", "/tmp/cuda_utils.c"]),  # has written that there is no Python.h
+    subprocess.CalledProcessError(1, ["gcc", "cuda_utils.c"]),  # has written that there is no Python.h
     AssertionError("libcuda.so cannot found!\nPlease make sure GPU is set up"),
 ]
 

@@ -26,6 +26,7 @@ from support.settings import UserError, configure
 from tools import export
 
 import pytest
+import torch
 
 ROOT = Path(train.__file__).parent
 SCRIPTS = {  # name -> module, the settings file that it takes if none is given
@@ -229,7 +230,7 @@ train.py tiny.py --schedule=cos                 -> schedule = 'cos': did you mea
 train.py tiny.py --optimizer=sgd                -> optimizer = 'sgd': possible: adamw, adam
 train.py tiny.py --dtype=fp16                   -> dtype = 'fp16': did you mean 'float16'?
 train.py tiny.py --compile=True                 -> compile = 'True': possible: auto, yes, no
-train.py tiny.py --device=cuda                  -> PyTorch finds none here; --device=cpu works everywhere
+train.py tiny.py --checkpoints=babylmm          -> checkpoints = 'babylmm': did you mean 'babylm'?
 train.py tiny.py --kernels=lop                  -> did you mean 'loop'
 train.py tiny.py --device=gpu                   -> device = 'gpu': can be auto, cuda, cuda:1 and so on, mps or cpu
 train.py tiny.py --kernels=triton               -> kernels = 'triton': needs Triton and an NVIDIA GPU
@@ -356,6 +357,8 @@ sample.py out/tiny --seed=99999999999999999999  -> must be below 2^32
 -m corpora.toyland ""                           -> toyland.py takes a folder
 -m corpora.toyland a b                          -> toyland.py takes a folder
 -m corpora.toyland --print=x                    -> toyland.py takes a folder
+-m corpora.toyland --chek                       -> toyland.py takes a folder
+-m corpora.toyland --words=5 x                  -> toyland.py takes a folder
 -m corpora.toyland text.txt                     -> text.txt
 """
 WRONG = [line.rpartition(" -> ") for line in WRONG.strip().splitlines()]
@@ -481,6 +484,13 @@ def test_a_home_folder_is_found_in_every_path(monkeypatch, tmp_path):
     assert s.tasks == f"blimp,{tmp_path}/mine.jsonl"
     assert configure(export.Settings(), ["--to=~/x"]).to == f"{tmp_path}/x"
     assert configure(sample.Settings(), ["--prompt=~/x"]).prompt == "~/x"
+
+
+@pytest.mark.parametrize("module", [train, evaluate, sample], ids=lambda module: module.__name__)
+def test_a_device_that_is_not_there_is_one_line(module, workplace, refusal):
+    device = "mps" if torch.cuda.is_available() else "cuda"
+    said = refusal(lambda: module.main(configure(module.Settings(), [f"--device={device}"])))
+    assert said == f"device = {device!r}: PyTorch finds none here; --device=cpu works everywhere\n"
 
 
 def test_a_command_that_cannot_work_ends_with_one_line_and_nothing_written(end_of, odd_place, figure):

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import data
 import evaluate
@@ -222,14 +223,18 @@ def test_a_warm_up_of_most_of_the_run_is_said(workplace, tiny, monkeypatch, caps
     assert (said in capsys.readouterr().out) == (top is not None)
 
 
-def test_times_are_beside_the_log(workplace, tiny):
-    """... in a file that grows with each start, for no two runs have the same."""
+def test_times_are_beside_the_log(workplace, tiny, monkeypatch):
+    """... in a file that grows with each start, for no two runs have the same; seconds count from the start."""
+    steps = []  # by a clock that a step takes a second of
+    take_step = train.take_step
+    monkeypatch.setattr(train, "take_step", lambda *rest: steps.append(1) or take_step(*rest))
+    monkeypatch.setattr("support.run.time", SimpleNamespace(perf_counter=lambda: 100.0 + len(steps)))
     train.main(tiny(run="timed", max_steps=4, log_every=2))
     train.main(tiny(run="timed", max_steps=6, log_every=2))
     records = [json.loads(line) for line in Path("out/timed/times.jsonl").read_text().splitlines()]
     assert [(x["step"], x["tokens"]) for x in records] == [(2, 512), (4, 1024), (6, 1536)]
-    assert 0 < records[0]["seconds"] < records[1]["seconds"] > records[2]["seconds"]
-    assert all(x["tokens_per_second"] > 0 for x in records)
+    assert [x["seconds"] for x in records] == [2, 4, 2]
+    assert [x["tokens_per_second"] for x in records] == [256] * 3
     train.main(tiny(run="timed", max_steps=2, log_every=2, fresh=True))
     assert len(Path("out/timed/times.jsonl").read_text().splitlines()) == 1
 
@@ -337,6 +342,15 @@ def test_what_was_kept_stays_until_fresh(workplace, tiny, kept, refusal):
     assert after[second][1] == before[second][1]
     train.main(tiny(run="kept", **KEEPING | dict(max_steps=1, fresh=True)))
     assert not [*Path("out/kept").glob("chck*")]
+
+
+def test_marks_that_passed_before_they_were_asked_for_are_not_made_up(workplace, tiny, monkeypatch):
+    monkeypatch.setattr("support.run.MILLION", 300)
+    marks = marks_of(tiny(**KEEPING))
+    train.main(tiny(run="late", max_steps=8))
+    train.main(tiny(run="late", max_steps=14, checkpoints="babylm"))
+    made = {saved(path.name, "late")["step"] for path in Path("out/late").glob("chck*")}
+    assert made == {step for step in marks if 8 <= step <= 14} and len(made) > 1
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")

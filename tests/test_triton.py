@@ -57,7 +57,12 @@ def tile(monkeypatch):
     monkeypatch.setattr(kernels, "scan_tile", lambda kind, backward=False: (4, 4, 8, 1))
 
 
-@pytest.mark.parametrize("B, T, D", [(1, 1, 1), (2, 15, 3), (1, 16, 16), (2, 17, 12), (1, 50, 5)])
+LENGTHS = [(1, 1, 1), (2, 15, 3), (1, 16, 16), (2, 17, 12), (1, 50, 5)]
+if ON_GPU:  # where a tile has 128 steps
+    LENGTHS += [(1, 63, 5), (1, 129, 3)]
+
+
+@pytest.mark.parametrize("B, T, D", LENGTHS)
 def test_linear_scan_is_the_loop(B, T, D, tile):
     inputs = log_gates("of all kinds", B, T, D).exp(), torch.randn(B, T, D), torch.randn(B, D)
     assert_same(kernels.linear_scan, kernels.linear_scan_loop, inputs)
