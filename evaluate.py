@@ -11,8 +11,13 @@ log-probabilities behind every verdict) into the run's folder; for another check
 out/toy/best.pt, best_results.json and so on. Stopped in the middle, the same command resumes.
 
 The score of a sentence is the sum of log p(token | <s>, tokens before), not divided by its length.
-protocol = 2024 scores " " + sentence, as the BabyLM challenge did that year, and EWoK's targets after a
-context without <s>; 2025 scores the sentence alone, and begins EWoK's contexts with <s>.
+protocol is the year of the BabyLM challenge whose rules hold:
+
+    2024    " " + sentence is scored, and EWoK's targets after a context without <s>
+    2025    the sentence alone; contexts begin with <s>
+    2026    as 2025, but EWoK asks which context makes a target likelier, and ties are half right
+
+At the end stands the year's own mean over benchmarks, as far as they have been scored.
 """
 
 import errno
@@ -43,24 +48,33 @@ import torch
 
 BATCH = 32  # texts that the plain scorer reads at once
 TEXTS_AT_ONCE = 20_000  # of one subtask, so that memory stays flat
+ZERO_SHOT = ("blimp_filtered", "supplement", "ewok_filtered")
+AGGREGATES = {  # year -> {its means: over these benchmarks}; the aggregate is the mean of the means
+    "2024": {"all": (*ZERO_SHOT, "glue")},
+    "2025": {
+        "NLP": (*ZERO_SHOT, "entity_tracking", "comps", "glue"),
+        "human-likeness": ("reading", "wug_adj", "wug_past", "aoa"),
+    },
+    "2026": {"all": (*ZERO_SHOT, "entity_tracking", "comps", "glue", "global_piqa", "reading", "aoa")},
+}
 
 
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one; several are compared
     tasks: str = ""  # benchmarks or files, with commas; none: by the corpus
-    protocol: str = "2024"  # 2024 or 2025: with or without a space before the sentence
+    protocol: str = "2024"  # year of the BabyLM challenge whose rules hold: 2024 (the paper's), 2025, 2026
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     dtype: str = "float32"  # float32, bfloat16 or float64
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
     results: str = ""  # also write the results here, such as results/toy.json
 
     def check(self):
-        one_of("protocol", self.protocol, ("2024", "2025"))
+        one_of("protocol", self.protocol, tuple(AGGREGATES))
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float64"))
         find_device(self.device, self.dtype)
         check_kernels(self.kernels, self.device)
-        check_tasks("tasks", self.tasks)
+        check_tasks("tasks", self.tasks, self.protocol)
         names = [name_of(task) for task in self.tasks.split(",")]
         for name in names:
             if names.count(name) > 1:
@@ -73,8 +87,8 @@ class Settings:
 def main(s):
     """Evaluate one run as settings s say -> the content of its results.json."""
     device = find_device(s.device)
-    model, tokenizer, trained = load_run(s.run, device, s.kernels)
-    if s.dtype == "float64":
+    model, tokenizer, trained = load_any(s.run, device, s.kernels)
+    if s.dtype == "float64" and not counts(model):
         model = model.double()
     tasks = read_tasks(s, trained, tokenizer)
     writable = can_write(trained.checkpoint.parent)
@@ -87,13 +101,15 @@ def main(s):
             name = name_of(task)
             part = beside(trained.checkpoint, f"pairs_{name}.jsonl.part") if writable else None
             rows[name] = score_benchmark(model, tokenizer, subtasks, s.protocol, part, what)
-            results["benchmarks"][name] = summary(subtasks, rows[name]) | {"records": digest_of(subtasks)}
-            print_table(name, results["benchmarks"][name], s.protocol)
+            found = summary(subtasks, rows[name], s.protocol) | {"records": digest_of(subtasks)}
+            results["benchmarks"][name] = found
+            print_table(name, found, s.protocol)
     if writable:
         save_results(results, rows, what, trained.checkpoint)
     else:
         path = beside(trained.checkpoint, "results.json")
         print(f"\nnot written: {path}, for this folder is read-only; --results=FILE writes a copy")
+    print_aggregate(results)
     if s.results:
         write_json(s.results, results)
     return results
@@ -107,6 +123,18 @@ def known_or_made(s):
         return main(s)
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
     return main(replace(s, tasks=",".join(missing))) if missing else results
+
+
+def load_any(path, device="cpu", kernels="auto"):
+    """model.load, of a trained model as of a model that counts (tools/ngram.py)."""
+    from tools import ngram  # not above: few runs are of its kind
+
+    return ngram.load(path) if ngram.is_ngram(path) else load_run(path, device, kernels)
+
+
+def counts(model):
+    """True for an n-gram model: it has no logits, and scores texts itself; its `size` is its number of n-grams."""
+    return hasattr(model, "score_texts")
 
 
 def checkpoint_of(run):
@@ -124,7 +152,7 @@ def read_tasks(s, trained, tokenizer):
     tasks = {}
     for task in s.tasks.split(",") if s.tasks else usual_tasks(trained, tokenizer):
         try:
-            tasks[task] = read_benchmark(task)
+            tasks[task] = read_benchmark(task, s.protocol)
         except UserError as error:
             if s.tasks:
                 raise
@@ -159,7 +187,7 @@ def about(model, trained):
         del settings[name]
     log = read_log(trained.checkpoint.parent)
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": model.size if counts(model) else sum(p.numel() for p in model.parameters()),
         "steps": trained.step,
         "tokens": trained.step * trained.batch_size * trained.context,  # read in training
         "settings": settings,
@@ -229,9 +257,9 @@ def encode(tokenizer, texts, protocol="2024"):
     [(context, text), ...] -> [(ids, first), ...]: what is read, and the first token of it that is scored.
 
         a text without context    <s> text, all but <s> scored
-        a text after a context    context text, without <s>; in 2025 with it; the text's tokens scored
+        a text after a context    context text, in 2024 without <s>, later with it; the text's tokens scored
 
-    In 2024 the text begins with a space in both cases, in 2025 only after a context. Blanks at the end of a
+    In 2024 the text begins with a space in both cases, later only after a context. Blanks at the end of a
     context count as part of the text, as in lm-evaluation-harness.
     """
     bos = data.start_of(tokenizer)
@@ -259,13 +287,21 @@ def encode_all(tokenizer, texts):
 def score_texts(model, texts, each_batch=lambda done: None):
     """
     [(ids, first), ...] -> the natural logarithm of p(ids[first:] | ids[:first]) of each, in order; `first` is at
-    least 1. each_batch(number of texts finished) is called after each batch.
+    least 1. each_batch(number of texts finished) is called after each batch. UserError if one is NaN.
     """
-    if kernels.form == "loop":
-        return score_plainly(model, texts, each_batch)
-    from fast.scoring import score_tree  # the same scores, with shared beginnings read once
+    if counts(model):
+        scores = model.score_texts(texts, each_batch)
+    elif kernels.form == "loop":
+        scores = score_plainly(model, texts, each_batch)
+    else:
+        from fast.scoring import score_tree  # the same scores, with shared beginnings read once
 
-    return score_tree(model, texts, each_batch)
+        scores = score_tree(model, texts, each_batch)
+    if any(map(math.isnan, scores)):
+        raise UserError(
+            "the model gives NaN for the probability of a text, so it has no score; did it diverge?"
+        )
+    return scores
 
 
 @torch.no_grad()
@@ -294,6 +330,8 @@ def score_plainly(model, texts, each_batch=lambda done: None):
 
 def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda done: None):
     """A Subtask -> its verdicts, [{"i": line, "good": log p, "bad": log p, ...}, ...]; see benchmarks.judge."""
+    if subtask.kind == "reading":
+        return score_words(model, tokenizer, subtask, each_batch)
     if subtask.kind == "bear":
         protocol = "2025"  # its authors' library reads the statement as it is
     rows = []
@@ -301,11 +339,54 @@ def score_subtask(model, tokenizer, subtask, protocol="2024", each_batch=lambda 
     for start in range(0, len(subtask.records), size):
         records = subtask.records[start : start + size]
         texts = [text for record in records for text in ask(subtask, record)]
-        scores = iter(score_texts(model, encode(tokenizer, texts, protocol), each_batch))
+        encoded = encode(tokenizer, texts, protocol)
+        scores = iter(zip(score_texts(model, encoded, each_batch), encoded))
         for record in records:
-            own = [next(scores) for _ in ask(subtask, record)]
-            rows += [{"i": record["i"]} | row for row in judge(subtask, record, own)]
+            own = []
+            for _ in ask(subtask, record):
+                score, (ids, first) = next(scores)
+                own.append(score / (len(ids) - first) if record.get("per_token") else score)
+            rows += [{"i": record["i"]} | row for row in judge(subtask, record, own, protocol)]
     return rows
+
+
+def score_words(model, tokenizer, subtask, each_batch=lambda done: None):
+    """
+    The words of a reading benchmark -> [{"i", "surprisal", "before", "own", "before_own"}, ...], in nats: of the
+    word and of the word before it (None if there is none), by the organisers' tokens and by the word's own.
+    """
+    words = {(x["item"], x["word"]) for x in subtask.records}
+    words |= {(x["prev_item"], x["prev_word"]) for x in subtask.records if x["prev_word"]}
+    words = sorted(words)
+    pieces = [pieces_of_word(tokenizer, *word) for word in words]
+    scores = iter(score_texts(model, [text for texts in pieces for text in texts]))
+    surprisal = {word: -sum(next(scores) for _ in texts) for word, texts in zip(words, pieces)}
+    own = dict(zip(words, score_texts(model, encode(tokenizer, words, "2025"))))
+    rows = []
+    for record in subtask.records:
+        row = {"i": record["i"], "before": None, "before_own": None}
+        word, before = (record["item"], record["word"]), (record["prev_item"], record["prev_word"])
+        row |= {"surprisal": surprisal[word], "own": -own[word]}
+        if record["prev_word"]:
+            row |= {"before": surprisal[before], "before_own": -own[before]}
+        rows.append(row)
+    each_batch(len(rows))
+    return rows
+
+
+def pieces_of_word(tokenizer, context, word):
+    """
+    The texts whose last tokens BabyLM's organisers score as a word after a context, [(ids, first), ...]: the first
+    token of the word, then of each later token what it is decoded to, encoded like a word of its own.
+    """
+    bos, texts = data.start_of(tokenizer), []
+    (tokens,) = encode_all(tokenizer, [word])
+    pieces = [tokenizer.decode([token]).removeprefix(" ") for token in tokens]
+    for number, piece in enumerate(pieces):
+        before = context + "".join(pieces[:number])
+        read, asked = encode_all(tokenizer, [before, piece if number else word])
+        texts.append(([bos, *read, asked[0]], len(read) + 1))
+    return texts
 
 
 def accuracy(model, tokenizer, task, each_batch=lambda: None):
@@ -342,6 +423,8 @@ def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
 
 
 def count_texts(subtask):
+    if subtask.kind == "reading":
+        return len(subtask.records)
     return len(subtask.records) * len(ask(subtask, subtask.records[0]))
 
 
@@ -379,6 +462,8 @@ def on_validation_text(model, trained):
         return {"perplexity": None}
     batches = progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity")
     loss, accuracy = validation(model, batches)
+    if math.isnan(loss):
+        raise UserError("the model's loss on its validation text is NaN, so it has no score; did it diverge?")
     perplexity = math.exp(min(loss, 700))
     print(f"perplexity on the validation text of {trained.corpus}: {perplexity:.2f}")
     for name, score in accuracy.items():
@@ -404,6 +489,8 @@ def validation(model, batches, each_batch=lambda: None):
     Batches (tokens, targets), divided among all processes -> the mean loss per target, in nats; and, if only some
     positions have targets, as in copying, {"tokens": % right, "sequences": % with all right}, else {}.
     """
+    if counts(model):
+        return loss_by_scores(model, batches), {}
     loss_of = NextToken(model)
     kernels.take_form(loss_of)
     sums, device = [0.0] * 5, model.embed.weight.device
@@ -417,6 +504,16 @@ def validation(model, batches, each_batch=lambda: None):
     if sequences:
         accuracy = {"tokens": 100 * right / count, "sequences": 100 * all_right / sequences}
     return loss / count, accuracy
+
+
+def loss_by_scores(model, batches):
+    """The mean loss per target of a model without logits, in nats."""
+    total, count = 0.0, 0
+    for tokens, targets in batches:
+        blocks = torch.cat([tokens, targets[:, -1:]], dim=1).tolist()
+        total -= sum(model.score_texts([(block, 1) for block in blocks]))
+        count += targets.numel()
+    return total / count
 
 
 def tally(loss_of, tokens, targets):
@@ -440,7 +537,8 @@ def print_table(name, result, protocol):
     terms = defaultdict(list)
     for uid, x in sorted(result["subtasks"].items()):
         terms[x["term"]].append((uid, x))
-    print(f"\n{name}, protocol {protocol}".ljust(65) + "per cent    95 %        n")
+    unit = result.get("unit", "per cent")
+    print(f"\n{name}, protocol {protocol}".ljust(65) + f"{unit:>8}    95 %        n")
     for term in sorted(terms):
         if term:
             scores = [x["score"] for _, x in terms[term]]
@@ -453,12 +551,45 @@ def print_table(name, result, protocol):
         title = "all statements"
     print(title.ljust(65) + f"{result['score']:8.1f}  ± {result['interval']:4.1f}  {total:7,}")
     parts = {f"read as {reading}": score for reading, score in result.get("readings", {}).items()}
+    if "unit" in result:
+        parts = result.get("readings", {})
     for number, score in enumerate(result.get("templates", ())):
         parts[f"template {number}"] = score
     if "chance" in result:
         parts["by chance"] = result["chance"]
     for part, score in parts.items():
         print(f"  {part}".ljust(65) + f"{score:8.1f}")
+
+
+def aggregate(results):
+    """
+    The year's mean over its benchmarks -> (per cent, names of those that have no score). A missing one counts 0 in
+    2026, as on the leaderboard; before, it is left out. (None, names) if all are missing.
+    """
+    found, means = results["benchmarks"], []
+    groups = AGGREGATES[results["protocol"]].values()
+    missing = [task for tasks in groups for task in tasks if task not in found]
+    for tasks in groups:
+        scores = [found[task]["score"] for task in tasks if task in found]
+        if results["protocol"] == "2026":
+            means.append(sum(scores) / len(tasks))
+        elif scores:
+            means.append(sum(scores) / len(scores))
+    some = any(task in found for tasks in groups for task in tasks)
+    return (sum(means) / len(means) if some else None), missing
+
+
+def print_aggregate(results):
+    """Print the year's mean, and what is missing in it."""
+    score, missing = aggregate(results)
+    if score is not None:
+        year = results["protocol"]
+        total = sum(map(len, AGGREGATES[year].values()))
+        title = f"mean of BabyLM {year}, {total - len(missing)} of {total} benchmarks scored"
+        print(f"\n{title}".ljust(65) + f"{score:8.1f}")
+        if missing:
+            counted = "counted as 0" if year == "2026" else "left out of the mean"
+            print(f"  {counted}: {', '.join(missing)}")
 
 
 def script(args):

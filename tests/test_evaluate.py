@@ -341,7 +341,7 @@ def test_a_row_of_babylms_files_of_ewok_is_asked_one_way(tmp_path, monkeypatch, 
     (record,) = found["d"].records
     assert benchmarks.ask(found["d"], record) == [("C1", "T1"), ("C1", "T2"), ("C2", "T1")]
     rows = benchmarks.judge(found["d"], record, [-2, -3, -1])
-    assert rows == [{"swapped": False, "good": -2, "bad": -3, "elsewhere": -1}]
+    assert rows == [{"swapped": False, "good": -2, "bad": -3, "other": -1}]
     result = benchmarks.summary(found, {"d": rows})
     assert result["score"] == 100 and result["subtasks"]["d"]["n"] == 1
     assert result["readings"] == {"p(T1|C1) > p(T2|C1)": 100, "p(T1|C1) > p(T1|C2)": 0}
@@ -395,9 +395,9 @@ def test_results_name_the_checkpoint_that_was_scored(pairs, monkeypatch):
     """Though train.py saves another one while the first is being scored."""
     first, read = fingerprint("out/tiny/checkpoint.pt"), evaluate.read_benchmark
 
-    def save_another(task):
+    def save_another(*args):
         save(torch.load("out/tiny/best.pt", weights_only=True) | {"step": 99}, "out/tiny/checkpoint.pt")
-        return read(task)
+        return read(*args)
 
     monkeypatch.setattr(evaluate, "read_benchmark", save_another)
     results = score()
@@ -758,7 +758,7 @@ def test_no_text_of_ewok_is_written(workplace):
     written = "".join(path.read_text() for path in [*Path("out/tiny").rglob("*.json*"), Path("copy.json")])
     assert '"swapped": true' in written and not any(text in written for text in item.values())
     row = lines_of("out/tiny/pairs_mine.jsonl")[0]
-    assert list(row) == ["uid", "i", "swapped", "good", "bad", "elsewhere"]
+    assert list(row) == ["uid", "i", "swapped", "good", "bad", "other"]
 
 
 def damaged(real, task, change):

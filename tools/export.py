@@ -25,7 +25,7 @@ if not __package__:  # `python tools/export.py` would look for our modules besid
 
 import data
 import evaluate
-from corpora.benchmarks import is_right, read_benchmark, summary
+from corpora.benchmarks import credit, read_benchmark, summary
 from model import Config, load
 from support.console import run_script
 from support.files import replacing
@@ -429,7 +429,7 @@ def preferred_texts(scores, subtasks, path, score):
     for uid, subtask in subtasks.items():
         rows = []
         for record, row in zip(subtask.records, scores[uid]):
-            text = record["sentence_good" if is_right(row) else "sentence_bad"]
+            text = record["sentence_good" if credit(row) else "sentence_bad"]
             rows.append({"id": f"{uid}_{row['i']}", "pred": f" {text}"})
         predictions[uid] = {"predictions": rows}
     return predictions

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 import evaluate
-from corpora.benchmarks import BENCHMARKS, is_right
+from corpora.benchmarks import BENCHMARKS, credit
 from support.files import replacing
 from support.settings import UserError
 from tools.figures import draw_leaderboard, paper_rows
@@ -96,8 +96,8 @@ def differences(one, its, other, others):
         if task not in others["benchmarks"]:
             continue
         result, result_of_other = its["benchmarks"][task], others["benchmarks"][task]
-        verdicts = read_verdicts(one, task, result)
-        verdicts_of_other = read_verdicts(other, task, result_of_other)
+        verdicts = read_verdicts(one, task, result, its["protocol"])
+        verdicts_of_other = read_verdicts(other, task, result_of_other, others["protocol"])
         records = {result.get("records"), result_of_other.get("records")} - {None}  # of an earlier version
         alike = verdicts and verdicts_of_other and verdicts.keys() == verdicts_of_other.keys()
         if alike and len(records) < 2:
@@ -107,7 +107,7 @@ def differences(one, its, other, others):
     return found
 
 
-def read_verdicts(run, task, result):
+def read_verdicts(run, task, result, protocol):
     """
     {(subtask, line of the pair): share of its verdicts that are right}, from pairs_TASK.jsonl; None if the file is
     not there, or not what the result was made from.
@@ -117,7 +117,7 @@ def read_verdicts(run, task, result):
     try:
         with open(path, encoding="utf-8") as file:
             for row in map(json.loads, file):
-                right[row["uid"], row["i"]].append(is_right(row))
+                right[row["uid"], row["i"]].append(credit(row, protocol))
         verdicts = {pair: fmean(values) for pair, values in right.items()}
         for uid, shares in by_subtask(verdicts).items():
             if not math.isclose(100 * fmean(shares), result["subtasks"][uid]["score"], abs_tol=1e-6):
