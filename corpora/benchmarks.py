@@ -268,7 +268,12 @@ def summary(subtasks, rows, protocol="2024"):
         "subtasks": found,
     }
     if kind == "ewok":
-        by_domain = [fmean(row["good"] > row["other"] for row in rows[uid]) for uid in subtasks]
+        by_domain = []
+        for uid in subtasks:
+            others = [{"good": row["good"], "bad": row["other"]} for row in rows[uid]]
+            by_domain.append(
+                fmean(credit(row, "2026") for row in others)
+            )  # ties half, as counting gives many
         readings = ["p(T1|C1) > p(T2|C1)", "p(T1|C1) > p(T1|C2)"]
         if protocol == "2026":
             readings.reverse()

@@ -319,7 +319,7 @@ def test_both_readings_of_ewok_by_hand():
     assert first == [(False, -1, -2), (True, -1, -3)]
     assert result["subtasks"]["a"]["score"] == 50 and result["subtasks"]["b"]["score"] == 100
     assert result["score"] == 75 and result["subtasks"]["a"]["n"] == 4
-    assert result["readings"] == {"p(T1|C1) > p(T2|C1)": 75, "p(T1|C1) > p(T1|C2)": 37.5}
+    assert result["readings"] == {"p(T1|C1) > p(T2|C1)": 75, "p(T1|C1) > p(T1|C2)": 62.5}
 
 
 @pytest.mark.parametrize("place", ["ewok_fast.zip", "fast_eval/ewok_fast", "ewok_filtered.jsonl"])
