@@ -9,8 +9,8 @@ A classification head reads the features of the text's last token, and all weigh
 Inputs, lengths, head, optimiser, epochs, choice of the best epoch and metric are those of the BabyLM challenge of
 the year, see RULES, but for one: the script of 2025 reads the first token, which is always <s>. A causal model
 knows nothing there and answers with one class, so here the last token is read in every year, as in 2026. All three
-years choose the best epoch on the validation file that is then scored; so do the scores to compare with: those of
-the untrained model (same configuration, new weights) and of the best single label for all items ("majority").
+years choose the best epoch on the validation file that is then scored, which flatters: compare with the untrained
+model (same configuration, new weights), chosen alike, and with the best single label for all items ("majority").
 
 Prints a table and adds the benchmark `glue` to the run's results.json. Each finished fit is a line of
 glue_predictions.jsonl beside it, from which the same command resumes.
@@ -156,8 +156,7 @@ class Settings:
         for seed in self.seeds:
             if type(seed) is not int or not 0 <= seed < 2**32:
                 raise UserError(f"seeds = {self.seeds}: must be whole numbers, from 0 to 2^32 - 1")
-        if self.dtype == "float64":
-            raise UserError("dtype = 'float64': possible are auto, float32, bfloat16, float16")
+        one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         recipe(self, "rte", 0, 1).check()
         evaluate.Settings(device=self.device, results=self.results).check()
 

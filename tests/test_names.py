@@ -17,7 +17,7 @@ from support.settings import configure
 
 import pytest
 
-OURS = "baselines compare corpora data distill evaluate fast kernels model sample support tools train".split()
+OURS = "baselines compare corpora data distill evaluate fast finetune kernels model sample support tools train".split()
 
 
 @pytest.fixture

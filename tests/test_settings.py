@@ -17,6 +17,7 @@ from pathlib import Path
 import data
 import distill
 import evaluate
+import finetune
 import sample
 import train
 from conftest import TINY
@@ -34,6 +35,7 @@ SCRIPTS = {  # name -> module, the settings file that it takes if none is given
     "distill.py": (distill, "distill_toy.py"),
     "data.py": (data, ""),
     "evaluate.py": (evaluate, ""),
+    "finetune.py": (finetune, ""),
     "sample.py": (sample, ""),
 }
 
