@@ -25,7 +25,7 @@ def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
     for name, scores_of in (("one", (70, 60, 40)), ("two", (80, 60, 50))):
         shutil.copytree("out/tiny", f"out/{name}")
         results = score(run=f"out/{name}")
-        for task, value in zip(leaderboard.MACRO, scores_of):
+        for task, value in zip(leaderboard.ZERO_SHOT, scores_of):
             results["benchmarks"][task] = {"score": value, "interval": 1.0}
         Path(f"out/{name}/results.json").write_text(json.dumps(results))
     before = [Path(f"out/{name}/results.json").read_bytes() for name in ("one", "two")]
@@ -36,15 +36,38 @@ def test_runs_stand_side_by_side_with_the_papers(pairs, capsys):
     assert printed.startswith("left out, for there is no checkpoint.pt in them: out/leaderboard.svg\n")
     assert [Path(f"out/{name}/results.json").read_bytes() for name in ("one", "two")] == before
     found = {row["name"]: row["benchmarks"] for row in rows}
-    assert found["one"]["macro"] == pytest.approx(170 / 3)
+    assert found["one"]["zero-shot"] == pytest.approx(170 / 3)
     paper = found["BabyHGRN 1B, Pile 10M, distilled"]
-    assert paper["blimp_filtered"] == 72.1 and paper["macro"] == pytest.approx((72.1 + 58.6 + 51.3) / 3)
+    assert paper["blimp_filtered"] == 72.1 and paper["zero-shot"] == pytest.approx((72.1 + 58.6 + 51.3) / 3)
     lines = [line for line in printed.splitlines() if "(paper)" in line or line.startswith(("one", "two"))]
     assert [line.split()[0] for line in lines[:2]] == ["two", "one"]  # the best of ours is first
     assert len([line for line in lines if "(paper)" in line]) == 14
     assert rows == json.loads(Path("results/board.json").read_text())
     assert Path("out/leaderboard.svg").stat().st_size
     assert len(evaluate.script(["out/one", "out/two", "--protocol=2025", "--tasks=pairs"])) == 2  # no paper's
+
+
+def test_the_macro_score_is_over_four_benchmarks_and_partial_training_is_marked(pairs, capsys):
+    """With GLUE there is the challenge's own mean, for the paper's rows too; GLUE is not compared pair by pair."""
+    partial = {"rows": 1933, "of": 9427}
+    subtasks = {"rte": {"score": 60.0}, "boolq": {"score": 64.0, "partial": partial}}
+    glue = {"score": 62.0, "interval": 2.0, "subtasks": subtasks, "missing": ["wsc"], "partial": True}
+    for name in ("one", "two"):
+        shutil.copytree("out/tiny", f"out/{name}")
+        results = score(run=f"out/{name}")
+        for task in leaderboard.ZERO_SHOT:
+            results["benchmarks"][task] = {"score": 50.0, "interval": 2.0, "subtasks": {}}
+        results["benchmarks"]["glue"] = glue
+        Path(f"out/{name}/results.json").write_text(json.dumps(results))
+    capsys.readouterr()
+    one, two, *paper = evaluate.script(["out/one", "out/two"])
+    said = capsys.readouterr().out
+    assert one["benchmarks"]["macro"] == 53 and one["intervals"]["macro"] == 1
+    assert "62.0 ± 2.0*" in said and "53.0 ± 1.0*" in said and "glue" not in two["differences"]
+    assert "\n* one: glue without wsc; boolq trained on 1,933 of 9,427 rows\n" in said
+    assert "glue: " not in said
+    (row,) = (row for row in paper if row["name"] == "BabyHGRN 1B, Pile 10M, distilled")
+    assert row["benchmarks"]["macro"] == pytest.approx(61.95)
 
 
 def test_runs_are_compared_pair_by_pair_and_what_is_unlike_is_said(pairs, capsys):

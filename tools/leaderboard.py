@@ -16,11 +16,15 @@ from statistics import fmean
 
 import evaluate
 from corpora.benchmarks import BENCHMARKS, credit
+from evaluate import ZERO_SHOT
 from support.files import replacing
 from support.settings import UserError
 from tools.figures import draw_leaderboard, paper_rows
 
-MACRO = "blimp_filtered", "supplement", "ewok_filtered"  # the paper's zero-shot mean is over these
+MEANS = {
+    "zero-shot": ZERO_SHOT,
+    "macro": (*ZERO_SHOT, "glue"),
+}  # the paper's; the challenge went by the second
 
 
 def compare(words, s):
@@ -35,9 +39,10 @@ def compare(words, s):
     scored = {task for row in rows for task in row["benchmarks"]}
     columns = [task for task in BENCHMARKS if task in scored] + sorted(scored - set(BENCHMARKS))
     rows += paper_rows(columns, s.protocol)
-    if scored.issuperset(MACRO):
-        columns.append("macro")
-        add_macro(rows)
+    for mean, tasks in MEANS.items():
+        if scored.issuperset(tasks):
+            columns.append(mean)
+            add_mean(rows, mean, tasks)
     print_rows(rows, columns, first)
     say_what_differs(rows)
     save(rows, columns, runs[first].parent)
@@ -72,17 +77,31 @@ def row_of(name, results):
     row |= {key: results.get(key) for key in ("parameters", "steps", "tokens", "perplexity")}
     for what, key in (("benchmarks", "score"), ("intervals", "interval")):
         row[what] = {task: x[key] for task, x in results["benchmarks"].items() if key in x}
+    glue = results["benchmarks"].get("glue", {})
+    if glue.get("partial"):
+        row["partial"] = lacks_of(glue)
     return row
 
 
-def add_macro(rows):
-    """Add the mean over the paper's three benchmarks to the rows that have them."""
+def lacks_of(glue):
+    """What finetune.py did without: tasks, training rows."""
+    lacks = []
+    if glue["missing"]:
+        lacks.append(f"without {', '.join(glue['missing'])}")
+    for task, x in glue["subtasks"].items():
+        if "partial" in x:
+            lacks.append(f"{task} trained on {x['partial']['rows']:,} of {x['partial']['of']:,} rows")
+    return "; ".join(lacks)
+
+
+def add_mean(rows, mean, tasks):
+    """Add the mean over these benchmarks to the rows that have them all."""
     for row in rows:
         scores, intervals = row["benchmarks"], row.get("intervals", {})
-        if set(MACRO) <= set(scores):
-            scores["macro"] = fmean(scores[task] for task in MACRO)
-        if set(MACRO) <= set(intervals):
-            intervals["macro"] = math.hypot(*(intervals[task] for task in MACRO)) / len(MACRO)
+        if set(tasks) <= set(scores):
+            scores[mean] = fmean(scores[task] for task in tasks)
+        if set(tasks) <= set(intervals):
+            intervals[mean] = math.hypot(*(intervals[task] for task in tasks)) / len(tasks)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -93,7 +112,7 @@ def differences(one, its, other, others):
     """{task: {"mean": score of the run `other` less that of `one`, "interval": half its 95 % interval}}."""
     found = {}
     for task in its["benchmarks"]:
-        if task not in others["benchmarks"]:
+        if task not in others["benchmarks"] or task == "glue":  # which has no pairs
             continue
         result, result_of_other = its["benchmarks"][task], others["benchmarks"][task]
         verdicts = read_verdicts(one, task, result, its["protocol"])
@@ -156,10 +175,10 @@ def paired_difference(verdicts, others, over_all):
 
 
 def print_rows(rows, columns, first):
-    """Print ours, then the paper's, each group sorted by the last column; then the differences."""
+    """Print ours, then the paper's, each group sorted by the last column, then the one before; then differences."""
     table = [["per cent correct", "parameters", "steps", "tokens read", "perplexity", *columns]]
-    last = columns[-1] if columns else ""
-    for row in sorted(rows, key=lambda x: (x.get("paper", False), -x["benchmarks"].get(last, 0))):
+    rows = sorted(rows, key=lambda row: [-row["benchmarks"].get(task, 0) for task in reversed(columns)])
+    for row in sorted(rows, key=lambda row: row.get("paper", False)):
         name = f"{row['name']} (paper)" if row.get("paper") else row["name"]
         about = [f"{row[x]:,}" if row.get(x) else "" for x in ("parameters", "steps", "tokens")]
         about += [f"{row['perplexity']:.2f}" if row.get("perplexity") else ""]
@@ -172,13 +191,17 @@ def print_rows(rows, columns, first):
     for name, *cells in table:
         cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
         print("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+    for row in rows:
+        if "partial" in row:
+            print(f"* {row['name']}: glue {row['partial']}")
 
 
 def score_text(row, task):
     if task not in row["benchmarks"]:
         return ""
     score, interval = row["benchmarks"][task], row.get("intervals", {}).get(task)
-    return f"{score:.1f}" if interval is None else f"{score:.1f} ± {interval:.1f}"
+    mark = "*" if "partial" in row and task in ("glue", "macro") else ""
+    return f"{score:.1f}{mark}" if interval is None else f"{score:.1f} ± {interval:.1f}{mark}"
 
 
 def difference_text(difference):
