@@ -46,7 +46,7 @@ def read_comps(record, file):
 
 
 def read_piqa(record, file):
-    """GlobalPIQA: the likelier solution per token; `label` is the number of the right one."""
+    """GlobalPIQA: the likeliest solution per token; `label` is the number of the right one."""
     solutions, label = [], record["label"]
     while f"solution{len(solutions)}" in record:
         solutions.append(record[f"solution{len(solutions)}"])
@@ -55,7 +55,7 @@ def read_piqa(record, file):
     if type(label) is not int or not 0 <= label < len(solutions):
         raise ValueError(f"label = {label!r} is not the number of one of {len(solutions)} solutions")
     options = [[record["prompt"], solution] for solution in solutions]
-    fields = {"options": options, "right": label, "per_token": True}
+    fields = {"options": options, "right": label, "per_token": True, "id": str(record["example_id"])}
     return "options", stem(file).removeprefix("global_piqa_"), "", fields
 
 

@@ -62,13 +62,16 @@ def main(s):
     return write_predictions(run) if s.predictions else write_folder(run, s)
 
 
-def write_folder(run, s):
-    """Export a run; config.json comes last, because a folder without it is no model yet."""
+def write_folder(run, s, name=None):
+    """
+    Export a run under a name, by default the folder's; config.json comes last, because a folder without it is no
+    model yet.
+    """
     model, tokenizer, trained = load(run, kernels=None)
     folder = choose_folder(trained.checkpoint, s.to)
     settings = {field.name: getattr(trained, field.name) for field in fields(Config)}
     files = {
-        "README.md": model_card(folder.name, model, trained),
+        "README.md": model_card(name or folder.name, model, trained),
         "LICENSE": (ROOT / "LICENSE").read_text(encoding="utf-8"),
         **modelling_code(),
         "tokenizer.json": tokenizer_json(tokenizer),
