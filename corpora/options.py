@@ -70,7 +70,7 @@ def read_wug(record, file):
 
 def stem(file):
     """The name of a file, perhaps inside an archive ("a.zip:b/regular.jsonl"), without its endings."""
-    return Path(file).name.split(".")[0]
+    return Path(file.rpartition(":")[2]).name.split(".")[0]
 
 
 FORMS = {"entity": read_entity, "comps": read_comps, "piqa": read_piqa, "wug": read_wug}

@@ -1,0 +1,217 @@
+"""A submission: what the leaderboard takes is there and nothing else; every branch is its own checkpoint."""
+
+import json
+import math
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import evaluate
+from corpora import benchmarks
+from model import load
+from support.console import UserError
+from tools import submit
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
+
+CHECKPOINTS = [f"chck_{n}M" for n in [*range(1, 10), *range(10, 101, 10)]]  # of strict-small
+SECRET = "The secret box is made of tin."
+
+
+def jsonl(records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def archive(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, records in files.items():
+            file.writestr(name, jsonl(records))
+
+
+def pairs(n):
+    return [
+        {"sentence_good": f"The cats see {x}.", "sentence_bad": f"The cats sees {x}."} for x in "abcdef"[:n]
+    ]
+
+
+def write_benchmarks(folder):
+    """A few items of every benchmark of 2026, laid out like the real ones."""
+    place = folder / "babylm_eval"
+    archive(place / "blimp_filtered.zip", {"one.jsonl": pairs(4), "two.jsonl": pairs(3)})
+    archive(place / "blimp_fast.zip", {"one.jsonl": pairs(2)})
+    for name in ("supplement_filtered", "supplement_fast"):
+        (place / name).mkdir()
+        (place / name / "hypernym.jsonl").write_text(jsonl(pairs(2)))
+    item = {"Context1": SECRET, "Context2": "It is wood.", "Target1": "It rusts.", "Target2": "It burns."}
+    item |= {"Domain": "materials", "in_babylm_vocab": True}
+    archive(folder / "ewok" / "ewok-core-1.0.zip", {"ewok.jsonl": [item, item]})
+    archive(folder / "ewok" / "ewok_fast.zip", {"ewok_fast/materials.jsonl": [item]})
+    boxes = []
+    for n, options in enumerate([["a.", "b.", "c."], ["nothing.", "b.", "c."], ["c.", "a.", "b."]]):
+        boxes.append({"input_prefix": f"Box {n} contains ", "options": options, "numops": n})
+    archive(place / "entity_tracking.zip", {"e/regular.jsonl": boxes, "e/ambiref.jsonl": boxes})
+    (place / "comps").mkdir()
+    concept = {"prefix_acceptable": "A cat", "prefix_unacceptable": "A car", "property_phrase": "has fur."}
+    (place / "comps" / "comps_base.jsonl").write_text(jsonl([concept]))
+    (place / "global_piqa").mkdir()
+    for half, n in (("parallel", 4), ("nonparallel", 2)):
+        record = {"prompt": "To cook:", "label": 1, "example_id": f"{half}-7"}
+        record |= {f"solution{i}": f"heat it {i}." for i in range(n)}
+        (place / "global_piqa" / f"global_piqa_{half}.jsonl").write_text(jsonl([record]))
+
+
+@pytest.fixture
+def run(workplace, monkeypatch):
+    """A tiny run with all checkpoints of strict-small, and a few items of every benchmark."""
+    data = workplace / "benchmarks"
+    data.mkdir()
+    write_benchmarks(data)
+    monkeypatch.setenv("NANORNN_DATA", str(data))
+    for table in ("ALL", "EACH"):
+        monkeypatch.setattr(benchmarks, table, {})
+    monkeypatch.setattr(submit, "SIZES", dict.fromkeys(submit.SIZES, 0))
+    monkeypatch.setattr(submit, "check_sizes", lambda content: None)
+    for number, name in enumerate(CHECKPOINTS):
+        shutil.copy(f"out/tiny/{'best' if number else 'previous'}.pt", f"out/tiny/{name}.pt")
+    return Path("out/tiny")
+
+
+def verdicts(task):
+    return [json.loads(line) for line in Path(f"out/tiny/pairs_{task}.jsonl").read_text().splitlines()]
+
+
+def test_the_results_file_is_what_the_leaderboard_takes(run, capsys):
+    folder = submit.main(submit.Settings(str(run)))
+    text = (folder / "results.json").read_text()
+    found = json.loads(text)
+    keys = "blimp blimp_supplement ewok entity_tracking_filtered comps global_piqa_parallel"
+    keys += " global_piqa_nonparallel reading aoa_surprisals aoa glue fast_eval_results"
+    assert set(found) == set(keys.split())
+    assert found["ewok"] is None and found["reading"] is None and found["glue"] == {}
+    assert SECRET not in text and "It rusts." not in text
+
+    for uid in ("one", "two"):
+        rows = [row for row in verdicts("blimp_filtered") if row["uid"] == uid]
+        wanted = []
+        for n, (row, pair) in enumerate(zip(rows, pairs(9), strict=False)):
+            side = "sentence_good" if row["good"] >= row["bad"] else "sentence_bad"
+            wanted.append({"id": f"{uid}_{n}", "pred": pair[side]})
+        assert found["blimp"][uid] == {"predictions": wanted}
+    boxes = found["entity_tracking_filtered"]
+    assert set(boxes) == {f"{file}_{n}_ops" for file in ("regular", "ambiref") for n in (0, 2)}
+    (row,) = [row for row in verdicts("entity_tracking") if row["uid"] == "regular_2_ops"]
+    best = ["c.", "a.", "b."][row["scores"].index(max(row["scores"]))]
+    assert boxes["regular_2_ops"]["predictions"] == [{"id": "regular_2_ops_0", "pred": best}]
+    (comps,) = found["comps"]["base"]["predictions"]
+    assert comps["pred"] in ("A cat has fur.", "A car has fur.")
+    (piqa,) = found["global_piqa_parallel"]["parallel-7"]["predictions"]
+    assert piqa["id"] == "parallel-7_0" and re.fullmatch(r" heat it \d\.", piqa["pred"])
+
+    fast = found["fast_eval_results"]
+    assert {name: len(scores) for name, scores in fast.items()} == dict.fromkeys(fast, len(CHECKPOINTS))
+    own = json.loads(Path("out/tiny/chck_1M_results.json").read_text())["benchmarks"]["blimp_fast"]
+    assert fast["blimp"][0] == {"one": own["score"] / 100} and fast["reading"] == [None] * 19
+    said = capsys.readouterr().out
+    assert "not in results.json, where it counts 0: ewok, reading, aoa, boolq," in said
+    assert "may be published" in said
+
+
+def test_ewoks_sentences_are_in_the_file_only_when_asked_for(run, capsys):
+    folder = submit.main(submit.Settings(str(run), ewok=True))
+    found = json.loads((folder / "results.json").read_text())["ewok"]["materials"]["predictions"]
+    contexts = {False: (SECRET, "It is wood."), True: ("It is wood.", SECRET)}
+    assert len(found) == 4
+    for x, row in zip(found, verdicts("ewok_filtered"), strict=True):
+        context = contexts[row["swapped"]][0 if row["good"] >= row["bad"] else 1]
+        assert x["pred"] == f"{context} {'It burns.' if row['swapped'] else 'It rusts.'}"
+    assert "to the leaderboard and nowhere else" in capsys.readouterr().out
+    for path in (folder / "hub").rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+
+
+def test_each_revision_is_its_own_checkpoint(run, monkeypatch, tmp_path):
+    """Loaded by transformers, without a network, from what lies on disk as in the Hub's cache."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(submit, "available", lambda benchmarks: {})
+    folder = submit.main(submit.Settings(str(run)))
+    options = dict(cache_dir=folder / "hub", local_files_only=True, trust_remote_code=True)
+    tokens = torch.arange(3, 40)[None]
+    for revision, file in {"chck_1M": "previous", "chck_100M": "best", "main": "checkpoint"}.items():
+        theirs = AutoModelForCausalLM.from_pretrained("nanornn/tiny", revision=revision, **options)
+        ours = load(f"out/tiny/{file}.pt", kernels="loop")[0]
+        with torch.no_grad():
+            assert torch.allclose(theirs(tokens).logits, ours(tokens)[0], atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained("nanornn/tiny", revision="chck_2M", **options)
+    assert tokenizer("A dog").input_ids[0] == 1
+    (card,) = {path.read_text() for path in folder.rglob("README.md") if "chck_2M" not in str(path)} & {
+        (folder / "hub/models--nanornn--tiny/snapshots")
+        .joinpath((folder / "hub/models--nanornn--tiny/refs/main").read_text(), "README.md")
+        .read_text()
+    }
+    assert "license: mit" in card and len(card) > 400 and "nanornn/tiny" in card
+
+
+class FakeHub:
+    """What is called of huggingface_hub.HfApi, without a network; `fails` uploads end in an error first."""
+
+    sent, branches, fails = {}, [], 0
+
+    def create_repo(self, name, exist_ok):
+        if name == "nobody/x":
+            raise RuntimeError("401 Unauthorized")
+
+    def create_branch(self, name, branch, exist_ok):
+        self.branches.append(branch)
+
+    def upload_folder(self, repo_id, folder_path, revision, commit_message):
+        if FakeHub.fails:
+            FakeHub.fails -= 1
+            raise ConnectionError("no route to host")
+        config = json.loads((Path(folder_path) / "config.json").read_text())
+        self.sent[revision] = repo_id, config["nanornn_checkpoint"]
+
+
+def test_every_checkpoint_becomes_a_branch_on_the_hub(run, monkeypatch):
+    monkeypatch.setattr(submit, "available", lambda benchmarks: {})
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    FakeHub.fails = 1
+    with pytest.raises(
+        UserError, match="chck_1M was not uploaded .no route to host.*the same command continues"
+    ):
+        submit.main(submit.Settings(str(run), hub="me/babyhgrn"))
+    submit.main(submit.Settings(str(run), hub="me/babyhgrn"))
+    assert list(FakeHub.sent) == [*CHECKPOINTS, "main"]  # the final model last
+    assert set(FakeHub.branches) == set(CHECKPOINTS)
+    digests = {name: evaluate.fingerprint(run / f"{name}.pt") for name in CHECKPOINTS}
+    digests["main"] = evaluate.fingerprint(run / "checkpoint.pt")
+    assert FakeHub.sent == {name: ("me/babyhgrn", digest) for name, digest in digests.items()}
+
+
+def test_what_cannot_be_submitted_is_said_in_a_line(run, monkeypatch, refusal):
+    assert "OWNER/NAME" in refusal(submit.Settings(str(run), hub="babyhgrn").check)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    assert "log in" in refusal(submit.main, submit.Settings(str(run), hub="nobody/x"))
+    whole = (run / "chck_3M.pt").read_bytes()
+    (run / "chck_3M.pt").write_bytes(whole[:-9])
+    assert "chck_3M.pt: cannot be submitted" in refusal(submit.main, submit.Settings(str(run)))
+    for name in CHECKPOINTS:
+        (run / f"{name}.pt").unlink()
+    assert "--checkpoints=babylm" in refusal(submit.main, submit.Settings(str(run)))
+    assert not (run / "submission").exists()
+
+
+def test_sizes_are_those_that_the_leaderboard_expects():
+    rows = {"predictions": [{"id": "x", "pred": "y"}]}
+    empty = dict.fromkeys(submit.SIZES) | {"glue": {}}
+    submit.check_sizes(empty)
+    with pytest.raises(UserError, match="reading: 1 predictions, and the leaderboard expects 1,726"):
+        submit.check_sizes(empty | {"reading": {"reading": rows}})
+    with pytest.raises(UserError, match="rte: 1 predictions, and the leaderboard expects 139"):
+        submit.check_sizes(empty | {"glue": {"rte": rows}})
+    whole = {"predictions": [{"id": f"reading_{n}", "pred": math.nan} for n in range(1726)]}
+    submit.check_sizes(empty | {"reading": {"reading": whole}})
