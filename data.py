@@ -18,6 +18,11 @@ and the benchmarks for evaluate.py. FILE is an archive that you have downloaded 
     python data.py ewok_vocabulary [FILE]              BabyLM's word list, which ewok_filtered needs
     python data.py bear [FILE]                         BEAR and BEAR-big
     python data.py glue [FILE]                         the GLUE and SuperGLUE tasks in BabyLM's format
+    python data.py entity_tracking                     what is in which box after each move
+    python data.py comps                               COMPS: properties of things, and of what inherits them
+    python data.py wug                                 WUG: made-up adjectives and verbs, inflected (BabyLM 2025)
+    python data.py reading                             words with the times that people took to read them
+    python data.py global_piqa                         GlobalPIQA: everyday physical common sense
 
 A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
 (byte-level BPE) and meta.json (counts, SHA-256 of the sources). An empty line in the text ends a document. Each

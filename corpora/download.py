@@ -9,9 +9,11 @@ Archives are never unpacked to disk: their expected files are read into memory, 
 our own.
 """
 
+import csv
 import gzip
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 import zipfile
@@ -30,7 +32,7 @@ LARGEST = 1 << 29  # bytes of a download, and of an archive once unpacked
 
 @dataclass
 class Part:
-    place: str  # where it belongs in a data folder: a .zip, or a folder of .jsonl.gz
+    place: str  # where it belongs in a data folder: a .zip, a .jsonl.gz, or a folder of .gz
     home: str  # URL of an archive, or owner/name@revision on the Hugging Face hub
     names: str  # the files there: folder/pattern
     rows: int | dict | None  # lines of all files, or {name: lines} of the wanted ones; None: not counted
@@ -47,6 +49,10 @@ class Part:
 # were not available, so lines are counted.
 EVALS = "BabyLM-community/BabyLM-2026-Strict-Evals@8d52da9424a9ff30b9e8266c4f751aba9c504233"
 FULL, FAST = "evaluation_data/full_eval", "evaluation_data/fast_eval"
+# GlobalPIQA comes from its authors, as the organisers have it. Names and revisions are those of public scripts.
+# Not tried yet.
+PARALLEL = "mrlbenchmarks/global-piqa-parallel@b0b18516a8bc2cb1106bce3dd4db32848ca715ea"
+NONPARALLEL = "mrlbenchmarks/global-piqa-nonparallel@6777742fa3634c0583cda3b7f8a482ea7b1b0937"
 # The same for 2024: OSF packs the folder on request. Not tried yet, hashes not available.
 OSF = "https://files.osf.io/v1/resources/ad7qg/providers/osfstorage/66358ec34664da20a0ed6acc/?zip="
 BLIMP = "https://codeload.github.com/alexwarstadt/blimp/tar.gz/3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
@@ -75,6 +81,12 @@ GLUE_OF_2024 = {  # dropped since
     "sst2.train.jsonl": 67349, "sst2.valid.jsonl": 436,
     "mnli-mm.valid.jsonl": 4916,
 }  # fmt: skip
+COMPS = {
+    "comps_base.jsonl": 49_340,
+    "comps_wugs.jsonl": 13_896,
+    "comps_wugs_dist-before.jsonl": 13_896,
+    "comps_wugs_dist-in-between.jsonl": 13_896,
+}
 M = 10**6
 
 # fmt: off
@@ -104,6 +116,27 @@ SETS = {
     "glue": [
         Part("glue", EVALS, f"{FULL}/glue_filtered/*.jsonl", GLUE, 200 * M),
         Part("glue", OSF, "glue_filtered/*.jsonl", GLUE_OF_2024, 200 * M),
+    ],
+    "entity_tracking": [  # packed, for its authors ask that it not lie open in repositories
+        Part("babylm_eval/entity_tracking.zip", EVALS, f"{FULL}/entity_tracking/*.jsonl", 9483, 7_519_163,
+             "351d678fdb0949f627a332f328582075a3702d98164d34c2c9ba1fc5e51122c4"),
+    ],
+    "comps": [Part("babylm_eval/comps", EVALS, f"{FULL}/comps/*.jsonl", COMPS, 100 * M)],
+    "wug": [  # of 2025; not tried yet
+        Part("babylm_eval/wug", EVALS, f"{FULL}/wug_adj_nominalization/*.jsonl",
+             {"wug_adj_nominalization.jsonl": 200}, 37_187,
+             "f308a861e0861ef4d6a25c1e5a43ef4f29cd8238362a3bf9dd5855f0a78177d4"),
+        Part("babylm_eval/wug", EVALS, f"{FULL}/wug_past_tense/*.jsonl", {"wug_past_tense.jsonl": 50}, M),
+    ],
+    "reading": [  # a line of names, and 1,726 words
+        Part("babylm_eval/reading", EVALS, f"{FULL}/reading/*.csv", {"reading_data.csv": 1727}, 615_013,
+             "45204bc7ccfb10bdb6140797b5e60e83e9a85cc62d195a84ad4566cb429f0065"),
+    ],
+    "global_piqa": [
+        Part("babylm_eval/global_piqa/global_piqa_parallel.jsonl.gz", PARALLEL, "data/parallel_eng_latn.tsv",
+             103, M, rights="CC BY-SA 4.0, for evaluation only"),
+        Part("babylm_eval/global_piqa/global_piqa_nonparallel.jsonl.gz", NONPARALLEL,
+             "data/nonparallel_eng_latn.tsv", 100, M, rights="CC BY-SA 4.0, for evaluation only"),
     ],
 }
 # fmt: on
@@ -165,6 +198,8 @@ def from_hub(part, name):
     zipped = "zipped " if part.place.endswith(".zip") and part.rows else ""
     place = data.data_folder() / part.place
     by_hand = f"fetch {part.names} of {repo} by hand and put it {zipped}at {place}"
+    if part.names.endswith(".tsv"):
+        by_hand += ", each row a line of JSON"
     if name == "ewok":
         by_hand += f". {GATED}"
     folder = data.data_folder() / f"{name}.download"
@@ -172,6 +207,8 @@ def from_hub(part, name):
     paths = [path for path in folder.glob(part.names) if is_expected(path.as_posix(), part)]
     files = {path.name: path.read_bytes() for path in paths}
     shutil.rmtree(folder)  # also if they are wrong, or the library would take them for complete next time
+    if part.names.endswith(".tsv"):
+        files = {name: as_json_lines(raw, repo, by_hand) for name, raw in files.items()}
     store(part, files, repo, by_hand)
 
 
@@ -184,6 +221,9 @@ def store(part, files, source, by_hand):
     if part.rows is None:  # a file as it is
         with replacing(place, "wb") as file:
             file.write(files[names[0]])
+    elif place.suffix == ".gz":
+        with replacing(place, "wb") as file:
+            file.write(gzip.compress(files[names[0]], mtime=0))
     elif place.suffix == ".zip":
         folder = part.names.split("/")[-2]
         with replacing(place, "wb") as file, zipfile.ZipFile(file, "w") as archive:
@@ -194,6 +234,17 @@ def store(part, files, source, by_hand):
             with replacing(place / f"{name}.gz", "wb") as file:
                 file.write(gzip.compress(files[name], mtime=0))
     print(f"{place}: {len(files)} files, {sum(map(len, files.values())):,} bytes, checked")
+
+
+def as_json_lines(raw, source, by_hand):
+    """The bytes of a table with tabs between its columns and a number in `label` -> a line of JSON a row."""
+    try:
+        text = io.StringIO(raw.decode("utf-8-sig"), newline="")
+        rows = list(csv.DictReader(text, delimiter="\t", strict=True))
+        lines = [json.dumps(row | {"label": int(row["label"])}) + "\n" for row in rows]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{source}: not a table with labels ({reason(error)}); {by_hand}")
+    return "".join(lines).encode()
 
 
 def difference(part, files):

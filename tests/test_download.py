@@ -338,6 +338,73 @@ def test_the_supplement_comes_from_the_hub(home, hub, real_data):
     assert len(left()) == 10
 
 
+def test_entity_tracking_and_reading_come_from_the_hub(home, hub, real_data):
+    full = "evaluation_data/full_eval/"
+    hub.files |= unzipped(real_data("babylm_eval/entity_tracking.zip"), full)
+    table = gzip.decompress(real_data("babylm_eval/reading/reading_data.csv.gz").read_bytes())
+    hub.files[f"{full}reading/reading_data.csv"] = table
+    data.main(["entity_tracking"])
+    data.main(["reading"])
+    assert left() == ["data/babylm_eval/entity_tracking.zip", "data/babylm_eval/reading/reading_data.csv.gz"]
+    theirs = unzipped(real_data("babylm_eval/entity_tracking.zip"))
+    assert unzipped("data/babylm_eval/entity_tracking.zip") == theirs
+    assert gzip.decompress(Path("data/babylm_eval/reading/reading_data.csv.gz").read_bytes()) == table
+
+
+def test_comps_and_wug_come_from_the_hub(home, hub, real_data, refusal):
+    full = "evaluation_data/full_eval/"
+    adjectives = real_data("babylm_eval/wug/wug_adj_nominalization.jsonl.gz").read_bytes()
+    hub.files[f"{full}wug_adj_nominalization/wug_adj_nominalization.jsonl"] = gzip.decompress(adjectives)
+    hub.files[f"{full}wug_past_tense/wug_past_tense.jsonl"] = b"{}\n" * 50
+    hub.files |= {f"{full}comps/{name}": b"{}\n" * n for name, n in download.COMPS.items()}
+    data.main(["wug"])
+    data.main(["comps"])
+    places = [f"comps/{name}.gz" for name in sorted(download.COMPS)]
+    places += ["wug/wug_adj_nominalization.jsonl.gz", "wug/wug_past_tense.jsonl.gz"]
+    assert left() == sorted(f"data/babylm_eval/{place}" for place in places)
+    Path("data/babylm_eval/comps/comps_wugs.jsonl.gz").unlink()
+    hub.files[f"{full}comps/comps_wugs.jsonl"] = b"{}\n"
+    assert ": comps_wugs.jsonl has 1 lines in place of 13,896; fetch " in refusal(data.main, ["comps"])
+
+
+def piqa(rows, solutions):
+    """A file of GlobalPIQA as its authors publish it, with a quotation mark and a line break in its fields."""
+    names = ["prompt", *(f"solution{i}" for i in range(solutions)), "label", "example_id"]
+    lines = ["\t".join(names)]
+    for row in range(rows):
+        lines.append("\t".join(['"To ""open""\na jar,"', *["twist"] * solutions, "1", f"eng_{row}"]))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def test_global_piqa_comes_as_lines_of_json(home, hub, refusal):
+    hub.files["data/parallel_eng_latn.tsv"] = piqa(103, 4)
+    hub.files["data/nonparallel_eng_latn.tsv"] = piqa(100, 2)
+    data.main(["global_piqa"])
+    folder = "data/babylm_eval/global_piqa/global_piqa_"
+    assert left() == [f"{folder}nonparallel.jsonl.gz", f"{folder}parallel.jsonl.gz"]
+    lines = gzip.decompress(Path(f"{folder}parallel.jsonl.gz").read_bytes()).splitlines()
+    record = json.loads(lines[102])
+    assert len(lines) == 103 and (record["label"], record["example_id"]) == (1, "eng_102")
+    assert record["prompt"] == 'To "open"\na jar,' and record["solution3"] == "twist"
+
+
+@pytest.mark.parametrize(
+    "table, problem",
+    [
+        (piqa(102, 4), "1 files with 102 lines in place of 103"),
+        (piqa(103, 4).replace(b"label", b"answer"), "not a table with labels ('label')"),
+        (piqa(103, 4).replace(b"\t1\t", b"\tx\t"), "not a table with labels (invalid literal"),
+        (piqa(103, 4)[:-40] + b'"', "not a table with labels ("),
+    ],
+)
+def test_another_table_is_one_line_and_writes_nothing(home, hub, refusal, table, problem):
+    hub.files["data/parallel_eng_latn.tsv"] = table
+    said = refusal(data.main, ["global_piqa"])
+    assert said.startswith(f"huggingface.co/datasets/mrlbenchmarks/global-piqa-parallel: {problem}")
+    assert said.endswith("global_piqa_parallel.jsonl.gz, each row a line of JSON\n") and said.count("\n") == 1
+    assert left() == []
+
+
 @pytest.fixture
 def glue(home, hub, monkeypatch):
     """GLUE with as many lines as it has, nothing on them: seven tasks on the hub, four in an archive."""
@@ -403,7 +470,18 @@ def test_what_is_in_the_shared_folder_is_used_as_it_is(home, hub, real_data, mon
 def test_the_table_puts_benchmarks_where_evaluation_looks_for_them():
     places = {part.place for parts in download.SETS.values() for part in parts}
     looked_for = {place for place in benchmarks.BENCHMARKS.values() if not place.startswith("toyland")}
+    inside = {
+        "babylm_eval/global_piqa",
+        "babylm_eval/reading",
+        "babylm_eval/wug",
+    }  # of which some name the files
+    places, looked_for = ({folder_of(place, inside) for place in some} for some in (places, looked_for))
     assert places - {"glue", "ewok/vocab.txt"} == looked_for - {"ewok/ewok-core-1.0.zip"}
+
+
+def folder_of(place, folders):
+    """The one of the folders that holds a place, or else the place itself."""
+    return next((folder for folder in folders if f"{place}/".startswith(f"{folder}/")), place)
 
 
 @pytest.mark.parametrize(
