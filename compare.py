@@ -18,8 +18,8 @@ file has the settings that all runs share, and
 
 Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command
 resumes. It ends with a table and writes results.json, pictures of it and results.csv, a line a run, into
-out/COMPARISON. With `tasks`, evaluate.py also scores the best runs of each row; with `against`, all rows are
-compared with that one, seed by seed.
+out/COMPARISON. With `tasks`, evaluate.py also scores the best runs of each row, and with `glue` finetune.py
+fine-tunes them; with `against`, all rows are compared with that one, seed by seed.
 """
 
 import csv
@@ -40,9 +40,11 @@ from pathlib import Path
 import data
 import distill
 import evaluate
+import finetune
 import train
 from corpora.benchmarks import read_benchmark
 from evaluate import write_json
+from finetune import half_width, read_tasks
 from kernels import use_kernels
 from model import LanguageModel
 from support.console import close_bars, progress, run_script, say
@@ -56,7 +58,6 @@ import torch
 DEFAULT = "config/compare_toy.py"
 NOT_IN_ROWS = {"run", "learning_rate", "seed", "eval_pairs", "best_by", "kernels", "fresh"}
 RUN_SETTINGS = {x.name for x in fields(train.Settings)}
-STUDENT_T = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # for 2, 3, ... 10 seeds
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Settings(train.Settings):
     learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
     tasks: str = ""  # benchmarks for the best run of each row and seed, in the end, with commas
+    glue: str = ""  # (Super)GLUE tasks to fine-tune these runs on, by the rules of 2024, such as rte,wsc
     against: str = ""  # the row that the others are compared with
     results: str = ""  # also write the results here, such as results/compare_toy.json
 
@@ -90,6 +92,8 @@ def main(args):
     if s.tasks and rank() == 0:
         for task in s.tasks.split(","):
             read_benchmark(task)  # now, and not after days of training
+    if s.glue and rank() == 0:
+        read_tasks(finetune.Settings(tasks=s.glue))
     sizes = check_rows(rows, file)
     with alone_in(Path("out", s.run)):
         check_folders(s, runs)
@@ -99,7 +103,7 @@ def main(args):
             if rank() > 0:  # the rest is for one process
                 return None
             found = {name: sizes[name] | summarize(rows[name]) for name in rows}
-            if s.tasks:
+            if s.tasks or s.glue:
                 evaluate_best(s, found)
         except KeyboardInterrupt:
             close_bars()
@@ -138,6 +142,9 @@ def check_comparison(s, settings):
     """Raise UserError for settings that do not work, whatever the rows are."""
     replace(train.Settings(), run=s.run).check()
     evaluate.Settings(tasks=s.tasks, device=s.device, kernels=s.kernels, results=s.results).check()
+    if s.glue:
+        with naming("glue"):
+            finetune.Settings(tasks=s.glue).check()
     if not s.models:
         raise UserError("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
     for name in s.models:
@@ -387,12 +394,6 @@ def mean_over_seeds(runs):
     return found
 
 
-def half_width(values):
-    """Half of the 95 % interval of a mean over seeds, by Student's t; of more than ten a little too wide."""
-    n = len(values)
-    return STUDENT_T[min(n, 10) - 2] * statistics.stdev(values) / n**0.5
-
-
 def runs_at_best_rate(row):
     """A row's runs at its best learning rate, one a seed; [] if the row has no best."""
     if not row["best"]:
@@ -402,22 +403,38 @@ def runs_at_best_rate(row):
 
 def evaluate_best(s, rows):
     """
-    Score the best checkpoint of each row and seed with evaluate.py, unless its results are there, and add
-    "benchmarks" to these runs and, as means over seeds, to their rows.
+    Score the best checkpoint of each row and seed with evaluate.py and finetune.py, unless its results are there,
+    and add "benchmarks" to these runs and, as means over seeds, to their rows.
     """
-    tasks = [evaluate.name_of(task) for task in s.tasks.split(",")]
+    tasks = [evaluate.name_of(task) for task in s.tasks.split(",") if task]
     best = [(name, run) for name, row in rows.items() for run in runs_at_best_rate(row)]
     for name, run in progress(best, desc="evaluations", unit="run"):
         file = Path("out", s.run, folder_name(name, run["learning_rate"], run["seed"]), "best.pt")
         how = evaluate.Settings(str(file), s.tasks, device=s.device, kernels=s.kernels)
+        run["benchmarks"] = {}
         with redirect_stdout(io.StringIO()):
-            found = evaluate.known_or_made(how)["benchmarks"]
-        run["benchmarks"] = {task: found[task] for task in tasks}
+            if s.tasks:
+                found = evaluate.known_or_made(how)["benchmarks"]
+                run["benchmarks"] = {task: found[task] for task in tasks}
+            if s.glue:
+                run["benchmarks"]["glue"] = fine_tuned(s, file, run["seed"])
+    if s.glue:
+        tasks.append("glue")
     for row in rows.values():
         runs = runs_at_best_rate(row)
         row["benchmarks"] = {}
         for task in tasks if runs else []:
             row["benchmarks"][task] = mean_benchmark([run["benchmarks"][task] for run in runs])
+
+
+def fine_tuned(s, file, seed):
+    """finetune.py's results of a checkpoint on the tasks of s.glue, fine-tuned once with this seed."""
+    how = finetune.Settings(
+        str(file), s.glue, seeds=[seed], untrained=False, device=s.device, kernels=s.kernels
+    )
+    found = finetune.main(how)["benchmarks"]["glue"]
+    subtasks = {task: found["subtasks"][task] for task in s.glue.split(",")}
+    return finetune.glue_of(subtasks, found["how"], how.protocol)
 
 
 def mean_benchmark(results):

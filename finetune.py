@@ -22,13 +22,12 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import data
 import evaluate
 import train
-from compare import half_width
 from corpora.benchmarks import read_texts
 from corpora.download import GLUE, GLUE_OF_2024
 from evaluate import beside, digest, in_turn, write_json
@@ -61,6 +60,7 @@ ALSO_SCORED = {"mnli": "mnli-mm"}  # by the model of the first: MNLI's sentences
 ROWS = GLUE | GLUE_OF_2024  # file -> lines that it has in BabyLM's data
 SAMPLED = {"mnli": 392_702, "qqp": 363_846}  # training rows in 2024; since 2025 there are 10,000 of each
 PREDICTIONS = "glue_predictions.jsonl"
+STUDENT_T = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # for 2, 3, ... 10 seeds
 THRESHOLD = 0.1  # per cent by which an epoch must be better than the best one, or patience runs out
 BATCH = 64  # texts that are classified at once, sorted by length
 GROUP = 16  # rows of a batch that a CPU reads at once
@@ -507,6 +507,12 @@ def mcc(labels, predicted):
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "mcc": mcc}
+
+
+def half_width(values):
+    """Half of the 95 % interval of a mean over seeds, by Student's t; of more than ten a little too wide."""
+    n = len(values)
+    return STUDENT_T[min(n, 10) - 2] * stdev(values) / n**0.5
 
 
 def interval_over_items(metric, labels, predicted, samples=500):

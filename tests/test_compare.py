@@ -18,6 +18,7 @@ import compare
 import data
 import distill
 import evaluate
+import finetune
 import kernels
 import train
 from conftest import ROOT, contents, same
@@ -33,6 +34,8 @@ import matplotlib
 import pytest
 import torch
 from processes import fork, fork_two, needs_fork, wait_until
+from test_finetune import toy_rows
+from test_finetune import write as write_items
 
 RECIPE = dict(
     corpus="small", vocab_size=300, n_layer=1, d_model=16, n_head=2, d_mlp=24, context=32, batch_size=16,
@@ -392,6 +395,27 @@ def test_the_best_runs_are_evaluated_once_and_held_against_a_row(place, monkeypa
     assert pictures == ["results.svg", "results_benchmarks.svg", "results_pairs.svg"]
 
 
+def test_the_best_runs_are_fine_tuned_each_once_with_its_own_seed(place, monkeypatch):
+    """Their scores on GLUE stand in the table like a benchmark's, and are kept beside the checkpoint."""
+    write_items("rte", "train", map(json.dumps, toy_rows(64, 0)))
+    write_items("rte", "valid", map(json.dumps, toy_rows(139, 1)))
+    recipe = EXAM | dict(models={"a": {}, "b": {"mixer": "mingru"}}, tasks="", glue="rte")
+    results = compare.main([write("exam.py", **recipe)])
+    for name, row in results["rows"].items():
+        scores = []
+        for run in row["runs"]:
+            found = run["benchmarks"]["glue"]["subtasks"]["rte"]
+            assert [x["seed"] for x in found["seeds"]] == [run["seed"]] and found["n"] == 139
+            kept = Path(f"out/exam/{name}-0.01-{run['seed']}/best_results.json").read_text()
+            assert json.loads(kept)["benchmarks"]["glue"]["subtasks"]["rte"] == found
+            scores.append(found["score"])
+        assert row["benchmarks"]["glue"]["score"] == statistics.fmean(scores)
+    assert set(results["differences"]["b"]) == {"loss", "glue"}
+    monkeypatch.setattr(finetune, "fine_tune", None)
+    assert timeless(compare.main(["exam.py"])) == timeless(results)
+    assert draw_results(Path("out/exam/results.json"))
+
+
 @needs_fork
 def test_two_processes_make_the_same_comparison_as_one(place):
     """With a teacher and a run that diverges; in float64, every loss within 1e-9."""
@@ -435,6 +459,8 @@ REFUSED = {  # what the file says -> what is said of it
     "few seeds": (dict(models={"x": {"seeds": [1]}}, seeds=[0, 1]), "models['x']: seeds = [1]: 2 are needed"),
     "no such row": (dict(against="LSTM"), "two.py: against = 'LSTM': possible: HGRN2, minGRU"),
     "no such task": (dict(tasks="blmp"), "two.py: tasks = 'blmp': did you mean 'blimp'?"),
+    "no such GLUE": (dict(glue="rtee"), "two.py: glue: tasks = 'rtee': did you mean 'rte'?"),
+    "no items": (dict(glue="rte"), "rte: put it at data/glue/rte.train.jsonl.gz"),
     "no benchmark": (dict(tasks="bear"), "bear: put it at data/bear/BEAR.zip"),
     "half a seed": (dict(seeds=[0.5]), "models['HGRN2']: seeds: seed = 0.5 is not of type int"),
     "long context": (dict(context=10**6), "models['HGRN2']: context = 1000000: longer than the text"),

@@ -175,7 +175,7 @@ def paired_difference(verdicts, others, over_all):
 
 
 def print_rows(rows, columns, first):
-    """Print ours, then the paper's, each group sorted by the last column, then the one before; then differences."""
+    """Print ours, then the paper's, each sorted by the last column, then the one before; then differences."""
     table = [["per cent correct", "parameters", "steps", "tokens read", "perplexity", *columns]]
     rows = sorted(rows, key=lambda row: [-row["benchmarks"].get(task, 0) for task in reversed(columns)])
     for row in sorted(rows, key=lambda row: row.get("paper", False)):
