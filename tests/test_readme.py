@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -62,18 +63,92 @@ ENGLISH = {
 
 def table_of_english():
     """What evaluate.py found of english_small, beside BabyHGRN's HGRN2."""
-    found = results("english_small")["benchmarks"]
+    found, counted = (results(name)["benchmarks"] for name in ("english_small", "english_3gram"))
     (paper,) = [row for row in results("papers")["rows"] if row["name"] == "HGRN2 360M, BabyLM 10M"]
-    yield "| | verdicts | 1.8M parameters | chance | the paper's, 366.8M |"
-    yield "|---|--:|--:|--:|--:|"
+    yield "| | verdicts | HGRN2, 1.8M parameters | counting (trigram) | chance | the paper's, 366.8M |"
+    yield "|---|--:|--:|--:|--:|--:|"
     for name, title in ENGLISH.items():
         x, theirs = found[name], paper["benchmarks"].get(name)
         n = sum(y["n"] for y in x["subtasks"].values())
         score = f"{x['score']:.1f} ± {x['interval']:.1f}"
-        yield f"| {title} | {n:,} | {score} | {x.get('chance', 50):.1f} | {theirs or ''} |"
+        floor = f"{counted_score(counted[name]):.1f} | {x.get('chance', 50):.1f}"
+        yield f"| {title} | {n:,} | {score} | {floor} | {theirs or ''} |"
         for reading, score in list(x.get("readings", {}).items())[1:]:
+            floor = f"{counted[name]['readings'][reading]:.1f}"
             reading = reading.replace("|", r"\|")  # a bar alone would end the cell
-            yield f"| EWoK read as {reading} | {n:,} | {score:.1f} | 50.0 | |"
+            yield f"| EWoK read as {reading} | {n:,} | {score:.1f} | {floor} | 50.0 | |"
+
+
+def counted_score(x):
+    """An n-gram model's score on a benchmark; on EWoK in the reading of 2024 (its file is of 2026)."""
+    return x.get("readings", {}).get("p(T1|C1) > p(T2|C1)", x["score"])
+
+
+def table_of_counting():
+    """What n-gram models of five orders know of the text that english_small reads."""
+    yield f"| | n-grams | loss, nats | {' | '.join(ASKED.values())} |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    names = [f"english_{order}gram" for order in range(1, 6)]
+    for name in [*names, "english_small_2026"]:
+        found = results(name)
+        title, size = "HGRN2, `english_small`", ""
+        if name in names:
+            title, size = f"order {found['settings']['order']}", f"{found['parameters']:,}"
+        scores = (found["benchmarks"][task] for task in ASKED)
+        each = " | ".join(f"{x['score']:.1f} ± {x['interval']:.1f}" for x in scores)
+        yield f"| {title} | {size} | {math.log(found['perplexity']):.3f} | {each} |"
+
+
+OF_2026 = {
+    "blimp_filtered": "BLiMP, filtered",
+    "supplement": "BLiMP-Supplement",
+    "ewok_filtered": "EWoK, by context",
+    "entity_tracking": "entity tracking",
+    "reading": "reading",
+}
+
+
+def table_of_2026():
+    """What evaluate.py found of english_small by the rules of 2026, and of reading times without punctuation."""
+    found = results("english_small_2026")["benchmarks"]
+    yield "| | items | score | chance |"
+    yield "|---|--:|--:|--:|"
+    for name, title in OF_2026.items():
+        x = found[name]
+        n = max(y["n"] for y in x["subtasks"].values())
+        chance = f"{x.get('chance', 50):.1f}"
+        if name == "reading":
+            chance = "0"
+        else:
+            n = sum(y["n"] for y in x["subtasks"].values())
+        yield f"| {title} | {n:,} | {x['score']:.1f} ± {x['interval']:.1f} | {chance} |"
+
+
+def table_of_reading():
+    """Reading times, in both kinds, by whose tokens and with which words."""
+    found = results("english_small_2026")["benchmarks"]["reading"]
+    yield "| surprisal of | eye tracking | self-paced |"
+    yield "|---|--:|--:|"
+    titles = {"the organisers' tokens": {kind: x["score"] for kind, x in found["subtasks"].items()}}
+    for title, score in found["readings"].items():
+        title, kind = title.rsplit(", ", 1)
+        titles.setdefault(title, {})[kind] = score
+    for title, x in titles.items():
+        yield f"| {title} | {x['eye_tracking']:.2f} | {x['self_paced']:.2f} |"
+
+
+def table_of_glue():
+    """What finetune.py found of english_small, beside the untrained model and the majority class."""
+    found = results("english_small_glue")["benchmarks"]["glue"]["subtasks"]
+    yield "| | metric | items | fine-tuned | untrained | majority class | training rows |"
+    yield "|---|---|--:|--:|--:|--:|--:|"
+    for task, x in found.items():
+        rows = f"{x['rows']:,}"
+        if "partial" in x:
+            rows += f" of {x['partial']['of']:,}"
+        untrained = f"{x['untrained']:.1f}" if "untrained" in x else ""
+        cells = [task, x["metric"], f"{x['n']:,}", f"{x['score']:.1f} ± {x['interval']:.1f}"]
+        yield f"| {' | '.join([*cells, untrained, format(x['majority'], '.1f'), rows])} |"
 
 
 def table_of_agreement():
@@ -92,9 +167,20 @@ def table_of_agreement():
         yield f"| {' '.join(peer)} | {each} | {sum(row['verdicts'] for row in own)} |"
 
 
-def test_the_tables_of_scores_are_those_of_the_result_files():
-    for table in ("\n".join(table_of_english()), "\n".join(table_of_agreement())):
-        assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
+TABLES = (
+    table_of_english,
+    table_of_agreement,
+    table_of_counting,
+    table_of_2026,
+    table_of_reading,
+    table_of_glue,
+)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_tables_of_scores_are_those_of_the_result_files(table):
+    table = "\n".join(table())
+    assert f"\n\n{table}\n\n" in PAGES, f"README.md or results/README.md should hold\n{table}"
 
 
 def test_scores_agree_with_everybody_elses():
@@ -173,6 +259,10 @@ def table_of_babyhgrn():
     for name, x in found["differences"].items():
         each = (difference(task, x[task]) for task in ("loss", *ASKED))
         yield f"| **{name}, less {found['settings']['against']}** | {' | '.join(each)} |"
+    counted = results("english_3gram")
+    scores = (counted["benchmarks"][task] for task in ASKED)
+    each = " | ".join(f"{counted_score(x):.1f}" for x in scores)
+    yield f"| counting (trigram) | {math.log(counted['perplexity']):.3f} | {each} |"
     for title, name, other in (
         ("Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"),
         (
