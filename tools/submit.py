@@ -75,7 +75,7 @@ SIZES = {  # predictions that the leaderboard expects
 
 @dataclass
 class Settings:
-    run: str = ""  # a run folder, with chck_1M.pt and so on in it
+    run: str = "out/toy"  # a run folder, with chck_1M.pt and so on in it
     to: str = ""  # the folder to write; none: submission in the run's folder
     hub: str = ""  # OWNER/NAME of a repository on the Hugging Face Hub to upload the models to
     track: str = "strict-small"  # strict-small (100M words read) or strict (1000M)
