@@ -121,6 +121,16 @@ def test_probabilities_sum_to_one(corpus, order):
         assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-12), context
 
 
+def test_texts_of_the_same_tokens_tie_for_the_unigram(corpus):
+    """Exactly, whatever the order of the tokens: a tie is a verdict of its own."""
+    model, _, _ = ngram.load(run_ngram("english", "--order=1"))
+    _, val = corpus
+    for start in range(1, 200, 10):
+        text = val[start : start + 20]
+        orders = text, sorted(text), text[::-1]
+        assert len(set(model.score_texts([([1, *ids], 1) for ids in orders]))) == 1
+
+
 def test_a_run_folder_is_small_known_and_the_same_each_time(corpus):
     folder = run_ngram("english")
     first = fingerprint(folder / "checkpoint.pt")

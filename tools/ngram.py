@@ -23,6 +23,7 @@ and for the lowest order p(w | h') = 1 / V, so no token of the vocabulary has pr
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,7 @@ def main(s):
     path = folder / "checkpoint.pt"
     save({"settings": settings, "tables": tables, "step": 1}, path)
     size = sum(len(table["tokens"]) for table in tables)
-    print(f"{folder}: {size:,} n-grams of {len(tokens):,} tokens, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{folder}: {size:,} n-grams of {len(tokens):,} tokens, in {path.stat().st_size:,} bytes")
     return folder
 
 
@@ -98,14 +99,10 @@ def count(tokens, order, vocab_size, bos=None):
     n-gram, and how many n-grams each entry of the table below begins ("followers").
     """
     tables, first = [], np.array([-1])  # first: the first token of each n-gram of the order below
-    places = np.zeros(
-        len(tokens) + 1, dtype=np.int64
-    )  # in that table, of the n-gram that begins at each token
+    places = np.zeros(len(tokens) + 1, dtype=np.int64)  # in its table, of the one that begins at each token
     for n in progress(range(1, order + 1), desc="counting"):
-        last, suffixes = (
-            tokens[n - 1 :],
-            places[1:],
-        )  # each n-gram's last token; its place without its first one
+        last = tokens[n - 1 :]  # of each n-gram in the text
+        suffixes = places[1:]  # the place of each without its first token
         keys, places = np.unique(places[: len(last)] * vocab_size + last, return_inverse=True)
         if n > 1:
             counts = preceding(places, suffixes, len(first))
@@ -146,14 +143,17 @@ class NGram:
         self.size = sum(len(table.keys) for table in self.tables)
 
     def score_texts(self, texts, each_batch=lambda done: None):
-        """Score as evaluate.score_texts does: [(ids, first), ...] -> log p(ids[first:] | ids[:first]) of each."""
+        """
+        [(ids, first), ...] -> log p(ids[first:] | ids[:first]) of each, as evaluate.score_texts. No sum depends on
+        the order of its terms, so texts of the same n-grams tie exactly.
+        """
         scores = []
         for start in range(0, len(texts), TEXTS):
             some = texts[start : start + TEXTS]
             ends = np.cumsum([len(ids) for ids, _ in some])
             log_p = self.log_p(np.concatenate([ids for ids, _ in some]), ends[:-1])
             for (_, first), row in zip(some, np.split(log_p, ends[:-1])):
-                scores.append(row[first:].sum().item())
+                scores.append(math.fsum(row[first:]))
             each_batch(len(some))
         return scores
 
@@ -223,9 +223,7 @@ def load(path):
         settings = SimpleNamespace(**saved["settings"] | about)
         model = NGram(saved["tables"], settings.discount, settings.vocab_size)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not an n-gram model of this version of nanoRNN ({error}); {remedy}"
-        ) from error
+        raise UserError(f"{path}: not an n-gram model of this version ({error}); {remedy}") from error
     return model, read_tokenizer(path.parent), settings
 
 
