@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import data
+import evaluate
 from corpora import toyland
 from support.files import fingerprint, save
 from support.settings import configure
@@ -129,6 +130,26 @@ def test_texts_of_the_same_tokens_tie_for_the_unigram(corpus):
         text = val[start : start + 20]
         orders = text, sorted(text), text[::-1]
         assert len(set(model.score_texts([([1, *ids], 1) for ids in orders]))) == 1
+
+
+def test_evaluate_scores_it_like_a_run(corpus):
+    """Perplexity and verdicts are those of brute force; the results say what was counted."""
+    train, val = corpus
+    pairs = [("The dog saw Mia.", "Saw dog the Mia."), ("Tom is old.", "Tom are old.")]
+    lines = [json.dumps({"sentence_good": good, "sentence_bad": bad}) for good, bad in pairs]
+    Path("pairs.jsonl").write_text("\n".join(lines))
+    folder = run_ngram("english")
+    results = evaluate.main(evaluate.Settings(run=str(folder), tasks="pairs.jsonl", dtype="float64"))
+    _, tokenizer, settings = ngram.load(folder)
+    exact = KneserNey(train, 3, tokenizer.get_vocab_size(), tokenizer.token_to_id("<s>"))
+    loss = -exact.log_p(val, 1) / (len(val) - 1)
+    assert results["perplexity"] == pytest.approx(math.exp(loss), rel=1e-9)
+    rows = map(json.loads, (folder / "pairs_pairs.jsonl").read_text().splitlines())
+    for row, texts in zip(rows, pairs, strict=True):
+        expected = [exact.log_p(*text) for text in evaluate.encode(tokenizer, [("", x) for x in texts])]
+        assert [row["good"], row["bad"]] == pytest.approx(expected, rel=1e-9)
+    assert results["tokens"] == len(train) and results["checkpoint"] == settings.digest
+    assert results["parameters"] == sum(map(len, exact.counts.values()))
 
 
 def test_a_run_folder_is_small_known_and_the_same_each_time(corpus):
