@@ -50,7 +50,11 @@ def read_word(row):
     if not row["word"] or None in row.values():
         raise UserError("no word, or too few columns; is the file complete?")
     record = {name: row[name] for name in TEXTS}
-    record["item"] = record["item"] or "None"  # a word of one sentence, which pandas reads as a missing value
+    # One sentence begins with "None", which the organisers' reader of tables takes for a missing value. They put it
+    # back as the text before the second word, but not as that before the word before the third.
+    record["item"] = record["item"] or "None"
+    if record["prev_item"] == "None":
+        record["prev_word"] = ""
     try:
         for name in NUMBERS:
             record[name] = float(row[name]) if row[name] else None
