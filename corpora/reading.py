@@ -50,7 +50,7 @@ def read_word(row):
     if not row["word"] or None in row.values():
         raise UserError("no word, or too few columns; is the file complete?")
     record = {name: row[name] for name in TEXTS}
-    # One sentence begins with "None", which the organisers' reader of tables takes for a missing value. They put it
+    # One sentence begins with "None", which the organisers' table reader takes for a missing value. They put it
     # back as the text before the second word, but not as that before the word before the third.
     record["item"] = record["item"] or "None"
     if record["prev_item"] == "None":
