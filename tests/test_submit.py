@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,7 +19,6 @@ from tools import submit
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 CHECKPOINTS = [f"chck_{n}M" for n in [*range(1, 10), *range(10, 101, 10)]]  # of strict-small
 SECRET = "The secret box is made of tin."
@@ -134,25 +136,37 @@ def test_ewoks_sentences_are_in_the_file_only_when_asked_for(run, capsys):
         assert path.is_dir() or SECRET.encode() not in path.read_bytes()
 
 
+LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+options = dict(cache_dir=sys.argv[1], local_files_only=True, trust_remote_code=True)
+tokens, logits = torch.arange(3, 40)[None], {}
+for revision in ("chck_1M", "chck_100M", "main"):
+    model = AutoModelForCausalLM.from_pretrained("nanornn/tiny", revision=revision, **options)
+    logits[revision] = model(tokens).logits.detach()
+tokenizer = AutoTokenizer.from_pretrained("nanornn/tiny", revision="chck_2M", **options)
+assert tokenizer("A dog").input_ids[0] == 1
+torch.save(logits, "logits.pt")
+"""
+
+
 def test_each_revision_is_its_own_checkpoint(run, monkeypatch, tmp_path):
-    """Loaded by transformers, without a network, from what lies on disk as in the Hub's cache."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    """Loaded by transformers in a process of its own, without a network, from what lies as in the Hub's cache."""
     monkeypatch.setattr(submit, "available", lambda benchmarks: {})
     folder = submit.main(submit.Settings(str(run)))
-    options = dict(cache_dir=folder / "hub", local_files_only=True, trust_remote_code=True)
-    tokens = torch.arange(3, 40)[None]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-c", LOAD, str(folder / "hub")]
+    subprocess.run(command, env=environment, check=True)
+    theirs = torch.load("logits.pt")
     for revision, file in {"chck_1M": "previous", "chck_100M": "best", "main": "checkpoint"}.items():
-        theirs = AutoModelForCausalLM.from_pretrained("nanornn/tiny", revision=revision, **options)
-        ours = load(f"out/tiny/{file}.pt", kernels="loop")[0]
         with torch.no_grad():
-            assert torch.allclose(theirs(tokens).logits, ours(tokens)[0], atol=1e-5)
-    tokenizer = AutoTokenizer.from_pretrained("nanornn/tiny", revision="chck_2M", **options)
-    assert tokenizer("A dog").input_ids[0] == 1
-    (card,) = {path.read_text() for path in folder.rglob("README.md") if "chck_2M" not in str(path)} & {
-        (folder / "hub/models--nanornn--tiny/snapshots")
-        .joinpath((folder / "hub/models--nanornn--tiny/refs/main").read_text(), "README.md")
-        .read_text()
-    }
+            ours = load(f"out/tiny/{file}.pt", kernels="loop")[0](torch.arange(3, 40)[None])[0]
+        assert torch.allclose(theirs[revision], ours, atol=1e-5)
+    assert not torch.equal(theirs["chck_1M"], theirs["main"])
+    repository = folder / "hub/models--nanornn--tiny"
+    snapshot = repository / "snapshots" / (repository / "refs/main").read_text()
+    card = (snapshot / "README.md").read_text()
     assert "license: mit" in card and len(card) > 400 and "nanornn/tiny" in card
 
 

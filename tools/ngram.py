@@ -23,10 +23,14 @@ and for the lowest order p(w | h') = 1 / V, so no token of the vocabulary has pr
 """
 
 import json
+import sys
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+
+if not __package__:  # `python tools/ngram.py` would look for our modules beside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import data
 from model import read_tokenizer
