@@ -23,8 +23,8 @@ and for the lowest order p(w | h') = 1 / V, so no token of the vocabulary has pr
 """
 
 import json
-import sys
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
