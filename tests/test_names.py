@@ -17,7 +17,8 @@ from support.settings import configure
 
 import pytest
 
-OURS = "baselines compare corpora data distill evaluate fast finetune kernels model sample support tools train".split()
+OURS = "baselines compare corpora data distill evaluate fast finetune kernels model sample".split()
+OURS += ["support", "tools", "train"]
 
 
 @pytest.fixture
