@@ -384,7 +384,7 @@ class Classifier(nn.Module):
 
 
 class Fit:
-    """What train.take_step needs of a run: settings, optimizer and the step it is at."""
+    """A run as train.take_step sees it: settings, optimizer and the step it is at."""
 
     def __init__(self, module, how, dtype, device):
         self.model, self.s, self.device = module, how, device

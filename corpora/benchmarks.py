@@ -148,7 +148,10 @@ def find_benchmark(task):
 
 def recipe_of(task):
     """The word of data.py that fetches a benchmark: supplement for supplement_fast."""
-    return {"entity": "entity_tracking", "global": "global_piqa"}.get(task.split("_")[0], task.split("_")[0])
+    for recipe in ("entity_tracking", "global_piqa"):
+        if task.startswith(recipe):
+            return recipe
+    return task.split("_")[0]
 
 
 def find_toyland():

@@ -103,9 +103,7 @@ def test_subtasks_are_those_of_the_organisers(random, tmp_path):
     Path(tmp_path, "regular.jsonl").write_text(jsonl([entity(random, 0), entity(random, 5)]))
     item = entity(random, 0)
     item["options"] = ["nothing.", *"abcd"]
-    Path(tmp_path, "ambiref.jsonl").write_text(
-        jsonl([item, entity(random, 1)]).replace("finds nothing in", "")
-    )
+    Path(tmp_path, "ambiref.jsonl").write_text(jsonl([item, entity(random, 1)]))
     old, new = (benchmarks.read_benchmark(str(tmp_path), year) for year in ("2025", "2026"))
     assert set(old) == {"regular_0_ops", "regular_5_ops", "ambiref_0_ops", "ambiref_1_ops"}
     assert "ambiref_0_ops" not in new

@@ -76,7 +76,6 @@ def run(workplace, monkeypatch):
     monkeypatch.setenv("NANORNN_DATA", str(data))
     for table in ("ALL", "EACH"):
         monkeypatch.setattr(benchmarks, table, {})
-    monkeypatch.setattr(submit, "SIZES", dict.fromkeys(submit.SIZES, 0))
     monkeypatch.setattr(submit, "check_sizes", lambda content: None)
     for number, name in enumerate(CHECKPOINTS):
         shutil.copy(f"out/tiny/{'best' if number else 'previous'}.pt", f"out/tiny/{name}.pt")
@@ -229,3 +228,11 @@ def test_sizes_are_those_that_the_leaderboard_expects():
         submit.check_sizes(empty | {"glue": {"rte": rows}})
     whole = {"predictions": [{"id": f"reading_{n}", "pred": math.nan} for n in range(1726)]}
     submit.check_sizes(empty | {"reading": {"reading": whole}})
+
+
+def test_a_missing_checkpoint_leaves_its_place_in_the_list(run):
+    """The leaderboard tells checkpoints by their place: others do not move up."""
+    (run / "chck_2M.pt").unlink()
+    found = json.loads((submit.main(submit.Settings(str(run))) / "results.json").read_text())
+    scores = found["fast_eval_results"]["blimp"]
+    assert [x is None for x in scores] == [number == 1 for number in range(len(CHECKPOINTS))]

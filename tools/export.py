@@ -396,7 +396,8 @@ def write_predictions(run):
             print(f"{task}: left out, there is no {path.name}; python evaluate.py {run} {ASK}")
             continue
         score = results["benchmarks"][name]["score"]
-        predictions[task] = preferred_texts(read_scores(path), read_benchmark(name), path, score)
+        subtasks = read_benchmark(name)
+        predictions[task] = preferred_texts(read_verdicts(path, subtasks, score, "2024"), subtasks)
     if not predictions:
         raise UserError(f"{run}: no scores of these; make them: python evaluate.py {run} {ASK}")
     print("ewok: left out, for this file would hold its texts, which may not be published as plain text")
@@ -408,30 +409,35 @@ def write_predictions(run):
     return path
 
 
-def read_scores(path):
-    """{subtask: rows} of a pairs_TASK.jsonl."""
-    scores = defaultdict(list)
+def read_verdicts(path, subtasks, score, protocol):
+    """
+    {subtask: rows} of a pairs_TASK.jsonl; UserError unless they are the verdicts on all records of the subtasks and
+    have this score by the protocol's rules.
+    """
+    verdicts = defaultdict(list)
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
-            scores[row["uid"]].append({name: row[name] + 0 for name in ("i", "good", "bad")})
+            names = ("i", "surprisal") if "surprisal" in row else ("i", "good", "bad")
+            sum(row[name] for name in names)
+            verdicts[row["uid"]].append(row)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number}: not a pair's scores ({error}); evaluate the run again")
-    return scores
-
-
-def preferred_texts(scores, subtasks, path, score):
-    """{subtask: {"predictions": [...]}}: the text of each pair that scores higher, the good one in a tie."""
     lines = {uid: [record["i"] for record in subtask.records] for uid, subtask in subtasks.items()}
-    if {uid: [row["i"] for row in rows] for uid, rows in scores.items()} != lines:
+    if {uid: list(dict.fromkeys(row["i"] for row in rows)) for uid, rows in verdicts.items()} != lines:
         total = sum(map(len, lines.values()))
         raise UserError(f"{path}: not the scores of all {total:,} pairs; evaluate the run again")
-    if abs(summary(subtasks, scores)["score"] - score) > 1e-6:
+    if abs(summary(subtasks, verdicts, protocol)["score"] - score) > 1e-6:
         raise UserError(f"{path}: not the scores that results.json was made from; evaluate the run again")
+    return verdicts
+
+
+def preferred_texts(verdicts, subtasks):
+    """{subtask: {"predictions": [...]}}: the text of each pair that scores higher, the good one in a tie."""
     predictions = {}
     for uid, subtask in subtasks.items():
         rows = []
-        for record, row in zip(subtask.records, scores[uid]):
+        for record, row in zip(subtask.records, verdicts[uid]):
             text = record["sentence_good" if credit(row) else "sentence_bad"]
             rows.append({"id": f"{uid}_{row['i']}", "pred": f" {text}"})
         predictions[uid] = {"predictions": rows}

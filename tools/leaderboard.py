@@ -21,10 +21,7 @@ from support.files import replacing
 from support.settings import UserError
 from tools.figures import draw_leaderboard, paper_rows
 
-MEANS = {
-    "zero-shot": ZERO_SHOT,
-    "macro": (*ZERO_SHOT, "glue"),
-}  # the paper's; the challenge went by the second
+MEANS = {"zero-shot": ZERO_SHOT, "macro": (*ZERO_SHOT, "glue")}  # the challenge of 2024 went by the second
 
 
 def compare(words, s):
@@ -84,7 +81,7 @@ def row_of(name, results):
 
 
 def lacks_of(glue):
-    """What finetune.py did without: tasks, training rows."""
+    """The tasks and training rows that finetune.py did without, in words."""
     lacks = []
     if glue["missing"]:
         lacks.append(f"without {', '.join(glue['missing'])}")

@@ -24,7 +24,6 @@ import json
 import math
 import re
 import sys
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ if not __package__:  # `python tools/submit.py` would look for our modules besid
 
 import evaluate
 import finetune
-from corpora.benchmarks import read_benchmark, summary
+from corpora.benchmarks import read_benchmark
 from corpora.download import GLUE
 from support.console import run_script
 from support.files import damage, fingerprint, replacing
@@ -113,7 +112,7 @@ def find_checkpoints(run, track):
     if len(missing) == len(found):
         raise UserError(f"{run}: no chck_1M.pt and so on; train with --checkpoints=babylm")
     if missing:
-        print(f"not there, as if the run had read fewer words: {', '.join(missing)}")
+        print(f"not there, for the run has read fewer words: {', '.join(missing)}")
     found = {name: path for name, path in found.items() if name not in missing}
     found["main"] = run / "checkpoint.pt"
     for path in found.values():
@@ -131,22 +130,12 @@ def write_models(checkpoints, cache, name):
     """Export each checkpoint into a cache as the Hub's library lays it out -> {revision: folder}."""
     repository, snapshots = cache / f"models--{name.replace('/', '--')}", {}
     for revision, path in checkpoints.items():
-        digest = fingerprint(path)
-        snapshot = repository / "snapshots" / digest[:40]  # named like a commit
-        if not is_exported(snapshot, digest):
-            export.write_folder(path, export.Settings(to=str(snapshot)), name)
+        commit = fingerprint(path)[:40]
+        snapshots[revision] = repository / "snapshots" / commit
+        export.write_folder(path, export.Settings(to=str(snapshots[revision])), name)
         with replacing(repository / "refs" / revision) as file:
-            file.write(digest[:40])
-        snapshots[revision] = snapshot
+            file.write(commit)
     return snapshots
-
-
-def is_exported(folder, digest):
-    """True if a folder is a whole export of a checkpoint and its scores: config.json is written last."""
-    try:
-        return json.loads((folder / "config.json").read_text())["nanornn_checkpoint"] == digest
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def open_hub(name):
@@ -192,7 +181,10 @@ def collect_results(checkpoints, s):
     content |= {"aoa_surprisals": None, "aoa": None}
     glue = finetune.leaderboard_predictions(checkpoints["main"], YEAR)
     content["glue"] = {task: glue[task] for task in sorted(glue)}
-    scores = [fast_scores(path, fast) for name, path in checkpoints.items() if name != "main"]
+    scores = []
+    for words in TRACKS[s.track]:  # the leaderboard tells checkpoints by their place in the list
+        path = checkpoints.get(f"chck_{words}M")
+        scores.append(fast_scores(path, fast) if path else {})
     names = [name for name in FAST if name != "global_piqa"] + [*GLOBAL_PIQA]
     content["fast_eval_results"] = {name: [x.get(name) for x in scores] for name in names}
     return content
@@ -215,7 +207,8 @@ def predictions_of(checkpoint, found):
     content = dict.fromkeys(names)
     results = evaluated(checkpoint, [FULL[name] for name in found])
     for name, subtasks in found.items():
-        rows = read_verdicts(checkpoint, FULL[name], subtasks, results)
+        path = evaluate.beside(checkpoint, f"pairs_{FULL[name]}.jsonl")
+        rows = export.read_verdicts(path, subtasks, results[FULL[name]]["score"], YEAR)
         if name == "reading":
             content[name] = {"reading": {"predictions": surprisals(rows["reading"])}}
         elif name == "global_piqa":
@@ -234,22 +227,6 @@ def evaluated(checkpoint, tasks):
     """A checkpoint's results on these benchmarks; what is missing in them is scored first."""
     run = checkpoint.parent if checkpoint.stem == "checkpoint" else checkpoint
     return evaluate.known_or_made(evaluate.Settings(str(run), ",".join(tasks), YEAR))["benchmarks"]
-
-
-def read_verdicts(checkpoint, task, subtasks, results):
-    """{subtask: rows} of pairs_TASK.jsonl; UserError if they are not those that the results were made from."""
-    path, rows = evaluate.beside(checkpoint, f"pairs_{task}.jsonl"), defaultdict(list)
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows[row["uid"]].append(row)
-        same = math.isclose(summary(subtasks, rows, YEAR)["score"], results[task]["score"], abs_tol=1e-6)
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        remedy = f"score them again: remove results.json beside it, and python evaluate.py --protocol={YEAR}"
-        raise UserError(f"{path}: not the scores that results.json was made from; {remedy}")
-    return rows
 
 
 def with_records(subtask, rows):
