@@ -411,8 +411,8 @@ def write_predictions(run):
 
 def read_verdicts(path, subtasks, score, protocol):
     """
-    {subtask: rows} of a pairs_TASK.jsonl; UserError unless they are the verdicts on all records of the subtasks and
-    have this score by the protocol's rules.
+    {subtask: rows} of a pairs_TASK.jsonl; UserError unless they are the verdicts on all records of the subtasks
+    and have this score by the protocol's rules.
     """
     verdicts = defaultdict(list)
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):

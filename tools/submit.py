@@ -149,7 +149,8 @@ def open_hub(name):
         hub.create_repo(name, exist_ok=True)
     except Exception as error:  # the library's and its HTTP client's are many
         what = str(error).strip().partition("\n")[0]
-        raise UserError(f"hub = {name!r}: {what}; log in with `hf auth login` and a token that may write")
+        remedy = "is there a network? If so, log in with `hf auth login` and a token that may write"
+        raise UserError(f"hub = {name!r}: {what}; {remedy}")
     return hub
 
 
