@@ -150,7 +150,8 @@ def test_a_ctrl_c_that_python_loses_is_pressed_again(workplace, lose):
     process = fork(partial(run_script, main), "said")
     process.join(timeout=50)  # a collection takes seconds on a busy machine; main would end after 60
     process.kill()
-    assert Path("said").read_text() == "lost\nstopped\n" and process.exitcode == 130
+    said = Path("said").read_text()  # on a busy machine the second press may come before "lost" is printed
+    assert said.removeprefix("lost\n") == "stopped\n" and process.exitcode == 130
 
 
 @needs_fork
