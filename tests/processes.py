@@ -45,19 +45,24 @@ def fork(work, output=os.devnull, **environment):
 
 
 def fork_two(work):
-    """Do work() in two processes joined as torchrun's are -> their exit codes, what both have printed."""
+    return fork_many(2, work)
+
+
+def fork_many(count, work):
+    """Do work() in processes joined as torchrun's are -> their exit codes, what all have printed."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": "2"}
-    files = [Path(f"said by {rank}") for rank in (0, 1)]
-    both = [
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    address["WORLD_SIZE"] = str(count)
+    files = [Path(f"said by {rank}") for rank in range(count)]
+    started = [
         fork(work, file, RANK=str(rank), LOCAL_RANK=str(rank), **address) for rank, file in enumerate(files)
     ]
-    for process in both:
+    for process in started:
         process.join(timeout=60)
         process.kill()  # if it still runs
         process.join()
-    return [process.exitcode for process in both], "".join(file.read_text() for file in files)
+    return [process.exitcode for process in started], "".join(file.read_text() for file in files)
 
 
 def runs(process):
