@@ -505,8 +505,16 @@ class Blocks:
         rows = [ids[start : start + self.context] for start in starts]
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
-    def in_order(self, count):
-        """Yield every token once: batches of `count` blocks in order, then the shorter rest of the text."""
+    def in_order(self, count, tokens=0):
+        """
+        Yield every token once: batches of `count` blocks in order, then the shorter rest of the text. Of a text with
+        more than so many tokens, unless that is 0, yield as many, in blocks spread evenly over it.
+        """
+        if 0 < tokens < len(self.tokens):
+            n = max(1, tokens // self.context)
+            for start in range(0, n, count):
+                yield self.read([i * self.n // n for i in range(start, min(start + count, n))])
+            return
         for start in range(0, self.n, count):
             yield self.read(range(start, min(start + count, self.n)))
         if len(self.tokens) - 1 > self.n * self.context:

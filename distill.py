@@ -19,7 +19,7 @@ from pathlib import Path
 import data
 import train
 from kernels import at_least_float32
-from model import load
+from model import find_device, load
 from support.console import progress, run_script, say
 from support.files import damage
 from support.processes import leave_processes
@@ -93,11 +93,10 @@ def main(s, progress=progress):
 
     def objective(model):  # called by train.main once it has a corpus, before it writes anything
         check_tokenizers(s, teachers)
-        device = model.embed.weight.device
-        dtype = train.dtype_of(s, device)
+        dtype = train.dtype_of(s, find_device(s.device))
         for name, (teacher, *_) in teachers.items():
             say(f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()) / 1e6:.1f}M parameters")
-        return Distillation(model, [frozen(teacher, device, dtype) for teacher, *_ in teachers.values()], s)
+        return Distillation(model, [frozen(teacher, dtype) for teacher, *_ in teachers.values()], s)
 
     return train.main(s, objective, progress)
 
@@ -157,12 +156,12 @@ def check_tokenizers(s, teachers):
             raise UserError(f"teacher = {name!r} has another tokenizer than {corpus}: {remedy}")
 
 
-def frozen(teacher, device, dtype):
+def frozen(teacher, dtype):
     """
-    A teacher on the device, without gradients. In bfloat16 or float16 its linear layers are stored in that dtype,
+    A teacher without gradients. In bfloat16 or float16 its linear layers are stored in that dtype,
     which halves its memory and changes no bit of its logits: autocast would cast them at each use.
     """
-    teacher = teacher.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    teacher = teacher.to(torch.float64 if dtype == torch.float64 else torch.float32)
     spared = {id(p) for p in train.undecayed(teacher)}  # some of these are used in float32
     for layer in teacher.layers.modules():
         low = dtype in (torch.bfloat16, torch.float16)

@@ -47,6 +47,7 @@ from support.settings import UserError, configure, one_of, read_args
 import torch
 
 BATCH = 32  # texts that the plain scorer reads at once
+VALIDATION_BATCH = 16  # blocks of the validation text
 TEXTS_AT_ONCE = 20_000  # of one subtask, so that memory stays flat
 ZERO_SHOT = ("blimp_filtered", "supplement", "ewok_filtered")
 AGGREGATES = {  # year -> {its means: over these benchmarks}; the aggregate is the mean of the means

@@ -35,6 +35,7 @@ from kernels import at_least_float32, use_kernels
 from model import LanguageModel, find_device, load
 from support.console import progress, refuse_torchrun, run_script
 from support.files import append, replacing
+from support.parallel import compile_blocks
 from support.settings import UserError, configure, naming, one_of
 
 import numpy as np
@@ -437,13 +438,14 @@ def fine_tune(model, task, how, protocol):
     use_kernels(how.kernels, module)
     fit, batches = Fit(module, how, dtype, device), Batches(task.train, how)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
-    step_module = train.compiled(module, how)
+    if train.compiles(how, device):
+        compile_blocks(module)
     best, worse, found = -math.inf, 0, {}
     with progress(total=fit.steps, unit="step", desc=f"{task.name}, seed {how.seed}") as bar:
         for epoch in range(1, how.epochs + 1):
             module.train()
             for _ in range(batches.per_epoch):
-                train.take_step(fit, step_module, autocast, batches)
+                train.take_step(fit, module, autocast, batches)
                 bar.update()
             predictions = predict(module, task.valid[task.name].texts)
             score = validation_score(protocol, task, predictions)
@@ -459,6 +461,7 @@ def fine_tune(model, task, how, protocol):
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # texts have many lengths
 def predict(module, texts, batch_size=BATCH):
     """Lists of tokens -> the label of each, read in batches of like lengths, in float32."""
     module.eval()

@@ -19,6 +19,7 @@ from kernels import triton_compiles, use_kernels
 from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
+from support.parallel import compile_blocks, recompute_blocks, shard, whole, whole_model
 from support.processes import Stop, Stopped, join_processes, launched, leave_processes, rank, world_size
 from support.run import DECAY, Run, best_evaluation, read_log
 from support.settings import UserError, at_least, configure, one_of
@@ -52,8 +53,11 @@ class Settings(Config):
     dtype: str = "auto"  # float32, bfloat16, float16, float64; auto: the fastest that is safe here
     kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
     compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA; never with kernels = loop
+    parallel: str = "ddp"  # of several processes: each has the whole model (ddp) or a share of it (fsdp)
+    checkpoint_activations: bool = False  # keep a block's input alone, and compute the rest again: saves memory
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
+    eval_tokens: int = 0  # the most tokens of the validation text to read then, spread evenly; 0: all
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
     checkpoints: str = ""  # babylm: also keep what a submission needs, chck_1M.pt for 1M words read and so on
     eval_pairs: str = ""  # minimal pairs to score at each evaluation, in training's dtype, such as toyland
@@ -64,7 +68,7 @@ class Settings(Config):
     def check(self):
         super().check()
         at_least(1, self, "batch_size", "accumulate", "log_every")
-        at_least(0, self, "epochs", "max_steps", "eval_every", "save_every", "warmup", "seed")
+        at_least(0, self, "epochs", "max_steps", "eval_every", "eval_tokens", "save_every", "warmup", "seed")
         at_least(0, self, "learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip")
         one_of("optimizer", self.optimizer, ("adamw", "adam"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant", "wsd"))
@@ -72,6 +76,7 @@ class Settings(Config):
         find_device(self.device, self.dtype)
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         one_of("compile", self.compile, ("auto", "yes", "no"))
+        one_of("parallel", self.parallel, ("ddp", "fsdp"))
         check_kernels(self.kernels, self.device)
         if self.compile == "yes" and self.kernels == "loop":
             raise UserError("compile = 'yes', but kernels = 'loop': loops are not compiled; leave out one")
@@ -108,11 +113,18 @@ def main(s, objective=NextToken, progress=progress):
         what = f"{len(train.tokens)} tokens are not enough for context = {s.context}"
         raise UserError(f"{corpus}: {what}; lower it")
     torch.manual_seed(s.seed)
-    model = LanguageModel(s).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    model = LanguageModel(s).to(torch.float64 if dtype == torch.float64 else torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     module = objective(model)
     use_kernels(s.kernels, module)  # fast forms in place of what is written in model.py and above
+    if compiles(s, device):
+        compile_blocks(module)
+    if s.checkpoint_activations:
+        recompute_blocks(module)
+    if s.parallel == "fsdp" and world_size() > 1:
+        shard(module, device)
+    module.to(device)
     with alone_in(Path("out") / s.run):
         run = Run(s, model, make_optimizer(model, s), scaler, corpus, train.n)
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
@@ -120,10 +132,9 @@ def main(s, objective=NextToken, progress=progress):
         say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; {where}")
         if run.step < run.steps or run.evaluated < run.step:
             warn_of_rates(run)
-            module = compiled(module, s)
-            if world_size() > 1:
-                module = DistributedDataParallel(module)  # averages the gradients of all processes
-            loop(run, module, autocast, train, val, progress)
+            if s.parallel == "ddp" and world_size() > 1:  # averages the gradients of all processes
+                module = DistributedDataParallel(module, gradient_as_bucket_view=True)
+        loop(run, module, autocast, train, val, progress)
         finish(run)
     return model
 
@@ -162,21 +173,26 @@ def take_step(run, module, autocast, train):
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     rows = train.rows(run.step * s.batch_size, s.batch_size)
-    tokens, targets = (x.to(run.device).chunk(parts) for x in rows)
+    tokens, targets = (on_device(x, run.device).chunk(parts) for x in rows)
     for part in range(rank(), parts, size):
-        last = part + size >= parts
-        with nullcontext() if last or size == 1 else module.no_sync():
+        more = part + size < parts and isinstance(module, DistributedDataParallel)
+        with module.no_sync() if more else nullcontext():
             with autocast:
                 losses = module(tokens[part], targets[part])
             run.scaler.scale(losses["loss"] / s.accumulate).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach() / s.accumulate
     run.scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf)
+    norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf))
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad()
     run.took_step(rate, sums, norm)
+
+
+def on_device(x, device):
+    """A tensor on the device. To a GPU it is copied while the CPU goes on, which takes memory that stays in place."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def learning_rate(step, s, steps):
@@ -210,19 +226,19 @@ def warn_of_rates(run):
 
 @torch.no_grad()
 def validate(run, autocast, val, stop):
-    """Loss on the whole validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
-    from evaluate import accuracy, validation  # not above: evaluate.py imports this file
+    """Loss on the validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
+    from evaluate import VALIDATION_BATCH, accuracy, validation  # not above: evaluate.py imports this file
 
     run.check_finite()
-    run.model.eval()
-    with autocast:
-        loss, answers = validation(run.model, val.in_order(run.s.batch_size), stop.check)
-    pairs = {}
-    if run.s.eval_pairs:
-        tokenizer, tasks = read_tokenizer(run.folder), run.s.eval_pairs.split(",")
-        with autocast:
-            pairs = {task: accuracy(run.model, tokenizer, task, stop.check) for task in tasks}
-    run.model.train()
+    model, pairs = whole_model(run.model, run.s).eval(), {}
+    batches = val.in_order(VALIDATION_BATCH, run.s.eval_tokens)
+    with autocast, torch.compiler.set_stance("force_eager"):  # texts have many lengths
+        loss, answers = validation(model, batches, stop.check)
+        if run.s.eval_pairs:
+            tokenizer = read_tokenizer(data.find(run.s.corpus))
+            for task in run.s.eval_pairs.split(","):
+                pairs[task] = accuracy(model, tokenizer, task, stop.check)
+    model.train()
     return run.log_evaluation(loss, answers, pairs)
 
 
@@ -272,13 +288,11 @@ def undecayed(model):
             yield from part.parameters() if isinstance(part, nn.Module) else [part]
 
 
-def compiled(module, s):
-    """The module, compiled on CUDA or where asked, but never with loops. The plain model is what gets saved."""
-    possible = next(module.parameters()).is_cuda and triton_compiles()
-    if s.compile == "no" or (s.compile == "auto" and not possible) or s.kernels == "loop":
-        return module
-    torch._dynamo.config.recompile_limit = max(8, 2 * s.n_layer)  # a graph break compiles each block apart
-    return torch.compile(module)
+def compiles(s, device):
+    """Return True if blocks are compiled: on CUDA or where asked, but never with loops."""
+    if s.compile == "auto":
+        return device.type == "cuda" and s.kernels != "loop" and triton_compiles()
+    return s.compile == "yes"
 
 
 def script(args):

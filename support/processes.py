@@ -4,14 +4,18 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 from support.settings import UserError
 
 import torch
 import torch.distributed as dist
 
-PATIENCE = timedelta(hours=12)  # that processes wait for another: the first may have to fetch a corpus
+USUAL = timedelta(minutes=30)  # that processes wait for another in a step, say
+PATIENCE = timedelta(hours=12)  # and where one may have to fetch a corpus
+patient = None  # the group of all processes that waits so long
 
 
 def rank():
@@ -45,6 +49,7 @@ def join_processes(device):
     addresses are exchanged under a store prefix unique to this restart, because those of an earlier one lead
     nowhere (github.com/pytorch/pytorch/issues/135712).
     """
+    global patient
     cuda = device.type == "cuda"
     if cuda:
         number = local_rank() if launched() > 1 else device.index or 0
@@ -56,9 +61,32 @@ def join_processes(device):
     if launched() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda and dist.is_nccl_available() else "gloo"  # Windows has no NCCL
         store, rank_, size_ = next(dist.rendezvous("env://"))
+        count_restarts(store)
         store = dist.PrefixStore(f"restart {restarts()}", store)
-        dist.init_process_group(backend, store=store, rank=rank_, world_size=size_, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank_, world_size=size_, timeout=USUAL)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return device
+
+
+def count_restarts(store):
+    """
+    Give all processes the same restarts(). torchrun counts on each machine apart, and there only what failed
+    first; the store outlives restarts, so the first process counts them in it, and answers the others there. Each
+    asks under a name of its own, for the store still holds what was asked and answered before a restart.
+    """
+    if rank() > 0:
+        me = uuid4().hex
+        store.set(f"asked by {rank()}", me)
+        count = store.get(f"answer to {me}").decode()
+        store.set(f"{rank()} knows of restart {count}", "")
+    else:
+        count = str(max(restarts(), store.add("starts", 1) - 1))
+        for other in range(1, launched()):
+            while not store.check([f"{other} knows of restart {count}"]):
+                asker = store.get(f"asked by {other}").decode()
+                store.set(f"answer to {asker}", count)
+                time.sleep(0.05)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = count
 
 
 def leave_processes():
@@ -76,9 +104,47 @@ def sum_over_processes(*numbers):
     return total.tolist()
 
 
+def from_first(make):
+    """make() of the first process, a result of plain values, on all processes; or the UserError that it raised."""
+    if world_size() == 1:
+        return make()
+    box = [None]
+    if rank() == 0:
+        try:
+            box = [make()]
+        except UserError as error:
+            box = [error]
+    dist.broadcast_object_list(box, device=torch.device("cpu"))
+    if isinstance(box[0], UserError):
+        raise box[0]
+    return box[0]
+
+
+def from_all(x):
+    """[x of each process], plain values, on all processes, once all have called this; it may take hours."""
+    if world_size() == 1:
+        return [x]
+    everyone = [None] * world_size()
+    dist.all_gather_object(everyone, x, group=patient)
+    return everyone
+
+
 def wait_for_all():
-    """Return once every process has called this."""
-    sum_over_processes(0)
+    """Return once every process has called this; it may take hours."""
+    from_all(None)
+
+
+@contextmanager
+def together():
+    """Wait for all processes at the end. A UserError of one is raised in all, so that none waits for it."""
+    problem = ""
+    try:
+        yield
+    except UserError as error:
+        problem = str(error)
+    for problem in from_all(problem):
+        if problem:
+            raise UserError(problem)
 
 
 class Stopped(KeyboardInterrupt):

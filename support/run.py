@@ -14,16 +14,19 @@ import shlex
 import time
 from collections import defaultdict
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from model import Config, load, read_tokenizer
 from support.files import append, damage, read, remove_unfinished, replacing, save
-from support.processes import rank, restarts, sum_over_processes, wait_for_all, world_size
+from support.parallel import gathered, own_part, shared
+from support.processes import from_first, rank, restarts, sum_over_processes, wait_for_all, world_size
 from support.settings import UserError, naming
 
 # Settings that may change when a run is resumed: how long, where and how often.
 MAY_CHANGE = {"run", "epochs", "max_steps", "accumulate", "device", "kernels", "compile", "fresh"}
-MAY_CHANGE |= {"log_every", "eval_every", "save_every", "checkpoints"}
+MAY_CHANGE |= {"log_every", "eval_every", "eval_tokens", "save_every", "checkpoints"}
+MAY_CHANGE |= {"parallel", "checkpoint_activations"}
 
 DECAY = 0.2  # share of the steps, at the end, in which the learning rate of schedule = "wsd" falls
 MILLION = 1_000_000
@@ -56,48 +59,59 @@ class Run:
         self.corpus = data_digest(corpus)
         self.marks = find_marks(s, corpus, blocks)
         self.unchecked = []  # (step, learning rate, losses, gradient norm), not yet checked for NaN and inf
-        last, previous = self.folder / "checkpoint.pt", self.folder / "previous.pt"
-        kept = sorted(path.name for path in self.folder.glob("chck_*.pt"))
-        fresh, taken = s.fresh and not restarts(), None
-        if not fresh and (last.exists() or previous.exists()):
-            taken = self.resume()
-        elif kept and not fresh:
-            self.refuse_another_run(*read(self.folder / kept[0]))
-        if s.from_run and not taken:
-            self.start_from(s.from_run, corpus)
-        wait_for_all()  # no file changes before all processes have read it
+        self.fresh = s.fresh and not restarts()
+        self.taken = None  # the checkpoint that the first process has read
+        self.load(shared(partial(self.find_start, corpus), self.tensors()))
         if rank() == 0:
-            remove_unfinished(self.folder)
-            if fresh:
-                for name in ("checkpoint.pt", "previous.pt", "best.pt", "before_decay.pt", *kept):
-                    (self.folder / name).unlink(missing_ok=True)
-            if taken == previous and last.exists():  # the next save would keep it in place of the good one
-                last.replace(self.folder / "damaged.pt")
             self.prepare_folder(corpus)
         self.clock = self.step, time.perf_counter()  # when the throughput was last measured
         self.began = self.clock[1]
 
-    def resume(self):
-        """Load the last checkpoint, if it was made with the same settings. Returns its path."""
-        saved, path = read(self.folder)
-        self.refuse_another_run(saved, path)
-        self.planned = count_steps(saved["settings"], self.blocks)
+    def find_start(self, corpus):
+        """
+        What to begin with: the content of the folder's last checkpoint, or the weights of another run, or {}: new
+        weights. UserError if the folder's run was made with other settings.
+        """
+        kept = sorted(self.folder.glob("chck_*.pt"))
+        if not self.fresh:
+            if any((self.folder / name).exists() for name in ("checkpoint.pt", "previous.pt")):
+                return self.last_checkpoint()
+            if kept:
+                self.refuse_another_run(*read(kept[0]))
+        return {"model": self.weights_of(self.s.from_run, corpus)} if self.s.from_run else {}
+
+    def last_checkpoint(self):
+        """The content of the last checkpoint, if it was made with the same settings, and the steps planned then."""
+        saved, self.taken = read(self.folder)
+        self.refuse_another_run(saved, self.taken)
+        planned = count_steps(saved["settings"], self.blocks)
         early = self.folder / "before_decay.pt"
-        longer = self.s.schedule == "wsd" and self.steps > self.planned
-        if longer and saved["step"] > decay_start(self.planned) and early.exists():
-            saved, path = read(early)
+        longer = self.s.schedule == "wsd" and self.steps > planned
+        if longer and saved["step"] > decay_start(planned) and early.exists():
+            saved, self.taken = read(early)
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
             what = "holds weights alone, or is of an earlier version"
-            raise UserError(f"{path}: {what}; go on from them with --from={path} --run=NAME")
-        for name in ("model", "optimizer", "scaler"):
-            if saved[name]:  # the scaler's is empty unless it was used
-                getattr(self, name).load_state_dict(saved[name])
-        self.step, self.evaluated, self.best = saved["step"], saved["evaluated"], saved["best"]
-        self.saved = self.step, self.evaluated
-        return path
+            raise UserError(
+                f"{self.taken}: {what}; go on from them with --from={self.taken} --run=NAME"
+            )
+        return saved | {"planned": planned}
 
-    def start_from(self, source, corpus):
-        """Take the weights of another run; UserError unless its model and its tokenizer are the same."""
+    def tensors(self):
+        """The tensors that a checkpoint's are to be like: an optimizer's state is like its weight."""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        return {"model": self.model.state_dict(), "optimizer": {"state": dict(enumerate(weights))}}
+
+    def load(self, start):
+        """Take what find_start has found."""
+        for name in ("model", "optimizer", "scaler"):
+            if start.get(name):  # the scaler's is empty unless it was used
+                getattr(self, name).load_state_dict(start[name])
+        if "step" in start:
+            self.step, self.evaluated, self.best = start["step"], start["evaluated"], start["best"]
+            self.saved, self.planned = (self.step, self.evaluated), start["planned"]
+
+    def weights_of(self, source, corpus):
+        """The weights of another run; UserError unless its model and its tokenizer are the same."""
         where = f"from_run = {source!r}"
         with naming(where):
             model, tokenizer, its = load(source, kernels=None)
@@ -110,7 +124,7 @@ class Run:
             raise UserError(f"{where} is another model ({listed}): set these as they are there")
         if tokenizer.to_str() != read_tokenizer(corpus).to_str():
             raise UserError(f"{where} has another tokenizer than {corpus}: set the corpus that it has read")
-        self.model.load_state_dict(model.state_dict())
+        return model.state_dict()
 
     def refuse_another_run(self, saved, path):
         """Raise UserError if a checkpoint was made with other settings or from another corpus."""
@@ -128,6 +142,14 @@ class Run:
 
     def prepare_folder(self, corpus):
         """Write settings and tokenizer beside the checkpoints, and cut the logs off where the checkpoint is."""
+        remove_unfinished(self.folder)
+        if self.fresh:
+            for name in ("checkpoint.pt", "previous.pt", "best.pt", "before_decay.pt", "chck_*.pt"):
+                for path in self.folder.glob(name):
+                    path.unlink()
+        last = self.folder / "checkpoint.pt"
+        if self.taken == self.folder / "previous.pt" and last.exists():  # or the next save would keep it in place of the good one
+            last.replace(self.folder / "damaged.pt")
         with replacing(self.folder / "settings.json") as file:
             file.write(json.dumps(self.settings(), indent=1) + "\n")
         with replacing(self.folder / "tokenizer.json") as file:
@@ -162,8 +184,7 @@ class Run:
     def save(self):
         """Write checkpoint.pt; the one before stays as previous.pt."""
         self.check_weights()
-        if rank() == 0:
-            save(self.state(), self.folder / "checkpoint.pt", self.folder / "previous.pt")
+        self.write(self.state(), "checkpoint.pt", "previous.pt")
         self.saved = self.step, self.evaluated
         wait_for_all()  # torchrun kills the one that saves soon after another has left
 
@@ -175,13 +196,18 @@ class Run:
         """
         for name in self.marks.get(self.step, ()):
             self.check_weights()
-            if rank() == 0 and damage(self.folder / name):  # none yet, or not whole
-                save(self.weights(), self.folder / name)
+            if from_first(lambda: damage(self.folder / name)):  # none yet, or not whole
+                self.write(self.weights(), name)
             wait_for_all()
         if self.s.schedule == "wsd" and self.step == decay_start(self.steps):
             self.check_weights()
-            if rank() == 0:
-                save(self.state(), self.folder / "before_decay.pt")
+            self.write(self.state(), "before_decay.pt")
+
+    def write(self, state, name, previous=None):
+        """Write a checkpoint into the folder: all processes call this, the first one writes."""
+        state = gathered(state)
+        if rank() == 0:
+            save(state, self.folder / name, previous and self.folder / previous)
 
     def state(self):
         """Everything that resuming needs; the order of the data and dropout follow from the step."""
@@ -248,8 +274,7 @@ class Run:
         self.evaluated = self.step
         if self.best is None or score > self.best:
             self.best = score
-            if rank() == 0:
-                save(self.state(), self.folder / "best.pt")
+            self.write(self.state(), "best.pt")
         answers = {"accuracy": accuracy} if accuracy else {}
         self.log({"val_loss": loss} | answers | scored)
         self.clock = self.step, time.perf_counter()
@@ -276,9 +301,10 @@ class Run:
     def check_weights(self):
         """Raise Diverged if a loss, a gradient or a weight is NaN or inf: a step need not use all weights."""
         self.check_finite()
-        for name, weight in self.model.named_parameters():
-            if not weight.isfinite().all():
-                self.refuse(self.step, f"{name} contains NaN or inf")
+        weights = self.model.named_parameters()
+        bad = [name for name, weight in weights if not own_part(weight).isfinite().all()]
+        if sum_over_processes(len(bad))[0]:
+            self.refuse(self.step, f"{bad[0] if bad else 'a weight'} contains NaN or inf")
 
     def refuse(self, step, what, rate=None):
         """Raise Diverged, with a command that goes on at half the rate; nothing is saved."""

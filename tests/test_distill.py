@@ -197,7 +197,7 @@ def test_a_teacher_kept_in_bfloat16_says_the_same_to_the_bit(mixer, form):
     sizes = dict(mixer=mixer, d_model=32, n_head=2, d_state=8, conv=4, expand=2 if mixer == "mamba" else 1)
     teacher = LanguageModel(train.Settings(**TINY | sizes)).eval()
     use_kernels(form, teacher)
-    kept = distill.frozen(copy.deepcopy(teacher), torch.device("cpu"), torch.bfloat16)
+    kept = distill.frozen(copy.deepcopy(teacher), torch.bfloat16)
     tokens = torch.randint(300, (2, 16))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(kept.features(tokens)[0], teacher.features(tokens)[0])
@@ -412,7 +412,7 @@ def test_the_teacher_is_the_one_that_was_read(school, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_teacher_says_what_it_says_in_the_precision_of_the_student(school, dtype):
-    teacher = distill.frozen(load("out/tiny")[0], torch.device("cpu"), dtype)
+    teacher = distill.frozen(load("out/tiny")[0], dtype)
     assert {x.dtype for x in teacher.parameters()} == {dtype}
     assert not any(x.requires_grad for x in teacher.parameters())
 
@@ -548,5 +548,5 @@ def test_a_student_of_its_teachers_name_is_kept_apart_by_whatever_path(workplace
 def test_a_teacher_listens_without_dropout_and_its_head_is_whole(school):
     train.main(train.Settings(**TINY | dict(run="drop", dropout=0.5, max_steps=1)))
     ((model, *_),) = distill.find_teachers(student(teacher="out/drop")).values()
-    kept = distill.frozen(model, torch.device("cpu"), torch.bfloat16)
+    kept = distill.frozen(model, torch.bfloat16)
     assert not any(part.training for part in kept.modules()) and kept.head.weight.dtype == torch.float32

@@ -52,8 +52,8 @@ def stop_at(monkeypatch):
             if run.step == step and not validating:
                 signal.raise_signal(signal.SIGINT)
 
-        def in_order_then_stop(blocks, count):
-            for batch in in_order(blocks, count):
+        def in_order_then_stop(blocks, *most):
+            for batch in in_order(blocks, *most):
                 yield batch
                 if now[-1] == step and validating:
                     signal.raise_signal(signal.SIGINT)
