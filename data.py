@@ -36,6 +36,7 @@ is written.
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import sys
@@ -51,7 +52,7 @@ from typing import NamedTuple
 
 from support.console import run_script
 from support.files import not_written, remove_unfinished, replacing
-from support.processes import rank, wait_for_all
+from support.processes import from_all, local_rank, rank, together
 from support.settings import ROOT, UserError, at_least, configure, nearest, one_of, reason
 
 import numpy as np
@@ -336,16 +337,33 @@ def find(name, needed=True):
 
 
 def find_for(s):
-    """The folder of the corpus, made by the first process if need be; UserError if it does not fit the model."""
-    if rank() == 0:
-        find(s.corpus)
-        if s.eval_pairs:
-            from corpora.benchmarks import find_benchmark
+    """
+    The folder of the corpus. If need be the first process makes it, then the first one of each other machine whose
+    folders are its own. UserError, in all processes, if it is not the same everywhere or does not fit the model.
+    """
+    for makes in (rank() == 0, local_rank() == 0):
+        with together():
+            if makes:
+                make_all(s)
+    with together():
+        corpus = find(s.corpus)
+        check_fit(corpus, s)
+    refuse_different(corpus)
+    return corpus
 
-            for task in s.eval_pairs.split(","):
-                find_benchmark(task)
-    wait_for_all()
-    corpus = find(s.corpus)
+
+def make_all(s):
+    """Make or fetch what training with settings s reads, unless it is there."""
+    find(s.corpus)
+    if s.eval_pairs:
+        from corpora.benchmarks import find_benchmark
+
+        for task in s.eval_pairs.split(","):
+            find_benchmark(task)
+
+
+def check_fit(corpus, s):
+    """Raise UserError if a corpus, given by its folder, is damaged or does not fit the model."""
     meta = read_meta(corpus)
     entries, length = meta["vocab_size"], meta.get("context", s.context)
     if entries > s.vocab_size:
@@ -354,7 +372,17 @@ def find_for(s):
     if length != s.context:
         remedy = f"{corpus} is made of sequences of {length} tokens; set context = {length}"
         raise UserError(f"context = {s.context}: {remedy}")
-    return corpus
+
+
+def refuse_different(corpus):
+    """Raise UserError if the corpus, given by its folder, is another one on another machine."""
+    from support.run import data_digest  # not above: it imports the model
+
+    first, *others = from_all((data_digest(corpus), corpus, platform.node()))
+    for digest, folder, machine in others:
+        if digest != first[0]:
+            remedy = "copy it from there, or make both with the same command"
+            raise UserError(f"{folder} on {machine} is another corpus than on {first[2]}: {remedy}")
 
 
 def look_for(place):
@@ -507,8 +535,8 @@ class Blocks:
 
     def in_order(self, count, tokens=0):
         """
-        Yield every token once: batches of `count` blocks in order, then the shorter rest of the text. Of a text with
-        more than so many tokens, unless that is 0, yield as many, in blocks spread evenly over it.
+        Yield every token once: batches of `count` blocks in order, then the shorter rest of the text. Of a text
+        with more than so many tokens, unless that is 0, yield as many, in blocks spread evenly over it.
         """
         if 0 < tokens < len(self.tokens):
             n = max(1, tokens // self.context)

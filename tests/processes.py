@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from conftest import ROOT
@@ -48,21 +49,31 @@ def fork_two(work):
     return fork_many(2, work)
 
 
-def fork_many(count, work):
-    """Do work() in processes joined as torchrun's are -> their exit codes, what all have printed."""
+def fork_many(count, work, machines=None):
+    """
+    Do work() in processes joined as torchrun's are -> their exit codes, what all have printed. With a list of
+    folders, each process is alone on a machine, where that is the working directory.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
     address["WORLD_SIZE"] = str(count)
     files = [Path(f"said by {rank}") for rank in range(count)]
-    started = [
-        fork(work, file, RANK=str(rank), LOCAL_RANK=str(rank), **address) for rank, file in enumerate(files)
-    ]
+    started = []
+    for rank, file in enumerate(files):
+        here = partial(work_in, machines[rank], work) if machines else work
+        local = 0 if machines else rank
+        started.append(fork(here, file, RANK=str(rank), LOCAL_RANK=str(local), **address))
     for process in started:
         process.join(timeout=60)
         process.kill()  # if it still runs
         process.join()
     return [process.exitcode for process in started], "".join(file.read_text() for file in files)
+
+
+def work_in(folder, work):
+    os.chdir(folder)
+    work()
 
 
 def runs(process):

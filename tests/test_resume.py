@@ -19,8 +19,6 @@ from support import processes
 from support.processes import Stopped
 
 import pytest
-import torch
-import torch.distributed as dist
 from processes import fork, fork_two, needs_fork, wait_until
 
 # 30 steps, three epochs, and best before the end; weights are kept at ten of the steps, twice at two of them
@@ -289,14 +287,3 @@ def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeyp
     first_of_one, first_of_two = ([r for r in log(run) if "loss" in r][0] for run in ("one", "two"))
     for name in ("loss", "grad_norm"):
         assert first_of_two[name] == pytest.approx(first_of_one[name], rel=1e-6)
-
-
-def say_patience():
-    processes.join_processes(torch.device("cpu"))
-    print(dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds())
-
-
-@needs_fork
-def test_processes_wait_for_hours_while_the_first_makes_the_data(workplace):
-    codes, said = fork_two(say_patience)
-    assert codes == [0, 0] and min(map(float, said.split())) >= 6 * 3600, said
