@@ -126,7 +126,7 @@ def sliced_losses(x, weight, targets, teachers, how, dtype, with_gradient):
     x_low, weight_low = x.to(dtype), weight.to(dtype)
     # in float16 small p - onehot would be lost here, before a gradient scaler has multiplied them
     x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
-    minus_one = cross_entropy.new_tensor(-1.0)
+    minus_one = torch.full_like(cross_entropy, -1.0)
     for start in range(0, len(x), SLICE):
         rows = slice(start, start + SLICE)
         logits = product(x_low[rows], weight_low)  # (slice, V)
