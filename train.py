@@ -19,6 +19,7 @@ from kernels import triton_compiles, use_kernels
 from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
+from support.memory import measure, say_memory
 from support.parallel import compile_blocks, recompute_blocks, shard, whole, whole_model
 from support.processes import Stop, Stopped, join_processes, launched, leave_processes, rank, world_size
 from support.run import DECAY, Run, best_evaluation, read_log
@@ -118,13 +119,15 @@ def main(s, objective=NextToken, progress=progress):
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     module = objective(model)
     use_kernels(s.kernels, module)  # fast forms in place of what is written in model.py and above
+    if s.parallel == "fsdp" and world_size() > 1:
+        shard(module, device)
+    module.to(device)
+    if device.type == "cuda":
+        say_memory(measure(module, s, autocast, compiles(s, device)), s)
     if compiles(s, device):
         compile_blocks(module)
     if s.checkpoint_activations:
         recompute_blocks(module)
-    if s.parallel == "fsdp" and world_size() > 1:
-        shard(module, device)
-    module.to(device)
     with alone_in(Path("out") / s.run):
         run = Run(s, model, make_optimizer(model, s), scaler, corpus, train.n)
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"

@@ -70,9 +70,13 @@ def own_part(x):
     return x.to_local() if isinstance(x, DTensor) else x
 
 
+def sharded(model):
+    return isinstance(model.embed.weight, DTensor)
+
+
 def whole_model(model, s):
     """The model to evaluate: itself or, if it is sharded, a copy that needs no other process to compute."""
-    if not isinstance(model.embed.weight, DTensor):
+    if not sharded(model):
         return model
     with torch.device("meta"):
         copy = LanguageModel(s)

@@ -1,0 +1,102 @@
+"""
+The GPU memory that training is going to take, known before it begins.
+
+    peak = weights + optimizer + gradients + sequences of a pass x what each keeps for the gradient
+
+The last term is measured: two small forward passes tell what does not depend on the number of sequences (copies of
+the weights in bfloat16, say) and what one more sequence keeps. All else is counted.
+"""
+
+from dataclasses import dataclass
+
+from support.console import say
+from support.parallel import models_in, own_part, sharded
+from support.processes import world_size
+
+import torch
+
+GIB = 2**30
+COMPILED = 0.9  # of what blocks keep for the gradient, the share that they keep when compiled
+SPARE = 0.92  # of the card; the rest is for CUDA itself and for gaps between tensors
+
+
+@dataclass
+class Memory:
+    """What training takes of a GPU, in bytes."""
+
+    weights: int  # of the teachers, too
+    gradients: int
+    optimizer: int  # Adam's two numbers a weight
+    fixed: float  # by a pass of any size
+    each: float  # kept of a sequence, outside blocks
+    blocks: list  # kept of a sequence, by each block
+    inputs: int  # of all blocks, of a sequence
+    compiled: bool
+
+    def peak(self, rows, parts, recompute, ddp):
+        """Bytes at most, if a pass reads so many sequences and a step has so many parts."""
+        blocks = self.inputs + max(self.blocks) if recompute else sum(self.blocks)
+        passing = self.fixed + rows * (self.each + blocks * (COMPILED if self.compiled else 1))
+        held = self.gradients if parts > 1 or ddp else 0  # there while a pass begins
+        return self.weights + self.optimizer + max(passing + held, self.gradients)
+
+
+def measure(module, s, autocast, compiled):
+    """The Memory that training this objective takes; it is not compiled yet, nor told to recompute."""
+    model, *_ = models_in(module)
+    gradients = sum(own_part(p).nbytes for p in model.parameters())
+    weights = torch.cuda.memory_allocated()
+    rows = 2 if s.batch_size >= 4 * s.accumulate * world_size() else 1
+    one, two = (passing(module, n, s.context, autocast) for n in (rows, 2 * rows))
+    peak, *blocks = ((b - a) / rows for a, b in zip(one, two))
+    whole = sum(4 * p.numel() for p in model.parameters()) - sum(4 * p.numel() for p in model.layers.parameters())
+    fixed = 2 * one[0] - two[0] + (whole if sharded(model) else 0)  # gradients of shards that are whole in a pass
+    return Memory(
+        weights, gradients, 2 * gradients, fixed, each=peak - sum(blocks), blocks=blocks,
+        inputs=len(blocks) * s.context * s.d_model * 4, compiled=compiled,
+    )  # fmt: skip
+
+
+def passing(module, rows, context, autocast):
+    """[bytes at most in a forward pass over so many sequences, bytes kept by the first block, the second, ...]."""
+    model, *_ = models_in(module)
+    marks, hooks = [], []
+    for layer in model.layers:
+        for hook in (layer.register_forward_pre_hook, layer.register_forward_hook):
+            hooks.append(hook(lambda *_: marks.append(torch.cuda.memory_allocated())))
+    tokens = torch.zeros(rows, context, dtype=torch.long, device=model.embed.weight.device)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with autocast:
+        loss = module(tokens, tokens)["loss"]
+    peak = torch.cuda.max_memory_allocated() - before
+    for hook in hooks:
+        hook.remove()
+    loss.backward()  # which frees what was kept
+    module.zero_grad()
+    return [peak, *(after - start for start, after in zip(marks[::2], marks[1::2]))]
+
+
+def say_memory(memory, s):
+    """Say what training takes and, if that is more than there is, the smallest change with which it fits."""
+    device, processes = torch.cuda.current_device(), world_size()
+    there = torch.cuda.get_device_properties(device).total_memory
+    ddp = processes > 1 and s.parallel == "ddp"
+    rows = s.batch_size // processes
+
+    def peak(parts, recompute):
+        return memory.peak(rows // parts, parts, recompute, ddp)
+
+    expected = peak(s.accumulate, s.checkpoint_activations)
+    state = memory.weights + memory.gradients + memory.optimizer
+    what = f"about {expected / GIB:.1f} of {there / GIB:.1f} GiB, {state / GIB:.1f} of it the weights and Adam's state"
+    say(f"memory of a GPU: {what}")
+    if expected <= SPARE * there:
+        return
+    ways = [(parts, recompute) for recompute in (False, True) for parts in range(1, rows + 1) if rows % parts == 0]
+    for parts, recompute in ways:
+        if peak(parts, recompute) <= SPARE * there:
+            flags = f"--accumulate={parts}" + (" --checkpoint_activations" if recompute else "")
+            say(f"that does not fit; with {flags} it takes {peak(parts, recompute) / GIB:.1f} GiB")
+            return
+    say("that does not fit, however the batch is divided; lower d_model, or take more GPUs with --parallel=fsdp")
