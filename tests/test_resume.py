@@ -270,7 +270,8 @@ def test_two_processes_keep_each_of_the_weights_once(workplace, tiny, monkeypatc
 
 
 @needs_fork
-def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeypatch):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeypatch, parallel):
     """... and in float32 the first loss and gradient are within 1e-6 of one process."""
     train.main(tiny(run="one", max_steps=1))
     take_step = train.take_step
@@ -281,7 +282,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeyp
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(train, "take_step", take_step_then_stop)
-    codes, said = fork_two(partial(train.main, tiny(run="two")))
+    codes, said = fork_two(partial(train.main, tiny(run="two", parallel=parallel)))
     assert 0 not in codes and said.count("stopped at step 3 of 30 and saved") == 1
     assert saved(run="two")["step"] == 3
     first_of_one, first_of_two = ([r for r in log(run) if "loss" in r][0] for run in ("one", "two"))

@@ -11,6 +11,7 @@ import train
 from conftest import contents, log, same
 from support.files import damage, read
 
+import pytest
 from processes import (
     TORCHRUN,
     being_saved,
@@ -90,10 +91,13 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_saved(workplace, tiny, time
 
 
 @needs_proc
-def test_torchrun_continues_a_run_whose_process_was_killed(workplace, tiny, times, figure):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_torchrun_continues_a_run_whose_process_was_killed(workplace, tiny, times, figure, request, parallel):
     """One of two processes is killed, once or twice; --fresh counts for the first start only."""
+    if parallel == "fsdp" and not request.config.getoption("--long"):
+        pytest.skip("shards too: with --long")
     steps = times(10, 60)
-    settings = HEAVY | dict(d_model=64, d_mlp=96, eval_every=7, max_steps=steps)
+    settings = HEAVY | dict(d_model=64, d_mlp=96, eval_every=7, max_steps=steps, parallel=parallel)
     codes, said = fork_two(partial(train.main, tiny(run="never", **settings)))
     assert codes == [0, 0], said
     reference, r, runs, equal, kills = contents("never"), random.Random(0), times(1, 6), 0, 0
@@ -110,4 +114,4 @@ def test_torchrun_continues_a_run_whose_process_was_killed(workplace, tiny, time
         said, complained = process.communicate(timeout=600)
         assert process.returncode == 0, said + complained
         equal += contents(f"killed{i}") == reference
-    figure("torchrun: one of two processes killed", equal, runs, "restarted; equal to the bit", kills=kills)
+    figure(f"torchrun: one of two processes killed, {parallel}", equal, runs, "restarted; equal to the bit", kills=kills)
