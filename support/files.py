@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from support.processes import rank
+from support.processes import rank, together
 from support.settings import UserError, reason
 
 import torch
@@ -177,19 +177,9 @@ def not_written(path, size, error):
 def alone_in(folder):
     """Lock a run's folder while this is open: two processes in it would mix their logs. Not on Windows."""
     handle = None
-    if rank() == 0 and find_spec("fcntl"):
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is training there; wait until it ends, or set --run=NAME"
-            )
-        except OSError:  # a network's file system may have no locks
-            pass
+    with together():
+        if rank() == 0 and find_spec("fcntl"):
+            handle = lock(folder)
     try:
         yield
     finally:
@@ -197,6 +187,22 @@ def alone_in(folder):
             os.close(handle)  # as the end of the process does, kill -9 included
             with suppress(OSError):
                 folder.rmdir()  # if nothing was written there
+
+
+def lock(folder):
+    """Create and lock a folder -> its open handle; UserError if another process holds the lock."""
+    import fcntl  # not on Windows
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"{folder}: another process is training there; wait until it ends, or set --run=NAME")
+    except OSError:  # a network's file system may have no locks
+        pass
+    return handle
 
 
 def sync_folder(folder):

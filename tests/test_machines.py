@@ -13,7 +13,7 @@ import data
 import train
 from support import processes
 from support.console import run_script
-from support.files import read
+from support.files import alone_in, read
 from support.run import read_log
 from support.settings import UserError
 
@@ -179,6 +179,13 @@ def test_two_machines_train_as_one_process_and_the_first_keeps_the_run(machines,
             assert record["loss"] == pytest.approx(steps[record["step"]]["loss"], abs=1e-9)
     assert two[-1]["val_loss"] == pytest.approx(one[-1]["val_loss"], abs=1e-9)
     assert two[-1]["pairs"] == one[-1]["pairs"]
+
+
+def test_a_run_that_another_process_trains_ends_all_with_the_same_line(machines, tiny):
+    with alone_in(Path("first/out/two")):
+        codes, said = fork_many(2, partial(train_in, tiny(run="two")), machines)
+    line = "out/two: another process is training there; wait until it ends, or set --run=NAME\n"
+    assert codes == [2, 2] and said == 2 * line
 
 
 def test_sigterm_on_one_machine_stops_all_at_one_step(machines, tiny, monkeypatch):
