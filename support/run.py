@@ -10,6 +10,7 @@ A run: the folder out/RUN, what is saved in it, logged and resumed.
 import hashlib
 import json
 import math
+import platform
 import shlex
 import time
 from collections import defaultdict
@@ -20,7 +21,15 @@ from pathlib import Path
 from model import Config, load, read_tokenizer
 from support.files import append, damage, read, remove_unfinished, replacing, save
 from support.parallel import gathered, own_part, shared
-from support.processes import from_first, rank, restarts, sum_over_processes, wait_for_all, world_size
+from support.processes import (
+    from_all,
+    from_first,
+    rank,
+    restarts,
+    sum_over_processes,
+    wait_for_all,
+    world_size,
+)
 from support.settings import UserError, naming
 
 # Settings that may change when a run is resumed: how long, where and how often.
@@ -61,11 +70,22 @@ class Run:
         self.unchecked = []  # (step, learning rate, losses, gradient norm), not yet checked for NaN and inf
         self.fresh = s.fresh and not restarts()
         self.taken = None  # the checkpoint that the first process has read
+        if not self.fresh:
+            self.refuse_elsewhere()
         self.load(shared(partial(self.find_start, corpus), self.tensors()))
         if rank() == 0:
             self.prepare_folder(corpus)
         self.clock = self.step, time.perf_counter()  # when the throughput was last measured
         self.began = self.clock[1]
+
+    def refuse_elsewhere(self):
+        """Raise UserError if this run lies on another machine: the first one would begin it anew."""
+        there = (self.folder / "checkpoint.pt").exists()
+        first, *others = from_all(platform.node() if there else None)
+        for machine in others:
+            if machine and not first:
+                remedy = "start that one with --node_rank=0, copy the folder, or use --run=NAME or --fresh"
+                raise UserError(f"{self.folder} is on {machine} and not on the first machine: {remedy}")
 
     def find_start(self, corpus):
         """

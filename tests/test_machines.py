@@ -181,6 +181,16 @@ def test_two_machines_train_as_one_process_and_the_first_keeps_the_run(machines,
     assert two[-1]["pairs"] == one[-1]["pairs"]
 
 
+def test_a_run_on_another_machine_than_the_first_is_not_begun_anew(machines, tiny, monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: f"the {Path.cwd().name}")
+    shutil.copytree("out", "second/out")
+    codes, said = fork_many(2, partial(train_in, tiny()), machines)
+    assert codes == [2, 2]
+    assert said.count("out/tiny is on the second and not on the first machine: start that one with") == 2
+    codes, said = fork_many(2, partial(train_in, tiny(fresh=True, max_steps=1)), machines)
+    assert codes == [0, 0] and read(Path("first/out/tiny"))[0]["step"] == 1
+
+
 def test_a_run_that_another_process_trains_ends_all_with_the_same_line(machines, tiny):
     with alone_in(Path("first/out/two")):
         codes, said = fork_many(2, partial(train_in, tiny(run="two")), machines)
