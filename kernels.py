@@ -485,12 +485,17 @@ def add_summed(M, x, total, DOT: tl.constexpr, EXACT: tl.constexpr):
 
 @jit
 def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """M x. A single column, one gate for all, needs no tensor cores."""
+    if x.shape[1] == 1:
+        return tl.sum(M.to(tl.float32) * tl.trans(x), 1, keep_dims=True)
     return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
 
 
 @jit
 def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
-    """x M; an x that is not EXACT goes in two parts, as in add_summed."""
+    """x M; an x that is not EXACT goes in two parts, as in add_summed, and a single row as in summed."""
+    if x.shape[0] == 1:
+        return tl.sum(tl.trans(x) * M.to(tl.float32), 0, keep_dims=True)
     total = tl.dot(x.to(DOT), M, input_precision="ieee")
     if not EXACT:
         total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
@@ -545,14 +550,16 @@ def write_state(p, S, number, c, cv, K: tl.constexpr, V: tl.constexpr):
 
 @jit
 def gates(g, first, r, c, left, H: tl.constexpr, G: tl.constexpr):
-    """log f, at least NOTHING; G = 1 is one gate for all columns."""
-    x = read_rows(g, first, r, c if G > 1 else c * 0, left, H, G)
-    return tl.maximum(x.to(tl.float32), NOTHING)
+    """log f, at least NOTHING: a column for each of c or, if G = 1, a single one for all."""
+    if G == 1:
+        c = tl.zeros([1, 1], tl.int32)
+    return tl.maximum(read_rows(g, first, r, c, left, H, G).to(tl.float32), NOTHING)
 
 
 @jit
 def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.constexpr, DOT: tl.constexpr):
     """k or, where it is TIED to the gates exp(x), 1 - exp(x): by its series where the difference would round."""
+    x += tl.zeros(c.shape, tl.float32)  # one gate for all columns becomes as many as there are
     if not TIED:
         return read_rows(k, first, r, c, left, H, K).to(tl.float32)
     elif DOT == tl.float32:
@@ -763,15 +770,20 @@ def key_gradients(
 
 
 # Widths of slices of K and V, warps, stages. Chosen with no GPU at hand, from what the compiler makes of them
-# (python -m tools.bench compile): the fewest instructions per number among those that spill no registers.
+# (python -m tools.bench compile): the fewest instructions per number among those that spill at most 32 bytes of a
+# thread. Only chunk_states has a narrower slice than that, for more programs: each goes from chunk to chunk.
 TILES = {
     "bfloat16, Hopper": dict(
-        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 64, 4, 1),
-        value_gradients=(32, 128, 4, 2), key_gradients=(16, 64, 4, 2),
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
+        value_gradients=(32, 128, 4, 2), key_gradients=(32, 64, 4, 2),
     ),
     "bfloat16": dict(
-        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
-        value_gradients=(64, 64, 4, 2), key_gradients=(16, 64, 4, 1),
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 256, 4, 1),
+        value_gradients=(32, 128, 4, 2), key_gradients=(32, 64, 4, 2),
+    ),
+    "bfloat16, V > 128": dict(
+        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 256, 4, 1),
+        value_gradients=(32, 128, 4, 2), key_gradients=(32, 128, 4, 2),
     ),
     "float32": dict(
         chunk_states=(32, 32, 8, 1), chunk_outputs=(16, 32, 8, 1),
@@ -794,13 +806,20 @@ def attention_chunk(q, v):
     return 64 if in_bfloat16(q, v) and is_hopper(q.device) else 32
 
 
+def attention_tiles(q, v):
+    """The tiles of each kernel."""
+    if not in_bfloat16(q, v):
+        return TILES["float32"]
+    if is_hopper(q.device):
+        return TILES["bfloat16, Hopper"]
+    return TILES["bfloat16" if v.shape[3] <= 128 else "bfloat16, V > 128"]
+
+
 def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     """Launch programs(slices of K, slices of V) programs of kernel(*tensors, ...), with its tiles."""
     T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
     bfloat16 = in_bfloat16(q, v)
-    on_hopper = bfloat16 and is_hopper(q.device)
-    tiles = TILES["bfloat16, Hopper" if on_hopper else "bfloat16" if bfloat16 else "float32"]
-    BK, BV, warps, stages = tiles[kernel.__name__]
+    BK, BV, warps, stages = attention_tiles(q, v)[kernel.__name__]
     BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
     kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
         *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,

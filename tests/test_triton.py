@@ -152,12 +152,14 @@ def test_one_gate_for_a_whole_head(kind):
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
-def test_the_chunks_of_every_card(monkeypatch):
-    """The tiles of bfloat16, in float32: C = 64 and 32, and slices wider and narrower than in float32's own."""
-    inputs = attention_inputs(1, 70, 1, 64, 64, "of all kinds")
-    for C, name in ((64, "bfloat16, Hopper"), (32, "bfloat16")):
-        monkeypatch.setitem(kernels.TILES, "float32", kernels.TILES[name])
-        monkeypatch.setattr(kernels, "attention_chunk", lambda q, v, C=C: C)
+@pytest.mark.parametrize("name", [name for name in kernels.TILES if name != "float32"])
+def test_the_tiles_of_every_card(name, monkeypatch):
+    """Those of bfloat16, in float32: C = 64 and 32, several slices of K and of V, the last ones not full."""
+    C = 64 if "Hopper" in name else 32
+    monkeypatch.setitem(kernels.TILES, "float32", kernels.TILES[name])
+    monkeypatch.setattr(kernels, "attention_chunk", lambda q, v: C)
+    for gates in (40, 1):
+        inputs = attention_inputs(1, 70, 1, 40, 264, "of all kinds", gates=gates)
         assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
