@@ -1,10 +1,14 @@
 """
-Every Triton kernel compiles for the cards it is to run on, fits them and spills nothing; without a GPU, and in
+Every Triton kernel compiles for the cards it is to run on, fits them and hardly spills; without a GPU, and in
 processes of their own, since in this one Triton may be interpreting.
 """
 
+from types import SimpleNamespace
+
+import kernels
+from model import check_kernels
 from tools import compile_kernels
-from tools.compile_kernels import attention, compile_all, configurations, scan, selective
+from tools.compile_kernels import SHARED_BYTES, attention, compile_all, configurations, scan, selective
 
 import pytest
 import torch
@@ -16,7 +20,6 @@ SAMPLE = [
     ("linear_scan", scan, dict(kind="linear_scan", inputs=2, dtype=torch.bfloat16)),
     ("min_lstm", scan, dict(kind="min_lstm", inputs=3, dtype=torch.float32)),
     ("attention", attention, dict(K=128, V=128, dtype=torch.bfloat16)),
-    ("attention", attention, dict(K=64, V=64, dtype=torch.float32, tied=False)),
     ("selective", selective, dict(N=16, dtype=torch.bfloat16)),
 ]
 
@@ -50,19 +53,24 @@ WRONG = {  # what is said: the kernel that is so
 
 
 @pytest.fixture(scope="module")
-def rows(request):
+def capabilities(request):
+    """The A100, H100 and B200; or all."""
+    return tuple(SHARED_BYTES) if request.config.getoption("--long") else (80, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def rows(request, capabilities):
     """All that is compiled here, at once, for processes take seconds to start."""
     ours = list(configurations()) if request.config.getoption("--long") else SAMPLE
+    ours += [(wrong, launch, arguments) for wrong, arguments in WRONG.items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # which is not for these processes
-        return compile_all(
-            ours + [(wrong, launch, arguments) for wrong, arguments in WRONG.items()], processes=2
-        )
+        return compile_all(ours, capabilities, processes=2)
 
 
-def test_kernels_compile_and_fit(rows):
+def test_kernels_compile_and_fit(rows, capabilities):
     rows = [row for row in rows if row["for"] not in WRONG]
-    assert {row["capability"] for row in rows} == {80, 86, 90}
+    assert {row["capability"] for row in rows} == set(capabilities)
     wrong = [
         f"{row['for']}: {row['kernel']} on sm_{row['capability']}: {row['wrong']}"
         for row in rows
@@ -71,21 +79,36 @@ def test_kernels_compile_and_fit(rows):
     assert not wrong, "\n".join(wrong)
 
 
-def test_what_is_wrong_with_a_kernel_is_said(rows):
+def test_what_is_wrong_with_a_kernel_is_said(rows, capabilities):
     rows = [row for row in rows if row["for"] in WRONG]
-    assert [row["for"] for row in rows] == [wrong for wrong in WRONG for _ in (80, 86, 90)]
+    assert [row["for"] for row in rows] == [wrong for wrong in WRONG for _ in capabilities]
     assert all(row["for"] in row["wrong"] if row["for"] else not row["wrong"] for row in rows), rows
 
 
-def test_products_are_counted(rows):
-    """On Hopper a product of 64 rows is wgmma; before it, mma.sync."""
-    counts = {row["capability"]: (row["mma"] > 0, row["wgmma"] > 0) for row in rows if row["for"] == ""}
-    assert counts == {80: (True, False), 86: (True, False), 90: (False, True)}
-    assert all(
-        row["registers"] > 16 and row["shared_bytes"] >= 64 * 64 * 2 for row in rows if row["for"] == ""
-    )
+def test_products_are_counted(rows, capabilities):
+    """A product of 64 rows is wgmma on Hopper, tcgen05 on Blackwell's server cards, and mma.sync on the others."""
+    rows = {row["capability"]: row for row in rows if row["for"] == ""}
+    kinds = {90: "wgmma", 100: "tcgen05"}
+    for capability in capabilities:
+        row = rows[capability]
+        counted = [kind for kind in ("mma", "wgmma", "tcgen05") if row[kind] > 0]
+        assert counted == [kinds.get(capability, "mma")]
+        assert row["registers"] > 16 and row["shared_bytes"] >= 64 * 64 * 2
+
+
+def test_a_card_before_the_a100_is_refused_by_name(monkeypatch, refusal):
+    """kernels = "triton" there; "auto" takes PyTorch's form."""
+    T4 = SimpleNamespace(major=7, minor=5, name="Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: T4)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (T4.major, T4.minor))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: T4.name)
+    said = refusal(check_kernels, "triton", "cuda")
+    assert "which the Tesla T4 here is not; set kernels = 'auto'" in said and said.count("\n") == 1
+    check_kernels("auto", "cuda")
+    assert not kernels.has_triton(torch.device("cuda"))
 
 
 def test_without_triton_it_says_so(monkeypatch, refusal):
-    monkeypatch.setattr(compile_kernels.kernels, "triton", None)
+    monkeypatch.setattr(kernels, "triton", None)
     assert "Triton is not installed" in refusal(compile_kernels.measure, None)
