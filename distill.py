@@ -22,7 +22,7 @@ from kernels import at_least_float32
 from model import find_device, load
 from support.console import progress, run_script, say
 from support.files import damage
-from support.processes import leave_processes
+from support.processes import from_all, leave_processes, together
 from support.settings import UserError, configure, naming, one_of
 
 import torch
@@ -88,8 +88,12 @@ class Distillation(nn.Module):
 
 def main(s, progress=progress):
     """Train a student with settings s -> the student."""
-    teachers = find_teachers(s)
+    train.prepare_device(s)
+    with together():  # each machine has its own copy of the teachers, or a shared one
+        teachers = find_teachers(s)
     s = replace(s, teacher_is=",".join(checkpoint[:16] for _, _, checkpoint in teachers.values()))
+    if len(set(from_all(s.teacher_is))) > 1:
+        raise UserError(f"teacher = {s.teacher!r}: not the same checkpoint on all machines; copy it")
 
     def objective(model):  # called by train.main once it has a corpus, before it writes anything
         check_tokenizers(s, teachers)

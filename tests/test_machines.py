@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import data
+import distill
 import train
+from conftest import TINY
 from support import processes
 from support.console import run_script
 from support.files import alone_in, read
@@ -189,6 +191,18 @@ def test_a_run_on_another_machine_than_the_first_is_not_begun_anew(machines, tin
     assert said.count("out/tiny is on the second and not on the first machine: start that one with") == 2
     codes, said = fork_many(2, partial(train_in, tiny(fresh=True, max_steps=1)), machines)
     assert codes == [0, 0] and read(Path("first/out/tiny"))[0]["step"] == 1
+
+
+def test_a_teacher_that_a_machine_lacks_or_has_another_of_ends_all_with_the_same_line(machines):
+    shutil.copytree("out", "first/out")
+    s = distill.Settings(**TINY | dict(run="student", teacher="out/tiny"))
+    codes, said = fork_many(2, partial(run_script, lambda args: distill.main(s)), machines)
+    assert codes == [2, 2] and said.count("teacher = 'out/tiny': there is no out/tiny;") == 2, said
+    shutil.copytree("out", "second/out")
+    shutil.copy("second/out/tiny/previous.pt", "second/out/tiny/checkpoint.pt")
+    codes, said = fork_many(2, partial(run_script, lambda args: distill.main(s)), machines)
+    line = "teacher = 'out/tiny': not the same checkpoint on all machines; copy it\n"
+    assert codes == [2, 2] and said == 2 * line
 
 
 def test_a_run_that_another_process_trains_ends_all_with_the_same_line(machines, tiny):
