@@ -488,7 +488,8 @@ def summed(M, x, DOT: tl.constexpr, EXACT: tl.constexpr):
     """M x. A single column, one gate for all, needs no tensor cores."""
     if x.shape[1] == 1:
         return tl.sum(M.to(tl.float32) * tl.trans(x), 1, keep_dims=True)
-    return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
+    else:
+        return add_summed(M, x, tl.zeros(x.shape, tl.float32), DOT, EXACT)
 
 
 @jit
@@ -496,15 +497,25 @@ def summed_right(x, M, DOT: tl.constexpr, EXACT: tl.constexpr):
     """x M; an x that is not EXACT goes in two parts, as in add_summed, and a single row as in summed."""
     if x.shape[0] == 1:
         return tl.sum(tl.trans(x) * M.to(tl.float32), 0, keep_dims=True)
-    total = tl.dot(x.to(DOT), M, input_precision="ieee")
-    if not EXACT:
-        total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
-    return total
+    else:
+        total = tl.dot(x.to(DOT), M, input_precision="ieee")
+        if not EXACT:
+            total = tl.dot((x - x.to(DOT).to(tl.float32)).to(DOT), M, total, input_precision="ieee")
+        return total
 
 
 @jit
 def product(a, b, DOT: tl.constexpr):
     return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee")
+
+
+@jit
+def product_of_rows(a, b, DOT: tl.constexpr):
+    """a b^T; of single columns, without tensor cores."""
+    if a.shape[1] == 1:
+        return a * tl.trans(b)
+    else:
+        return product(a, tl.trans(b), DOT)
 
 
 @jit
@@ -614,6 +625,21 @@ def chunk_states(
 
 
 @jit
+def add_squares(M, Q, X, log_f, attention, LEVELS: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr):
+    """Add to A, below its diagonal, what some columns of K make of it; what is above the diagonal is no use."""
+    C: tl.constexpr = attention.shape[0]
+    r = tl.arange(0, C)[:, None]
+    decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
+    leaf = product_of_rows(Q * decays, X * growths, DOT)  # above the diagonal it may overflow
+    attention += tl.where(tl.load(M + LEAF_BELOW * C * C) > 0, leaf, 0.0)
+    for level in tl.range(LEVELS, num_stages=1):
+        decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
+        meet = tl.where(r & (LEAF << level) > 0, Q, X) * decays
+        attention += product_of_rows(meet, meet, DOT) * tl.load(M + (ACROSS + 2 * level) * C * C)
+    return attention
+
+
+@jit
 def chunk_outputs(
     q, k, v, g, states, o, A, marks, T,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, G: tl.constexpr, TIED: tl.constexpr, C: tl.constexpr,
@@ -637,16 +663,17 @@ def chunk_outputs(
         Q = read_rows(q, first, r, c, left, H, K).to(tl.float32)
         X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT)
         diagonal += tl.sum(Q * X, 1)
-        decays, growths = leaf_decays(tl.load(M + LEAF_ROWS * C * C), log_f, DOT, EXACT)
-        leaf = product(Q * decays, tl.trans(X * growths), DOT)  # above the diagonal it may overflow
-        attention += tl.where(tl.load(M + LEAF_BELOW * C * C) > 0, leaf, 0.0)
-        for level in tl.range(LEVELS, num_stages=1):
-            decays = exp(summed(tl.load(M + (HALVES + 2 * level) * C * C), log_f, DOT, EXACT))
-            meet = tl.where(r & (LEAF << level) > 0, Q, X) * decays
-            attention += product(meet, tl.trans(meet), DOT) * tl.load(M + (ACROSS + 2 * level) * C * C)
+        if G == 1:
+            attention = add_product(Q, tl.trans(X), attention, DOT)
+        else:
+            attention = add_squares(M, Q, X, log_f, attention, LEVELS, DOT, EXACT)
         S = state(states, number, tl.trans(c), cv, K, V)
         decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
         out = add_product(Q * decays, S, out, DOT)
+    if G == 1:  # the same decays for all columns: those of a query and a key that are 1
+        log_f, one = gates(g, first, r, t, left, H, G), tl.full([C, 1], 1.0, tl.float32)
+        decays = tl.zeros([C, C], tl.float32)
+        attention *= add_squares(M, one, one, log_f, decays, LEVELS, DOT, EXACT)
     attention = tl.where(t < r, attention, tl.where(t == r, diagonal[:, None], 0.0))
     out = add_product(attention, read_rows(v, first, r, cv, left, H, V), out, DOT)
     write_rows(o, out, first, r, cv, left, H, V)

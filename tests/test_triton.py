@@ -297,6 +297,16 @@ def test_gated_linear_attention_in_bfloat16(kind, gates, shape, bfloat16, monkey
             assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
 
 
+@pytest.mark.parametrize("hopper", [True, False])
+def test_one_gate_for_a_whole_head_in_bfloat16(hopper, bfloat16, monkeypatch):
+    if not ON_GPU:
+        monkeypatch.setattr(kernels, "is_hopper", lambda device: hopper)
+    for shape in SHAPES:
+        q, k, v, log_f, S0 = attention_inputs(*shape, "a hard reset now and then", gates=1)
+        inputs = [q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f, S0]
+        assert_near(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
+
+
 def test_the_gradient_of_a_hard_reset_is_zero():
     *inputs, log_f, S0 = attention_inputs(1, 40, 1, 16, 16, "a hard reset now and then")
     log_f.requires_grad_()
