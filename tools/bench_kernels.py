@@ -5,10 +5,11 @@ The recurrences alone: ours beside the loop and, on a GPU, flash-linear-attentio
     python -m tools.bench kernels --recurrences=linear_scan    one of them
 
 Each is timed over the length of a sequence at about the same number of tokens, without a gradient ("forward")
-and with it, all ways to compute it in turn. On a GPU inputs are bfloat16 and HGRN2's log f float32, as in training
-under autocast, and the times are the GPU's own, without the launches. A row's floor_seconds is what the card needs
-for the numbers alone: each input and result moved once, at the speed of a copy measured beside it, or for
-selective_scan its exponentials. A way that is not installed, or fails, is a row {"failed": reason}.
+and with it, all ways to compute it in turn. On a GPU inputs are bfloat16, except for HGRN2's log f and Mamba's dt,
+float32 as in training under autocast, and the times are the GPU's own, without the launches. A row's floor_seconds
+is what the card needs for the numbers alone: each input and result moved once, at the speed of a copy measured
+beside it, or for selective_scan its exponentials. A way that is not installed, or fails, is a row that says so,
+{"failed": reason}.
 """
 
 import functools
@@ -92,7 +93,7 @@ def fla_gla(q, k, v, log_f):
 
 def selective_scan(device, dtype, B, T, E, N):
     x = torch.randn(B, T, E, device=device, dtype=dtype)
-    dt = F.softplus(torch.randn(B, T, E, device=device) - 4).to(dtype)
+    dt = F.softplus(torch.randn(B, T, E, device=device) - 4)
     A = -torch.arange(1.0, N + 1, device=device).repeat(E, 1)
     into, out = torch.randn(2, B, T, N, device=device, dtype=dtype)
     inputs = [x, dt, A, into, out]

@@ -53,11 +53,11 @@ def attention(K, V, dtype, shape=(8, 2048, 8), tied=True, gates=None, one_gate=F
 
 
 def selective(N, dtype, shape=(8, 2048, 2048)):
-    """Call selective_scan on (B, T, E) with N states a channel."""
-    x = torch.empty(shape, dtype=dtype)
+    """Call selective_scan on (B, T, E) with N states a channel; dt is float32, as under autocast."""
+    x, dt = torch.empty(shape, dtype=dtype), torch.empty(shape)
     B, T, E = shape
     BC = torch.empty(B, T, N, dtype=dtype)
-    call(kernels.selective_scan, x, x, torch.empty(E, N), BC, BC)
+    call(kernels.selective_scan, x, dt, torch.empty(E, N), BC, BC)
 
 
 def call(function, *inputs):
