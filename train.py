@@ -55,7 +55,9 @@ class Settings(Config):
     kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
     compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA; never with kernels = loop
     parallel: str = "ddp"  # of several processes: each has the whole model (ddp) or a share of it (fsdp)
-    checkpoint_activations: bool = False  # keep a block's input alone, and compute the rest again: saves memory
+    checkpoint_activations: bool = (
+        False  # keep a block's input alone, and compute the rest again: saves memory
+    )
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     eval_tokens: int = 0  # the most tokens of the validation text to read then, spread evenly; 0: all
@@ -194,7 +196,7 @@ def take_step(run, module, autocast, train):
 
 
 def on_device(x, device):
-    """A tensor on the device. To a GPU it is copied while the CPU goes on, which takes memory that stays in place."""
+    """A tensor on the device. To a GPU it is copied while the CPU goes on, from memory that stays in place."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 

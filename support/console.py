@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from _thread import interrupt_main
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from support.processes import Stopped, launched, local_rank, rank
 from support.settings import UserError, reason
@@ -51,6 +52,19 @@ def refuse_torchrun():
     """Raise UserError in a script of one process: several would overwrite each other's files."""
     if launched() > 1:
         raise UserError("this script is one process: start it with python, not torchrun")
+
+
+@contextmanager
+def only_first_speaks():
+    """While open, all processes but the first print nothing, and do not say that they are stopped."""
+    if rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Stopped
 
 
 def repeat_ctrl_c(lost):

@@ -3,7 +3,7 @@ The GPU memory that training is going to take, known before it begins.
 
     peak = weights + optimizer + gradients + sequences of a pass x what each keeps for the gradient
 
-The last term is measured: two small forward passes tell what does not depend on the number of sequences (copies of
+The last term is measured: small passes tell what does not depend on the number of sequences (copies of
 the weights in bfloat16, say) and what one more sequence keeps. All else is counted.
 """
 
@@ -16,7 +16,7 @@ from support.processes import world_size
 import torch
 
 GIB = 2**30
-COMPILED = 0.9  # of what blocks keep for the gradient, the share that they keep when compiled
+COMPILED = 0.88  # of what blocks keep for the gradient, the share that they keep when compiled
 SPARE = 0.92  # of the card; the rest is for CUDA itself and for gaps between tensors
 
 
@@ -47,10 +47,16 @@ def measure(module, s, autocast, compiled):
     gradients = sum(own_part(p).nbytes for p in model.parameters())
     weights = torch.cuda.memory_allocated()
     rows = 2 if s.batch_size >= 4 * s.accumulate * world_size() else 1
-    one, two = (passing(module, n, s.context, autocast) for n in (rows, 2 * rows))
+    _, one, two = (
+        passing(module, n, s.context, autocast) for n in (rows, rows, 2 * rows)
+    )  # the first warms up
     peak, *blocks = ((b - a) / rows for a, b in zip(one, two))
-    whole = sum(4 * p.numel() for p in model.parameters()) - sum(4 * p.numel() for p in model.layers.parameters())
-    fixed = 2 * one[0] - two[0] + (whole if sharded(model) else 0)  # gradients of shards that are whole in a pass
+    whole = sum(4 * p.numel() for p in model.parameters()) - sum(
+        4 * p.numel() for p in model.layers.parameters()
+    )
+    fixed = (
+        2 * one[0] - two[0] + (whole if sharded(model) else 0)
+    )  # gradients of shards that are whole in a pass
     return Memory(
         weights, gradients, 2 * gradients, fixed, each=peak - sum(blocks), blocks=blocks,
         inputs=len(blocks) * s.context * s.d_model * 4, compiled=compiled,
@@ -58,7 +64,7 @@ def measure(module, s, autocast, compiled):
 
 
 def passing(module, rows, context, autocast):
-    """[bytes at most in a forward pass over so many sequences, bytes kept by the first block, the second, ...]."""
+    """[bytes at most in a pass over so many sequences and back, bytes that each block keeps on the way, ...]."""
     model, *_ = models_in(module)
     marks, hooks = [], []
     for layer in model.layers:
@@ -69,11 +75,11 @@ def passing(module, rows, context, autocast):
     torch.cuda.reset_peak_memory_stats()
     with autocast:
         loss = module(tokens, tokens)["loss"]
+    loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
+    module.zero_grad()
     for hook in hooks:
         hook.remove()
-    loss.backward()  # which frees what was kept
-    module.zero_grad()
     return [peak, *(after - start for start, after in zip(marks[::2], marks[1::2]))]
 
 
@@ -88,15 +94,18 @@ def say_memory(memory, s):
         return memory.peak(rows // parts, parts, recompute, ddp)
 
     expected = peak(s.accumulate, s.checkpoint_activations)
-    state = memory.weights + memory.gradients + memory.optimizer
-    what = f"about {expected / GIB:.1f} of {there / GIB:.1f} GiB, {state / GIB:.1f} of it the weights and Adam's state"
-    say(f"memory of a GPU: {what}")
+    state = (memory.weights + memory.optimizer) / GIB
+    where = f"{state:.1f} of it weights and Adam's averages"
+    say(f"memory of a GPU: about {expected / GIB:.1f} of {there / GIB:.1f} GiB, {where}")
     if expected <= SPARE * there:
         return
-    ways = [(parts, recompute) for recompute in (False, True) for parts in range(1, rows + 1) if rows % parts == 0]
+    divisors = [parts for parts in range(1, rows + 1) if rows % parts == 0]
+    ways = [(parts, recompute) for recompute in (False, True) for parts in divisors]
     for parts, recompute in ways:
         if peak(parts, recompute) <= SPARE * there:
             flags = f"--accumulate={parts}" + (" --checkpoint_activations" if recompute else "")
             say(f"that does not fit; with {flags} it takes {peak(parts, recompute) / GIB:.1f} GiB")
             return
-    say("that does not fit, however the batch is divided; lower d_model, or take more GPUs with --parallel=fsdp")
+    say(
+        "that does not fit, however the batch is divided; lower d_model, or take more GPUs with --parallel=fsdp"
+    )

@@ -1,5 +1,5 @@
 """
-How a model is trained on a GPU, or on several: compiled, recomputed, sharded; and a checkpoint of shards as one file.
+How a model is trained on GPUs: compiled, recomputed, sharded; and a checkpoint of shards as one file.
 
 All of it is done to the modules in place, block by block. The names of the weights stay the same, so a checkpoint
 can be resumed with any other setting of `parallel`, `compile` and `checkpoint_activations`.
@@ -37,7 +37,7 @@ def compile_blocks(module):
 
 
 def recompute_blocks(module):
-    """Keep nothing of a block but its input, and compute the rest again for the gradient: less memory, more time."""
+    """Keep a block's input alone for the gradient, and compute the rest again: less memory, more time."""
     for model in models_in(module):
         for layer in model.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -90,7 +90,7 @@ def whole_model(model, s):
 
 
 def gathered(content):
-    """The content with whole tensors: shards are gathered one after the other, and only the first process keeps them."""
+    """The content with whole tensors: shards are gathered one by one, and only the first process keeps them."""
     if isinstance(content, dict):
         return {key: gathered(value) for key, value in content.items()}
     if isinstance(content, DTensor):
@@ -108,8 +108,8 @@ class Place(NamedTuple):
 
 def shared(read, targets):
     """
-    The content that read() returns on the first process, on all. A tensor is sent by itself, and each process keeps
-    it as `targets`, a nest with the same keys, is there: on its device, its shard. A UserError is raised on all.
+    What read() returns on the first process, on all. A tensor is sent by itself, and each process keeps it as
+    `targets`, a nest with the same keys, is there: on its device, its shard. A UserError is raised on all.
     """
     content = {}
 

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from uuid import uuid4
 
 from support.settings import UserError
@@ -40,7 +41,25 @@ def restarts():
 
 def world_size():
     """Number of processes that are joined: 1 before join_processes() and after leave_processes()."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return launched() if dist.is_initialized() else 1
+
+
+@contextmanager
+def alone():
+    """While open, this process counts as the only one, for work that each does by itself. It keeps its GPU."""
+    names = {"RANK", "WORLD_SIZE"} & os.environ.keys()
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def rounds(items):
+    """Deal out work: yield lists of world_size() items, the last may be shorter; number rank() is this process's."""
+    items = iter(items)
+    while some := list(islice(items, world_size())):
+        yield some
 
 
 def join_processes(device):

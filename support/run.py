@@ -101,7 +101,7 @@ class Run:
         return {"model": self.weights_of(self.s.from_run, corpus)} if self.s.from_run else {}
 
     def last_checkpoint(self):
-        """The content of the last checkpoint, if it was made with the same settings, and the steps planned then."""
+        """The content of the last checkpoint, if its settings are the same, and the steps planned then."""
         saved, self.taken = read(self.folder)
         self.refuse_another_run(saved, self.taken)
         planned = count_steps(saved["settings"], self.blocks)
@@ -111,9 +111,7 @@ class Run:
             saved, self.taken = read(early)
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
             what = "holds weights alone, or is of an earlier version"
-            raise UserError(
-                f"{self.taken}: {what}; go on from them with --from={self.taken} --run=NAME"
-            )
+            raise UserError(f"{self.taken}: {what}; go on from them with --from={self.taken} --run=NAME")
         return saved | {"planned": planned}
 
     def tensors(self):
@@ -168,7 +166,8 @@ class Run:
                 for path in self.folder.glob(name):
                     path.unlink()
         last = self.folder / "checkpoint.pt"
-        if self.taken == self.folder / "previous.pt" and last.exists():  # or the next save would keep it in place of the good one
+        if self.taken == self.folder / "previous.pt" and last.exists():
+            # the next save would keep it in place of the good one
             last.replace(self.folder / "damaged.pt")
         with replacing(self.folder / "settings.json") as file:
             file.write(json.dumps(self.settings(), indent=1) + "\n")

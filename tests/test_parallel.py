@@ -5,10 +5,10 @@ from functools import partial
 import distill
 import train
 from conftest import bits, log, losses, saved
-from processes import fork_many, fork_two, needs_fork
 
 import pytest
 import torch
+from processes import fork_many, fork_two, needs_fork
 
 pytestmark = needs_fork
 EXACT = dict(dtype="float64", max_steps=20, eval_every=10, log_every=1)
@@ -20,7 +20,7 @@ def in_two(work):
 
 
 def worst_difference(one, other):
-    """The largest between the weights and the optimizer's numbers of two checkpoints, as a share of the largest of each."""
+    """The largest between two checkpoints' weights and optimizer, as a share of the largest number of a tensor."""
     worst = 0
     assert one.keys() == other.keys()
     for name, x in one.items():
@@ -66,7 +66,9 @@ def test_a_student_and_its_teacher_are_sharded(workplace, tiny):
 def test_shards_compute_under_autocast_what_whole_weights_do(workplace, tiny, dtype):
     """The first loss is the same to the bit, for weights are gathered in float32; then to rounding."""
     for parallel in ("ddp", "fsdp"):
-        in_two(partial(train.main, tiny(run=parallel, parallel=parallel, dtype=dtype, log_every=1, max_steps=5)))
+        in_two(
+            partial(train.main, tiny(run=parallel, parallel=parallel, dtype=dtype, log_every=1, max_steps=5))
+        )
     assert losses("fsdp")[0] == losses("ddp")[0]
     assert losses("fsdp") == pytest.approx(losses("ddp"), rel=2e-3)
 
@@ -77,7 +79,8 @@ def test_a_run_goes_on_with_other_processes_and_shards(workplace, tiny):
     train.main(tiny(run="one", **settings))
     ways = [(2, "fsdp"), (1, "ddp"), (4, "fsdp"), (2, "ddp"), (2, "fsdp")]
     for number, (count, parallel) in enumerate(ways):
-        work = partial(train.main, tiny(run="many", parallel=parallel, **settings | dict(max_steps=4 * number + 4)))
+        now = settings | dict(run="many", parallel=parallel, max_steps=4 * number + 4)
+        work = partial(train.main, tiny(**now))
         assert set(fork_many(count, work)[0]) == {0}
     assert losses("many") == pytest.approx(losses("one"), rel=1e-9, abs=0)
     assert worst_difference(saved(run="one"), saved(run="many")) < 1e-8
@@ -88,5 +91,7 @@ def test_resuming_changes_no_bit(workplace, tiny):
     settings = dict(parallel="fsdp", dropout=0.1, max_steps=6, eval_every=4, save_every=3, log_every=1)
     for run, stops in (("whole", (6,)), ("parts", (3, 6))):
         for steps in stops:
-            in_two(partial(train.main, tiny(run=run, schedule="constant", **settings | dict(max_steps=steps))))
+            in_two(
+                partial(train.main, tiny(run=run, schedule="constant", **settings | dict(max_steps=steps)))
+            )
     assert bits(saved(run="parts")) == bits(saved(run="whole")) and losses("parts") == losses("whole")

@@ -1,0 +1,71 @@
+"""What train.py says of a GPU's memory before it begins, held to what PyTorch's allocator came to."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+from conftest import ROOT
+from support.memory import COMPILED, GIB, Memory, say_memory
+
+import pytest
+import torch
+
+RESULTS = ROOT / "results" / "memory.json"
+SMALL = Memory(
+    weights=10 * GIB, gradients=10 * GIB, optimizer=20 * GIB, fixed=2 * GIB, each=0.25 * GIB,
+    blocks=[1 * GIB, 3 * GIB], inputs=0.5 * GIB, compiled=False,
+)  # fmt: skip
+
+
+def rows():
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row['config']} {row['flags']}")
+def test_it_is_what_the_allocator_came_to(row):
+    """To 15 % or a quarter of a GiB; and the settings file says what it is."""
+    expected = Memory(**row["memory"]).peak(*row["pass"])
+    assert expected == pytest.approx(row["peak"], rel=0.15, abs=GIB / 4)
+    comment = (ROOT / "config" / f"{row['config']}.py").read_text().partition("\n\n")[0]
+    if row["flags"] == "" and not row["config"].endswith("shakespeare"):
+        peak = row["peak"] / GIB
+        assert f"takes {peak:.{int(peak < 10)}f} GiB" in comment
+
+
+def test_the_peak_is_a_sum():
+    def peak(*args):
+        return SMALL.peak(*args) / GIB
+
+    assert peak(4, 1, False, False) == 10 + 20 + 2 + 4 * 4.25
+    assert peak(4, 2, False, False) == peak(4, 1, False, True) == 10 + 20 + 10 + 2 + 4 * 4.25
+    assert peak(4, 1, True, False) == 10 + 20 + 2 + 4 * (0.25 + 0.5 + 3)
+    assert peak(1, 1, True, False) == 10 + 20 + 10  # all gradients, when nothing else is kept any more
+    compiled = replace(SMALL, compiled=True).peak(4, 1, False, False) / GIB
+    assert compiled == pytest.approx(32 + 4 * (0.25 + 4 * COMPILED))
+
+
+@pytest.mark.parametrize(
+    "there, said",
+    {
+        60: "about 49.0 of 60.0 GiB",
+        50: "that does not fit; with --accumulate=1 --checkpoint_activations it takes 44.0 GiB",
+        20: "that does not fit, however",
+    }.items(),
+)
+def test_where_it_does_not_fit_it_says_what_does(tiny, monkeypatch, capsys, there, said):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=there * GIB)
+    )
+    say_memory(SMALL, tiny(batch_size=4))
+    assert said in capsys.readouterr().out
+
+
+def test_a_smaller_part_of_the_batch_is_tried_first(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=50 * GIB)
+    )
+    little = replace(SMALL, gradients=1 * GIB)  # weights 10, optimizer 20, passing 2 + 4.25 a sequence
+    say_memory(little, tiny(batch_size=8))
+    assert "with --accumulate=4 it takes 41.5 GiB" in capsys.readouterr().out
