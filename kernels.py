@@ -570,7 +570,7 @@ def gates(g, first, r, c, left, H: tl.constexpr, G: tl.constexpr):
 @jit
 def keys(k, x, first, r, c, left, H: tl.constexpr, K: tl.constexpr, TIED: tl.constexpr, DOT: tl.constexpr):
     """k or, where it is TIED to the gates exp(x), 1 - exp(x): by its series where the difference would round."""
-    x += tl.zeros(c.shape, tl.float32)  # one gate for all columns becomes as many as there are
+    x, _ = tl.broadcast(x, c)  # one gate for all columns becomes as many as there are
     if not TIED:
         return read_rows(k, first, r, c, left, H, K).to(tl.float32)
     elif DOT == tl.float32:
