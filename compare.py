@@ -46,10 +46,10 @@ from corpora.benchmarks import read_benchmark
 from evaluate import write_json
 from finetune import half_width, read_tasks
 from kernels import use_kernels
-from model import LanguageModel
+from model import LanguageModel, find_device
 from support.console import close_bars, progress, run_script, say
 from support.files import alone_in, replacing
-from support.processes import Stopped, leave_processes, rank, restarts, wait_for_all
+from support.processes import Stopped, join_processes, leave_processes, rank, restarts, wait_for_all
 from support.run import MAY_CHANGE, Diverged, data_digest, differences, read_log
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
@@ -88,7 +88,7 @@ def main(args):
     s = replace(Settings(), **settings)
     rows = plan(s, settings, file)
     runs = [run for row in rows.values() for run in row]
-    train.prepare_device(s)
+    join_processes(find_device(s.device))
     if s.tasks and rank() == 0:
         for task in s.tasks.split(","):
             read_benchmark(task)  # now, and not after days of training

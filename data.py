@@ -549,6 +549,11 @@ class Blocks:
             yield self.read([self.n])
 
 
+def on_device(x, device):
+    """A tensor on the device. To a GPU it is copied while the CPU goes on, from memory that stays in place."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def targets_of(path, tokens):
     """The targets in train_targets.bin beside train.bin, one for each token; without such a file, the tokens."""
     path = Path(path).with_stem(f"{Path(path).stem}_targets")

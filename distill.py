@@ -22,7 +22,7 @@ from kernels import at_least_float32
 from model import find_device, load
 from support.console import progress, run_script, say
 from support.files import damage
-from support.processes import from_all, leave_processes, together
+from support.processes import from_all, join_processes, leave_processes, together
 from support.settings import UserError, configure, naming, one_of
 
 import torch
@@ -88,7 +88,7 @@ class Distillation(nn.Module):
 
 def main(s, progress=progress):
     """Train a student with settings s -> the student."""
-    train.prepare_device(s)
+    join_processes(find_device(s.device))
     with together():  # each machine has its own copy of the teachers, or a shared one
         teachers = find_teachers(s)
     s = replace(s, teacher_is=",".join(checkpoint[:16] for _, _, checkpoint in teachers.values()))

@@ -19,7 +19,7 @@ from kernels import triton_compiles, use_kernels
 from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
-from support.memory import measure, say_memory
+from support.memory import say_memory
 from support.parallel import compile_blocks, recompute_blocks, shard, whole, whole_model
 from support.processes import Stop, Stopped, join_processes, launched, leave_processes, rank, world_size
 from support.run import DECAY, Run, best_evaluation, read_log
@@ -55,9 +55,7 @@ class Settings(Config):
     kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
     compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA; never with kernels = loop
     parallel: str = "ddp"  # of several processes: each has the whole model (ddp) or a share of it (fsdp)
-    checkpoint_activations: bool = (
-        False  # keep a block's input alone, and compute the rest again: saves memory
-    )
+    checkpoint_activations: bool = False  # compute a block's inside again for the gradient: saves memory
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     eval_tokens: int = 0  # the most tokens of the validation text to read then, spread evenly; 0: all
@@ -109,7 +107,8 @@ class Settings(Config):
 
 def main(s, objective=NextToken, progress=progress):
     """Train with settings s -> the model. `objective(model)` is a module like NextToken; it may log more."""
-    device, dtype = prepare_device(s)
+    device = join_processes(find_device(s.device))
+    dtype = dtype_of(s, device)
     corpus = data.find_for(s)
     train, val = (data.Blocks(corpus / f"{split}.bin", s.context, s.seed) for split in ("train", "val"))
     if not train.n:
@@ -125,7 +124,7 @@ def main(s, objective=NextToken, progress=progress):
         shard(module, device)
     module.to(device)
     if device.type == "cuda":
-        say_memory(measure(module, s, autocast, compiles(s, device)), s)
+        say_memory(module, s, autocast, compiles(s, device))
     if compiles(s, device):
         compile_blocks(module)
     if s.checkpoint_activations:
@@ -178,7 +177,7 @@ def take_step(run, module, autocast, train):
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     rows = train.rows(run.step * s.batch_size, s.batch_size)
-    tokens, targets = (on_device(x, run.device).chunk(parts) for x in rows)
+    tokens, targets = (data.on_device(x, run.device).chunk(parts) for x in rows)
     for part in range(rank(), parts, size):
         more = part + size < parts and isinstance(module, DistributedDataParallel)
         with module.no_sync() if more else nullcontext():
@@ -193,11 +192,6 @@ def take_step(run, module, autocast, train):
     run.scaler.update()
     run.optimizer.zero_grad()
     run.took_step(rate, sums, norm)
-
-
-def on_device(x, device):
-    """A tensor on the device. To a GPU it is copied while the CPU goes on, from memory that stays in place."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def learning_rate(step, s, steps):
@@ -262,12 +256,6 @@ def finish(run):
 
 # ----------------------------------------------------------------------------------------------------
 # Setting up
-
-
-def prepare_device(s):
-    """Join the other processes -> the device of this one, and the dtype to compute in."""
-    device = join_processes(find_device(s.device))
-    return device, dtype_of(s, device)
 
 
 def dtype_of(s, device):

@@ -83,8 +83,9 @@ def passing(module, rows, context, autocast):
     return [peak, *(after - start for start, after in zip(marks[::2], marks[1::2]))]
 
 
-def say_memory(memory, s):
+def say_memory(module, s, autocast, compiled):
     """Say what training takes and, if that is more than there is, the smallest change with which it fits."""
+    memory = measure(module, s, autocast, compiled)
     device, processes = torch.cuda.current_device(), world_size()
     there = torch.cuda.get_device_properties(device).total_memory
     ddp = processes > 1 and s.parallel == "ddp"

@@ -5,7 +5,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from conftest import ROOT
-from support.memory import COMPILED, GIB, Memory, say_memory
+from support import memory as memory_module
+from support.memory import COMPILED, GIB, Memory
 
 import pytest
 import torch
@@ -44,28 +45,28 @@ def test_the_peak_is_a_sum():
     assert compiled == pytest.approx(32 + 4 * (0.25 + 4 * COMPILED))
 
 
+def say(memory, s, there, monkeypatch):
+    card = SimpleNamespace(total_memory=there * GIB)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(memory_module, "measure", lambda *given: memory)
+    memory_module.say_memory(None, s, None, True)
+
+
 @pytest.mark.parametrize(
     "there, said",
     {
         60: "about 49.0 of 60.0 GiB",
-        50: "that does not fit; with --accumulate=1 --checkpoint_activations it takes 44.0 GiB",
+        50: "that does not fit; with --accumulate=4 --checkpoint_activations it takes 45.8 GiB",
         20: "that does not fit, however",
     }.items(),
 )
 def test_where_it_does_not_fit_it_says_what_does(tiny, monkeypatch, capsys, there, said):
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=there * GIB)
-    )
-    say_memory(SMALL, tiny(batch_size=4))
+    say(SMALL, tiny(batch_size=4), there, monkeypatch)
     assert said in capsys.readouterr().out
 
 
 def test_a_smaller_part_of_the_batch_is_tried_first(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=50 * GIB)
-    )
     little = replace(SMALL, gradients=1 * GIB)  # weights 10, optimizer 20, passing 2 + 4.25 a sequence
-    say_memory(little, tiny(batch_size=8))
+    say(little, tiny(batch_size=8), 50, monkeypatch)
     assert "with --accumulate=4 it takes 41.5 GiB" in capsys.readouterr().out

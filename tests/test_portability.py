@@ -9,6 +9,7 @@ import kernels
 import train
 from conftest import ROOT
 from model import find_device
+from support import processes
 
 import pytest
 import torch
@@ -97,7 +98,8 @@ def test_a_gpu_without_bfloat16_gets_float16(native, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert train.prepare_device(train.Settings()) == (torch.device("cuda:0"), dtype)
+    device = processes.join_processes(find_device("auto"))
+    assert (device, train.dtype_of(train.Settings(), device)) == (torch.device("cuda:0"), dtype)
 
 
 def test_float16_is_said_on_the_first_line_and_trains_with_a_scaler(workplace, tiny, monkeypatch, capsys):
