@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 
 import data
+from fast.generation import Reader, with_graph
 from model import check_kernels, find_device, load
 from support.console import refuse_torchrun, run_script
 from support.settings import UserError, at_least, configure
@@ -31,12 +32,15 @@ class Settings:
     seed: int = 0  # the same seed gives the same text; the next text has the next seed
     device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
+    cuda_graph: bool = False  # launch each token's work at once, as a CUDA graph; not yet checked on a GPU
 
     def check(self):
         at_least(1, self, "tokens")
         at_least(0, self, "samples", "temperature", "top_k", "seed")
-        find_device(self.device)
+        device = find_device(self.device)
         check_kernels(self.kernels, self.device)
+        if self.cuda_graph and device.type != "cuda":
+            raise UserError(f"cuda_graph = True: needs an NVIDIA GPU, not {device}; leave out --cuda_graph")
         if self.seed >= 2**32:
             raise UserError(f"seed = {self.seed}: must be below 2^32")
         if not 0 < self.top_p <= 1:
@@ -89,10 +93,11 @@ def generate(model, tokens, s):
     """Yield up to s.tokens tokens that follow the given ones; only the states are kept between them."""
     device = model.embed.weight.device
     generator = torch.Generator(device).manual_seed(s.seed)
-    tokens, states = torch.tensor([tokens], device=device), None
-    for _ in range(s.tokens):
-        x, states = model.features(tokens, states)
-        tokens = choose(model.head(x[:, -1]).float(), s, generator)  # (1, 1)
+    tokens, reader = torch.tensor([tokens], device=device), Reader(model)
+    for number in range(s.tokens):
+        if number == 1 and s.cuda_graph:  # the prompt has been read
+            reader = with_graph(reader)
+        tokens = choose(reader.read(tokens).float(), s, generator)  # (1, 1)
         yield tokens.item()
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAMESPACE = "nanornn"  # of the operators in torch.ops
-ROWS_FOR_LOOP = 4  # up to here a loop is faster
+ROWS_FOR_LOOP = 4  # up to here a loop is faster than PyTorch's form, as in generation
 
 
 def fast_form(x):
@@ -194,14 +194,14 @@ def attend(q, k, v, log_f, S0=None):
         o, S = attend(q, k, F.pad(v, (0, extra)), log_f, S0)
         return o[..., :V], S[..., :V].clone()
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_f, S0))
-    if q.shape[1] <= ROWS_FOR_LOOP and not keep:
+    if q.shape[1] <= ROWS_FOR_LOOP and not keep and not runs_triton(q):
         return few_rows(q, k, v, log_f, S0)
     o, S, *_ = attention(q, k, v, log_f, S0, keep)
     return o, S
 
 
 def few_rows(q, k, v, log_f, S0):
-    """gated_linear_attention over few steps, as in generation: the loop, with matrix products."""
+    """gated_linear_attention over few steps: the loop, with matrix products."""
     dtype = v.dtype
     q, k, v, log_f, S = at_least_float32(q, k, v, log_f, S0)
     S = v.new_zeros(len(q), *q.shape[2:], v.shape[3]) if S is None else S
@@ -278,7 +278,7 @@ def scan_selective(x, dt, A, B, C, h0=None):
     h0 = A.new_zeros(len(x), *A.shape) if h0 is None else h0
     inputs = x, dt, A, B, C, h0
     keep = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
-    if x.shape[1] <= ROWS_FOR_LOOP and not keep:
+    if x.shape[1] <= ROWS_FOR_LOOP and not keep and selective_form(x, A) is TORCH:
         y, h = selective_scan_loop(*inputs)
         return y.to(x.dtype), h
     y, h, _ = selective(*inputs, keep)
