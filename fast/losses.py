@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAMESPACE = "nanornn"  # of the operators in torch.ops
-SLICE = 256  # tokens
+SLICE = 256  # tokens, at least
+SLICE_ON_GPU = 2**24  # logits: 64 MiB in float32
 
 
 def next_token_forward(self, tokens, targets):
@@ -114,6 +115,11 @@ def scale_gradients(ctx, dloss, *_):
 summed_losses.register_autograd(scale_gradients, setup_context=save_gradients)
 
 
+def rows_of_slice(x, V):
+    """Tokens in a slice of x: on a GPU more than on a CPU, or its launches would take longer than its work."""
+    return max(SLICE, SLICE_ON_GPU // V) if x.device.type == "cuda" else SLICE
+
+
 def sliced_losses(x, weight, targets, teachers, how, dtype, with_gradient):
     """The inside of summed_losses; teachers [(features, head), ...] in dtype."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -127,8 +133,9 @@ def sliced_losses(x, weight, targets, teachers, how, dtype, with_gradient):
     # in float16 small p - onehot would be lost here, before a gradient scaler has multiplied them
     x_back, weight_back = (x.to(wide), weight.to(wide)) if dtype == torch.float16 else (x_low, weight_low)
     minus_one = torch.full_like(cross_entropy, -1.0)
-    for start in range(0, len(x), SLICE):
-        rows = slice(start, start + SLICE)
+    size = rows_of_slice(x, len(weight))
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
         logits = product(x_low[rows], weight_low)  # (slice, V)
         log_p = F.log_softmax(logits, dim=-1, dtype=wide)
         cross_entropy -= (log_p.gather(1, targets[rows]) * real[rows]).sum()
@@ -143,6 +150,7 @@ def sliced_losses(x, weight, targets, teachers, how, dtype, with_gradient):
             dlogits = dlogits.to(x_back.dtype)
             dx[rows] = product(dlogits, weight_back.T) * real[rows]
             dweight += product(dlogits.T, (x_back[rows] * real[rows]).T)
+        logits = log_p = dlogits = taught = p_minus_q = None  # free them before the next slice is made
     return how.hard * cross_entropy + how.soft * kl, cross_entropy, kl, dx, dweight
 
 
@@ -167,10 +175,11 @@ def next_token_log_p(x, weight, rows, tokens):
     gradients. A row's logits are computed once, however many of its tokens are asked for, and not at all if
     none is.
     """
+    size = rows_of_slice(x, len(weight))
     wanted, rows = rows.unique(return_inverse=True)
     rows, order = rows.sort()
-    counts = torch.bincount(rows // SLICE).tolist()  # of questions to each slice
-    rows, tokens = (z.to(x.device).split(counts) for z in (rows % SLICE, tokens[order]))
-    slices = (at_least_float32(linear(part, weight))[0] for part in x[wanted.to(x.device)].split(SLICE))
+    counts = torch.bincount(rows // size).tolist()  # of questions to each slice
+    rows, tokens = (z.to(x.device).split(counts) for z in (rows % size, tokens[order]))
+    slices = (at_least_float32(linear(part, weight))[0] for part in x[wanted.to(x.device)].split(size))
     log_p = [y.log_softmax(dim=-1)[row, token] for y, row, token in zip(slices, rows, tokens)]
     return torch.cat(log_p)[order.argsort().to(x.device)]
