@@ -5,6 +5,7 @@ Score a run: perplexity on its validation text, and benchmarks of grammar and of
     python evaluate.py out/english_small --tasks=blimp_filtered,supplement,ewok_filtered,bear --protocol=2024
     python evaluate.py out/toy --tasks=mine.jsonl    a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's form
     python evaluate.py out/*                         several runs side by side; see tools/leaderboard.py
+    torchrun --nproc_per_node=4 evaluate.py out/toy  the same files, sooner: the work is shared by four GPUs
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
 log-probabilities behind every verdict) into the run's folder; for another checkpoint in it, such as
@@ -30,7 +31,9 @@ import tempfile
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import data
@@ -38,9 +41,18 @@ import kernels
 from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchmark, summary
 from model import NextToken, check_kernels, find_device
 from model import load as load_run
-from support.console import progress, refuse_torchrun, run_script
+from support.console import only_first_speaks, progress, run_script
 from support.files import append, fingerprint, replacing
-from support.processes import rank, sum_over_processes, world_size
+from support.processes import (
+    from_all,
+    from_first,
+    join_processes,
+    leave_processes,
+    rank,
+    rounds,
+    sum_over_processes,
+    together,
+)
 from support.run import read_log
 from support.settings import UserError, configure, one_of, read_args
 
@@ -88,11 +100,14 @@ class Settings:
 def main(s):
     """Evaluate one run as settings s say -> the content of its results.json."""
     device = find_device(s.device)
-    model, tokenizer, trained = load_any(s.run, device, s.kernels)
+    with together():  # each machine has its own files, or shared ones
+        model, tokenizer, trained = load_any(s.run, device, s.kernels)
+        tasks = read_tasks(s, trained, tokenizer)
     if s.dtype == "float64" and not counts(model):
         model = model.double()
-    tasks = read_tasks(s, trained, tokenizer)
-    writable = can_write(trained.checkpoint.parent)
+    records = {task: digest_of(subtasks) for task, subtasks in tasks.items()}
+    check_same(s.run, trained.digest, records)
+    writable = from_first(lambda: can_write(trained.checkpoint.parent))
     what = identity(s, trained.digest)
     results, rows = what | about(model, trained), {}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=s.dtype == "bfloat16")
@@ -102,28 +117,36 @@ def main(s):
             name = name_of(task)
             part = beside(trained.checkpoint, f"pairs_{name}.jsonl.part") if writable else None
             rows[name] = score_benchmark(model, tokenizer, subtasks, s.protocol, part, what)
-            found = summary(subtasks, rows[name], s.protocol) | {"records": digest_of(subtasks)}
+            found = summary(subtasks, rows[name], s.protocol) | {"records": records[task]}
             results["benchmarks"][name] = found
             print_table(name, found, s.protocol)
     if writable:
-        save_results(results, rows, what, trained.checkpoint)
+        results = from_first(lambda: save_results(results, rows, what, trained.checkpoint))
     else:
         path = beside(trained.checkpoint, "results.json")
         print(f"\nnot written: {path}, for this folder is read-only; --results=FILE writes a copy")
     print_aggregate(results)
     if s.results:
-        write_json(s.results, results)
+        from_first(lambda: write_json(s.results, results))
     return results
 
 
 def known_or_made(s):
     """Evaluate as main does, but score only the tasks that the run's results file does not hold yet."""
     checkpoint = checkpoint_of(s.run)
-    results = read_results(beside(checkpoint, "results.json"), identity(s, fingerprint(checkpoint)))
+    file = beside(checkpoint, "results.json")
+    results = from_first(lambda: read_results(file, identity(s, fingerprint(checkpoint))))
     if not results:
         return main(s)
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
     return main(replace(s, tasks=",".join(missing))) if missing else results
+
+
+def check_same(run, *parts):
+    """Raise UserError unless all processes have read the same: on several machines each reads its own files."""
+    if len({json.dumps(each) for each in from_all(parts)}) > 1:
+        remedy = "copy both from the first"
+        raise UserError(f"{run}: not the same checkpoint and test files on all machines; {remedy}")
 
 
 def load_any(path, device="cpu", kernels="auto"):
@@ -208,7 +231,10 @@ def read_results(path, what):
 
 
 def save_results(results, rows, what, checkpoint):
-    """Write results.json, with what it holds of the same model, and pairs_TASK.jsonl: {task: {uid: verdicts}}."""
+    """
+    Write results.json, with what it holds of the same model, and pairs_TASK.jsonl: {task: {uid: verdicts}}.
+    Returns the content of results.json.
+    """
     with in_turn(checkpoint.with_name("tokenizer.json")):
         for name, subtasks in rows.items():
             with replacing(beside(checkpoint, f"pairs_{name}.jsonl")) as file:
@@ -220,6 +246,7 @@ def save_results(results, rows, what, checkpoint):
         write_json(beside(checkpoint, "results.json"), results)
         for name in rows:
             beside(checkpoint, f"pairs_{name}.jsonl.part").unlink(missing_ok=True)
+    return results
 
 
 def write_json(path, content):
@@ -288,16 +315,13 @@ def encode_all(tokenizer, texts):
 def score_texts(model, texts, each_batch=lambda done: None):
     """
     [(ids, first), ...] -> the natural logarithm of p(ids[first:] | ids[:first]) of each, in order; `first` is at
-    least 1. each_batch(number of texts finished) is called after each batch. UserError if one is NaN.
+    least 1. Batches are dealt out to the processes. each_batch(number of texts finished) is called after one of
+    each, on all of them. UserError if a score is NaN.
     """
     if counts(model):
         scores = model.score_texts(texts, each_batch)
-    elif kernels.form == "loop":
-        scores = score_plainly(model, texts, each_batch)
     else:
-        from fast.scoring import score_tree  # the same scores, with shared beginnings read once
-
-        scores = score_tree(model, texts, each_batch)
+        scores = score_batches(model, texts, each_batch)
     if any(map(math.isnan, scores)):
         raise UserError(
             "the model gives NaN for the probability of a text, so it has no score; did it diverge?"
@@ -306,23 +330,39 @@ def score_texts(model, texts, each_batch=lambda done: None):
 
 
 @torch.no_grad()
-def score_plainly(model, texts, each_batch=lambda done: None):
-    """The sum of log p(token | tokens before) of each text. Batches are padded on the right, after the text."""
+def score_batches(model, texts, each_batch):
+    """score_texts of a model with logits. The numbers do not depend on which process reads a batch."""
+    if kernels.form == "loop":
+        batches, score_batch = plain_batches(texts), score_plainly
+    else:
+        from fast.scoring import score_tree, tree_batches  # the same scores, shared beginnings are read once
+
+        batches, score_batch = tree_batches(texts, model.embed.weight.device), score_tree
     scores = [0.0] * len(texts)
+    for some in rounds(batches):
+        if rank() < len(some):
+            own = some[rank()]
+            for i, score in zip(own, score_batch(model, [texts[i] for i in own])):
+                scores[i] = score
+        each_batch(sum(map(len, some)))
+    return sum_over_processes(*scores)  # a text has a score in one process, and 0 in the others
+
+
+def plain_batches(texts):
+    """Batches of texts of like lengths, by their numbers."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
-    for start in range(0, len(texts), BATCH):
-        some = order[start : start + BATCH]
-        longest = max(2, len(texts[some[-1]][0]))
-        rows = [texts[i][0] + [0] * (longest - len(texts[i][0])) for i in some]
-        tokens = torch.tensor(rows, device=model.embed.weight.device)
-        logits, _ = model(tokens[:, :-1])
-        (logits,) = kernels.at_least_float32(logits)
-        log_p = logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None]).squeeze(2)  # of each next token
-        for i, row in zip(some, log_p):
-            ids, first = texts[i]
-            scores[i] = row[first - 1 : len(ids) - 1].sum().item()
-        each_batch(len(some))
-    return scores
+    return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+
+
+def score_plainly(model, texts):
+    """The sum of log p(token | tokens before) of each text of a batch, padded on the right, after the text."""
+    longest = max(2, *(len(ids) for ids, _ in texts))
+    rows = [ids + [0] * (longest - len(ids)) for ids, _ in texts]
+    tokens = torch.tensor(rows, device=model.embed.weight.device)
+    logits, _ = model(tokens[:, :-1])
+    (logits,) = kernels.at_least_float32(logits)
+    log_p = logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None]).squeeze(2)  # of each next token
+    return [row[first - 1 : len(ids) - 1].sum().item() for row, (ids, first) in zip(log_p, texts)]
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -408,7 +448,7 @@ def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
     {uid: Subtask} -> {uid: verdicts}. Each finished subtask is appended to the file `part`, if there is one, from
     which an interrupted evaluation resumes if model, protocol, dtype and records are the same.
     """
-    known = read_part(part) if part else {}
+    known = from_first(lambda: read_part(part)) if part else {}
     total, rows = sum(map(count_texts, subtasks.values())), {}
     with progress(total=total, unit="text", desc=part.stem if part else "scoring") as bar:
         for uid, subtask in subtasks.items():
@@ -419,7 +459,7 @@ def score_benchmark(model, tokenizer, subtasks, protocol, part, what):
                 continue
             rows[uid] = score_subtask(model, tokenizer, subtask, protocol, bar.update)
             if part:
-                append(part, {"key": key, "rows": rows[uid]})
+                from_first(lambda: append(part, {"key": key, "rows": rows[uid]}))
     return rows
 
 
@@ -457,11 +497,13 @@ def on_validation_text(model, trained):
     perplexity is None, and the reason is printed, if the text is not here or is another one.
     """
     try:
-        val = validation_text(trained)
+        with together():
+            val = validation_text(trained)
     except UserError as error:
         print(f"no perplexity: {error}")
         return {"perplexity": None}
-    batches = progress(val.in_order(16), total=math.ceil(val.n / 16), desc="perplexity")
+    total = math.ceil(val.n / VALIDATION_BATCH)
+    batches = progress(val.in_order(VALIDATION_BATCH), total=total, desc="perplexity")
     loss, accuracy = validation(model, batches)
     if math.isnan(loss):
         raise UserError("the model's loss on its validation text is NaN, so it has no score; did it diverge?")
@@ -487,20 +529,23 @@ def validation_text(trained):
 @torch.no_grad()
 def validation(model, batches, each_batch=lambda: None):
     """
-    Batches (tokens, targets), divided among all processes -> the mean loss per target, in nats; and, if only some
+    Batches (tokens, targets), dealt out to the processes -> the mean loss per target, in nats; and, if only some
     positions have targets, as in copying, {"tokens": % right, "sequences": % with all right}, else {}.
+    each_batch() is called after one batch of each process, on all of them.
     """
     if counts(model):
         return loss_by_scores(model, batches), {}
     loss_of = NextToken(model)
     kernels.take_form(loss_of)
-    sums, device = [0.0] * 5, model.embed.weight.device
-    for tokens, targets in batches:
+    own, device = [], model.embed.weight.device
+    for some in rounds(batches):
+        if rank() < len(some):
+            tokens, targets = (x.to(device) for x in some[rank()])
+            own.append(tally(loss_of, tokens, targets))
         each_batch()
-        tokens, targets = (x[rank() :: world_size()].to(device) for x in (tokens, targets))
-        if len(tokens):
-            sums = [a + b for a, b in zip(sums, tally(loss_of, tokens, targets))]
-    loss, count, right, all_right, sequences = sum_over_processes(*sums)
+    tallies = chain(*from_all(own))
+    sums = map(math.fsum, zip(*tallies))  # exact, so their order makes no difference
+    loss, count, right, all_right, sequences = sums
     accuracy = {}
     if sequences:
         accuracy = {"tokens": 100 * right / count, "sequences": 100 * all_right / sequences}
@@ -595,13 +640,18 @@ def print_aggregate(results):
 
 def script(args):
     """Evaluate one run, or compare several."""
-    refuse_torchrun()
-    runs, settings = read_args(args, Settings())
-    if len(runs) > 1 and "--help" not in args:
-        from tools.leaderboard import compare  # not above: matplotlib takes a second to load
+    with only_first_speaks():
+        runs, settings = read_args(args, Settings())
+        if len(runs) > 1 and "--help" not in args:
+            from tools.leaderboard import compare  # not above: matplotlib takes a second to load
 
-        return compare(runs, replace(Settings(), **settings))
-    return main(configure(Settings(), args, word="run"))
+            s, work = replace(Settings(), **settings), partial(compare, runs)
+        else:
+            s, work = configure(Settings(), args, word="run"), main
+        device = join_processes(find_device(s.device))
+        results = work(replace(s, device=str(device)))
+        leave_processes()
+        return results
 
 
 def __getattr__(name):

@@ -23,7 +23,11 @@ from kernels import plain_class
 import torch
 import torch.nn.functional as F
 
-BATCH_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16_384}  # nodes of a batch: a CPU works in its caches
+BATCH_TOKENS = {  # nodes of a batch
+    "cpu": 512,  # works in its caches
+    "mps": 4096,
+    "cuda": 4096,  # so that the 2,000 sentences of a paradigm of BLiMP are work for several GPUs
+}
 PADDING = 4  # the texts of a batch, with padding, have at most this many times BATCH_TOKENS tokens
 PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each token by itself
     "model.HGRN2": ("query", "forget", "input", "output"),
@@ -40,21 +44,22 @@ PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each tok
 }
 
 
-def score_tree(model, texts, each_batch=lambda done: None):
-    """evaluate.score_plainly, reading shared beginnings once."""
-    scores, device = [0.0] * len(texts), model.embed.weight.device
-    order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])  # so that neighbours begin alike
-    for some in batches(order, texts, BATCH_TOKENS[device.type]):
-        tokens, paths = as_tree([texts[i][0][:-1] for i in some])
-        with reading_nodes(model, *layouts(paths, device)):
-            x, _ = model.features(torch.tensor([tokens or [0]], device=device))
-        queries = []  # (the text that asks, the node after which, the token)
-        for i, path in zip(some, paths):
-            ids, first = texts[i]
-            queries += [(i, path[t - 1], ids[t]) for t in range(first, len(ids))]
-        answer(model, x[0], queries, scores)
-        each_batch(len(some))
-    return scores
+def tree_batches(texts, device):
+    """Batches of texts, by their numbers, in which neighbours begin alike."""
+    order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])
+    return batches(order, texts, BATCH_TOKENS[device.type])
+
+
+def score_tree(model, texts):
+    """evaluate.score_plainly for a batch of tree_batches, reading shared beginnings once."""
+    device = model.embed.weight.device
+    tokens, paths = as_tree([ids[:-1] for ids, _ in texts])
+    with reading_nodes(model, *layouts(paths, device)):
+        x, _ = model.features(torch.tensor([tokens or [0]], device=device))
+    queries = []  # (the text that asks, the node after which, the token)
+    for i, ((ids, first), path) in enumerate(zip(texts, paths)):
+        queries += [(i, path[t - 1], ids[t]) for t in range(first, len(ids))]
+    return answer(model, x[0], queries, len(texts))
 
 
 def batches(order, texts, most):
@@ -131,10 +136,12 @@ def reading_nodes(model, nodes, places):
             hook.remove()
 
 
-def answer(model, x, queries, scores):
-    """Add log p(token) after each node asked for to the score of the text that asks; x (N, D)."""
+def answer(model, x, queries, count):
+    """The score of each of `count` texts: its sum of log p(token) after each node that it asks for; x (N, D)."""
+    scores = [0.0] * count
     if queries:
         owners, nodes, tokens = zip(*queries)
         log_p = next_token_log_p(x, model.head.weight, torch.tensor(nodes), torch.tensor(tokens)).tolist()
         for i, value in zip(owners, log_p):
             scores[i] += value
+    return scores

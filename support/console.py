@@ -41,6 +41,8 @@ def run_script(main):
     except OSError as error:  # a name too long, a file where a folder should be
         leave(f"{error.filename or 'a file'}: {reason(error)}", 2)
     except (MemoryError, RuntimeError) as error:  # numpy's and PyTorch's own, of a GPU or a CPU
+        if "closed by peer" in str(error):  # another process has ended, and torchrun ends this one, as a rule
+            wait_to_be_ended()
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
         what = str(error).strip().partition("\n")[0]
@@ -80,6 +82,8 @@ def wait_to_be_ended(seconds=5):
     try:
         time.sleep(seconds)
     except KeyboardInterrupt:
+        if local_rank() == 0:
+            leave("stopped", 130)
         sys.exit(2)
 
 

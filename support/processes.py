@@ -56,7 +56,7 @@ def alone():
 
 
 def rounds(items):
-    """Deal out work: yield lists of world_size() items, the last may be shorter; number rank() is this process's."""
+    """Deal out items: yield lists of one for each process, in the order of ranks; the last may be shorter."""
     items = iter(items)
     while some := list(islice(items, world_size())):
         yield some

@@ -4,9 +4,13 @@ import errno
 import gzip
 import json
 import math
+import os
 import random
 import shutil
+import signal
 import tempfile
+import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,15 +18,19 @@ from pathlib import Path
 
 import data
 import evaluate
+import train
 from conftest import log
 from corpora import benchmarks, toyland
 from fast import scoring
 from kernels import use_kernels
 from model import MIXERS, Config, LanguageModel, load
+from support.console import run_script
 from support.files import fingerprint, save
+from support.processes import rank
 
 import pytest
 import torch
+from processes import fork_many, lines_of_text, needs_fork
 from tokenizers import Tokenizer, models
 
 
@@ -583,6 +591,142 @@ def test_two_files_that_would_share_their_results_are_refused(pairs, refusal):
 def test_a_copied_run_is_scored_without_its_corpus(pairs):
     shutil.rmtree("data")
     assert score()["benchmarks"]["pairs"]["subtasks"]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def evaluate_with(count, *args, machines=None):
+    """evaluate.py of joined processes -> their exit statuses, what all of them have printed."""
+    return fork_many(count, lambda: run_script(lambda _: evaluate.script(list(args))), machines)
+
+
+def written(run="tiny"):
+    """The bytes of what an evaluation writes into a run's folder."""
+    files = [Path("out", run, name) for name in ("results.json", "pairs_pairs.jsonl")]
+    return [path.read_bytes() for path in files]
+
+
+@needs_fork
+@pytest.mark.parametrize("kernels", ["auto", "loop"])
+@pytest.mark.parametrize("mixer", ["hgrn2", "attention"])
+def test_several_processes_share_the_work_and_write_what_one_does(pairs, tiny, monkeypatch, mixer, kernels):
+    """The same bytes, and each batch is read by one of them; only the first speaks."""
+    if mixer != "hgrn2":
+        train.main(tiny(mixer=mixer, position="rope", fresh=True, max_steps=3))
+    monkeypatch.setattr(evaluate, "BATCH", 5)
+    monkeypatch.setattr(evaluate, "VALIDATION_BATCH", 3)
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", 60)
+    for module, name in ((evaluate, "score_plainly"), (scoring, "score_tree"), (evaluate, "tally")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    command = ["out/tiny", "--tasks=pairs", f"--kernels={kernels}", "--device=cpu", "--results=copy.json"]
+    found, said, batches = {}, {}, set()
+    for count in (1, 2, 3):
+        Path("readers").write_text("")
+        codes, said[count] = evaluate_with(count, *command)
+        assert codes == [0] * count, said
+        found[count] = [*written(), Path("copy.json").read_bytes()]
+        readers = Path("readers").read_text().splitlines()
+        assert sorted(set(readers)) == [str(rank) for rank in range(count)]
+        batches.add(len(readers))
+        Path("out/tiny/results.json").unlink()
+    assert found[1] == found[2] == found[3] and len(batches) == 1
+    assert lines_of_text(said[1]) == lines_of_text(said[2]) == lines_of_text(said[3])
+
+
+def counted(read):
+    """A function that also notes, in the file `readers`, which process has called it."""
+
+    def call(*args):
+        with open("readers", "a") as file:
+            file.write(f"{rank()}\n")
+        return read(*args)
+
+    return call
+
+
+@needs_fork
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 3)])
+def test_it_resumes_with_another_number_of_processes(pairs, monkeypatch, before, after):
+    """What was scored before the kill is not scored again; the same bytes in the end."""
+    score()
+    whole, append, score_subtask = written(), evaluate.append, evaluate.score_subtask
+    Path("out/tiny/results.json").unlink()
+
+    def append_and_die(path, record):
+        append(path, record)
+        if path.read_text().count("\n") == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def score_the_last(model, tokenizer, subtask, *rest):
+        assert subtask.file == "pairs/twice.jsonl"
+        return score_subtask(model, tokenizer, subtask, *rest)
+
+    command = ["out/tiny", "--tasks=pairs", "--device=cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "append", append_and_die)
+        codes, _ = evaluate_with(before, *command)
+    assert codes[0] == -signal.SIGKILL and 0 not in codes
+    monkeypatch.setattr(evaluate, "score_subtask", score_the_last)
+    codes, said = evaluate_with(after, *command)
+    assert codes == [0] * after and written() == whole, said
+
+
+@needs_fork
+def test_several_processes_compare_runs_as_one_does(pairs):
+    shutil.copytree("out/tiny", "out/two")
+    shutil.copy("out/two/previous.pt", "out/two/checkpoint.pt")
+    command = ["out/tiny", "out/two", "--tasks=pairs", "--device=cpu"]
+    evaluate.script(command)
+    whole = written(), written("two"), Path("out/leaderboard.csv").read_bytes()
+    for path in [*Path("out").rglob("*results.json"), Path("out/leaderboard.csv")]:
+        path.unlink()
+    codes, said = evaluate_with(2, *command)
+    assert codes == [0, 0] and said.count("written: out/leaderboard.csv") == 1, said
+    assert whole == (written(), written("two"), Path("out/leaderboard.csv").read_bytes())
+
+
+@needs_fork
+def test_what_a_machine_lacks_or_has_another_of_ends_all_with_the_same_line(pairs):
+    """The run, then a benchmark; nothing is written."""
+    for name in ("first", "second"):
+        shutil.copytree("pairs", f"{name}/pairs")
+    shutil.copytree("out", "first/out")
+    command = ["out/tiny", "--tasks=pairs", "--device=cpu"]
+    before = sorted(Path("first/out/tiny").iterdir())
+    codes, said = evaluate_with(2, *command, machines=["first", "second"])
+    assert codes == [2, 2] and said.count("out/tiny: no checkpoint here; make one:") == 2, said
+    shutil.copytree("out", "second/out")
+    Path("second/pairs/twice.jsonl").write_text(jsonl(minimal_pairs()["twice"][1:]))
+    codes, said = evaluate_with(2, *command, machines=["first", "second"])
+    line = "out/tiny: not the same checkpoint and test files on all machines; copy both from the first\n"
+    assert codes == [2, 2] and said == 2 * line, said
+    assert sorted(Path("first/out/tiny").iterdir()) == before
+
+
+@needs_fork
+def test_ctrl_c_is_said_once(pairs, monkeypatch):
+    """It reaches one process after the other, while two wait for the one that scores a batch."""
+
+    def score_for_long(model, texts):
+        Path("begun").touch()
+        time.sleep(30)
+
+    def send(pid):
+        while not Path("begun").exists():
+            time.sleep(0.01)
+        time.sleep(0.1 + 0.02 * rank())
+        os.kill(pid, signal.SIGINT)
+
+    def work():
+        threading.Thread(target=send, args=[os.getpid()], daemon=True).start()
+        run_script(lambda _: evaluate.script(["out/tiny", "--tasks=pairs", "--device=cpu"]))
+
+    monkeypatch.setattr(scoring, "score_tree", score_for_long)
+    codes, said = fork_many(3, work)
+    assert codes[0] == 130 and {2, 130} >= set(codes), codes
+    assert lines_of_text(said)[1:] == ["stopped"], said
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -565,7 +565,5 @@ def test_under_torchrun_one_process_says_it(monkeypatch, capsys, ended):
 
 
 def test_scripts_of_one_process_refuse_torchrun(monkeypatch, refusal):
-    """Each process would score its share and write it as the whole."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for module in (evaluate, sample):
-        assert "start it with python, not torchrun" in refusal(module.script, ["out/tiny"])
+    assert "start it with python, not torchrun" in refusal(sample.script, ["out/tiny"])

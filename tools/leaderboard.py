@@ -18,6 +18,7 @@ import evaluate
 from corpora.benchmarks import BENCHMARKS, credit
 from evaluate import ZERO_SHOT
 from support.files import replacing
+from support.processes import from_first
 from support.settings import UserError
 from tools.figures import draw_leaderboard, paper_rows
 
@@ -42,9 +43,9 @@ def compare(words, s):
             add_mean(rows, mean, tasks)
     print_rows(rows, columns, first)
     say_what_differs(rows)
-    save(rows, columns, runs[first].parent)
+    from_first(lambda: save(rows, columns, runs[first].parent))
     if s.results:
-        evaluate.write_json(s.results, rows)
+        from_first(lambda: evaluate.write_json(s.results, rows))
     return rows
 
 
