@@ -13,7 +13,8 @@ years choose the best epoch on the validation file that is then scored, which fl
 model (same configuration, new weights), chosen alike, and with the best single label for all items ("majority").
 
 Prints a table and adds the benchmark `glue` to the run's results.json. Each finished fit is a line of
-glue_predictions.jsonl beside it, from which the same command resumes.
+glue_predictions.jsonl beside it, from which the same command resumes. Several processes make several fits at once,
+with the same numbers: torchrun --nproc_per_node=4 finetune.py out/english_small
 """
 
 import copy
@@ -21,7 +22,9 @@ import json
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -33,9 +36,19 @@ from corpora.download import GLUE, GLUE_OF_2024
 from evaluate import beside, digest, in_turn, write_json
 from kernels import at_least_float32, use_kernels
 from model import LanguageModel, find_device, load
-from support.console import progress, refuse_torchrun, run_script
+from support.console import only_first_speaks, progress, run_script
 from support.files import append, replacing
 from support.parallel import compile_blocks
+from support.processes import (
+    alone,
+    from_all,
+    from_first,
+    join_processes,
+    leave_processes,
+    rank,
+    rounds,
+    together,
+)
 from support.settings import UserError, configure, naming, one_of
 
 import numpy as np
@@ -158,7 +171,8 @@ class Settings:
             if type(seed) is not int or not 0 <= seed < 2**32:
                 raise UserError(f"seeds = {self.seeds}: must be whole numbers, from 0 to 2^32 - 1")
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        recipe(self, "rte", 0, 1).check()
+        with alone():  # no batch is shared by processes
+            recipe(self, "rte", 0, 1).check()
         evaluate.Settings(device=self.device, results=self.results).check()
 
 
@@ -182,30 +196,34 @@ def changed(s):
 def main(s):
     """Fine-tune as settings s say -> the content of results.json."""
     device = find_device(s.device)
-    model, tokenizer, trained = load(s.run, kernels=None)
+    with together():  # each machine has its own files, or shared ones
+        model, tokenizer, trained = load(s.run, kernels=None)
+        tasks = read_tasks(s)
     length = RULES[s.protocol].length
     if trained.position == "learned" or "hyena" in trained.mixer.split():
         length = min(length, trained.context)  # all that such a model can read
-    tasks = read_tasks(s)
+    tasks = [task.encode(tokenizer, length) for task in tasks]
+    evaluate.check_same(s.run, trained.digest, [task.digest for task in tasks])
     how = {"dtype": str(train.dtype_of(s, device))[6:], "length": length} | changed(s)
     what = {"protocol": s.protocol, "checkpoint": trained.digest}
-    writable = evaluate.can_write(trained.checkpoint.parent)
+    writable = from_first(lambda: evaluate.can_write(trained.checkpoint.parent))
     fits = Fits(beside(trained.checkpoint, PREDICTIONS) if writable else None, what | how)
+    fits.complete(s, tasks, partial(model_for, model, trained))
     found = {}
     for task in tasks:
-        encoded = task.encode(tokenizer, length)
-        for seed in s.seeds:
-            fits.add(s, encoded, seed, False, lambda: copy.deepcopy(model))
-            if s.untrained:
-                fits.add(s, encoded, seed, True, lambda: new_model(trained, seed))
         for name in task.valid:
             if not s.tasks or name in s.tasks.split(","):
                 found[name] = result_of(s, task, name, fits)
-    results = merged(s, found, how, model, trained, writable)
+    results = from_first(lambda: merged(s, found, how, model, trained, writable))
     print_table(results["benchmarks"]["glue"], found, s)
     if s.results:
-        write_json(s.results, results)
+        from_first(lambda: write_json(s.results, results))
     return results
+
+
+def model_for(model, config, seed, untrained):
+    """A copy of the model to fine-tune, or a new one of the same configuration."""
+    return new_model(config, seed) if untrained else copy.deepcopy(model)
 
 
 def new_model(config, seed):
@@ -537,7 +555,7 @@ class Fits:
 
     def __init__(self, path, what):
         self.path, self.what, self.found = path, what, {}
-        self.known = self.read() if path else {}
+        self.known = from_first(self.read) if path else {}
 
     def read(self):
         """The file's fits of this checkpoint and protocol, {key: fit}; the lines of others are removed."""
@@ -558,19 +576,47 @@ class Fits:
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def add(self, s, task, seed, untrained, make_model):
-        """Take a fit from the file, or make it and add it to the file."""
-        key = digest([self.what, task.name, task.digest, seed, untrained])
-        fit = self.known.get(key)
-        if not fit:
-            how = recipe(s, task.name, seed, len(task.train.labels))
-            fit = {"key": key, "task": task.name, "seed": seed, "untrained": untrained} | self.what
-            with naming(f"{task.name}, seed {seed}"):
-                fit |= fine_tune(make_model(), task, how, s.protocol)
-            if self.path:
-                with in_turn(self.path.with_name("tokenizer.json")):
-                    append(self.path, fit)
-        self.found[task.name, seed, untrained] = fit
+    def complete(self, s, tasks, make_model):
+        """
+        Find all fits that s asks for, and make those that are not in the file: each process its own, at the same
+        time as the others. Large tasks come first, so that fits of like sizes are made together.
+        """
+        missing = []
+        for task in sorted(tasks, key=lambda task: -len(task.train.labels)):
+            for seed in s.seeds:
+                for untrained in [False, True] if s.untrained else [False]:
+                    known = self.known.get(self.key(task, seed, untrained))
+                    if known:
+                        self.found[task.name, seed, untrained] = known
+                    else:
+                        missing.append((task, seed, untrained))
+        for some in rounds(missing):
+            made = []
+            with together():
+                if rank() < len(some):
+                    made.append(self.make(s, *some[rank()], make_model))
+            for fit in chain(*from_all(made)):
+                self.add(fit)
+
+    def key(self, task, seed, untrained):
+        return digest([self.what, task.name, task.digest, seed, untrained])
+
+    def make(self, s, task, seed, untrained, make_model):
+        """Fine-tune a model -> the fit, a line of the file."""
+        how, key = recipe(s, task.name, seed, len(task.train.labels)), self.key(task, seed, untrained)
+        fit = {"key": key, "task": task.name, "seed": seed, "untrained": untrained} | self.what
+        with naming(f"{task.name}, seed {seed}"), alone():
+            return fit | fine_tune(make_model(seed, untrained), task, how, s.protocol)
+
+    def add(self, fit):
+        """Keep a fit; the first process adds it to the file."""
+        self.found[fit["task"], fit["seed"], fit["untrained"]] = fit
+        if self.path:
+            from_first(lambda: self.write(fit))
+
+    def write(self, fit):
+        with in_turn(self.path.with_name("tokenizer.json")):
+            append(self.path, fit)
 
 
 def result_of(s, task, name, fits):
@@ -683,8 +729,11 @@ def print_table(glue, found, s):
 
 
 def script(args):
-    refuse_torchrun()
-    main(configure(Settings(), args, word="run"))
+    with only_first_speaks():
+        s = configure(Settings(), args, word="run")
+        device = join_processes(find_device(s.device))
+        main(replace(s, device=str(device)))
+        leave_processes()
 
 
 if __name__ == "__main__":

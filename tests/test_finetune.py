@@ -2,19 +2,25 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import evaluate
 import finetune
 import train
 from model import MIXERS, load
+from support import console
+from support.console import run_script
+from support.processes import local_rank
 from support.settings import UserError, configure
 
 import numpy as np
 import pytest
 import torch
+from processes import fork_many, lines_of_text, needs_fork
 
 QUICK = dict(device="cpu", dtype="float32", untrained=False, learning_rate=3e-3, epochs=3)
 
@@ -255,6 +261,88 @@ def test_killed_at_any_moment_it_resumes_with_the_same_numbers(toy, monkeypatch)
     monkeypatch.setattr(train, "take_step", kill_at(0))  # all is known: no step is taken
     assert run(**settings)["benchmarks"]["glue"] == whole["benchmarks"]["glue"]
     assert Path("out/tiny/glue_predictions.jsonl").read_text() == whole_lines
+
+
+COMMAND = ["out/tiny", "--tasks=rte,wsc", "--epochs=1", "--device=cpu", "--dtype=float32"]
+
+
+def finetune_with(count):
+    """finetune.py of joined processes -> their exit statuses, what all of them have printed."""
+    return fork_many(count, lambda: run_script(lambda _: finetune.script(COMMAND)))
+
+
+@pytest.fixture
+def two_tasks(toy, monkeypatch):
+    """Four fits to make, two of each task; the file `makers` tells which process makes which."""
+    for split, rows in (("train", toy_rows(70, 2)), ("valid", toy_rows(52, 3))):
+        names = {"sentence1": "text", "sentence2": "span1_text"}
+        lines = [{names.get(name, name): x for name, x in row.items()} for row in rows]
+        write("wsc", split, [json.dumps(line | {"span2_text": "It"}) for line in lines])
+    fine_tune = finetune.fine_tune
+
+    def noted(model, task, how, protocol):
+        with open("makers", "a") as file:
+            file.write(f"{local_rank()} {task.name}\n")
+        return fine_tune(model, task, how, protocol)
+
+    monkeypatch.setattr(finetune, "fine_tune", noted)
+
+
+def written():
+    """The bytes of the results and of the fits; they are removed."""
+    files = [Path("out/tiny", name) for name in ("results.json", "glue_predictions.jsonl")]
+    found = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    return found
+
+
+@needs_fork
+def test_several_processes_share_the_fits_and_write_what_one_does(two_tasks):
+    """The same bytes, though 64 texts of a batch cannot be shared by three; only the first speaks."""
+    codes, expected = finetune_with(1)
+    whole = written()
+    for count in (2, 3):
+        Path("makers").unlink()
+        codes, said = finetune_with(count)
+        assert codes == [0] * count and lines_of_text(said) == lines_of_text(expected), said
+        assert written() == whole
+        makers = [line[0] for line in Path("makers").read_text().splitlines()]
+        assert len(makers) == 4 and set(makers) == {str(rank) for rank in range(count)}
+
+
+@needs_fork
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 3)])
+def test_it_resumes_with_another_number_of_processes(two_tasks, monkeypatch, before, after):
+    """Killed while the second of four lines is written: the first fit is not made again."""
+    assert finetune_with(1)[0] == [0]
+    whole, append = written(), finetune.append
+
+    def append_or_die(path, fit):
+        if path.exists():
+            with open(path, "a") as file:
+                file.write(json.dumps(fit)[:50])
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(path, fit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "append", append_or_die)
+        codes, _ = finetune_with(before)
+    assert codes[0] == -signal.SIGKILL and 0 not in codes
+    Path("makers").unlink()
+    codes, said = finetune_with(after)
+    assert codes == [0] * after and written() == whole, said
+    assert len(Path("makers").read_text().splitlines()) == 3
+
+
+@needs_fork
+def test_a_fit_that_fails_ends_all_processes_with_the_same_line(two_tasks, monkeypatch):
+    monkeypatch.setattr(console, "wait_to_be_ended", lambda: None)
+    command = [*COMMAND, "--learning_rate=1e30"]
+    codes, said = fork_many(2, lambda: run_script(lambda _: finetune.script(command)))
+    lines = lines_of_text(said)
+    assert codes == [2, 2] and len(lines) == 2 and lines[0] == lines[1], said
+    assert lines[0].startswith("rte, seed 0: the model's answers are NaN or inf; lower --learning_rate")
 
 
 GOOD = json.dumps(toy_rows(1, 0)[0])
