@@ -77,7 +77,8 @@ def rms_norm_forward(self, x):
 # gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
 
 # For the gradient of a chain of elementwise functions PyTorch keeps all intermediate results. These two keep their
-# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time.
+# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time. A compiler
+# does so by itself; and torch 2.11's gets steps that work in place wrong inside a Function, without a word.
 
 
 class GatedUnit(torch.autograd.Function):
@@ -122,13 +123,17 @@ def log_forget_gate(z, floor):
     z (..., D), floor (D,) in [0, 1) -> log(floor + (1 - floor) sigmoid(z)), (..., D), in float32 at least: in
     bfloat16, 1 - f would be 0 or 1/256 and nothing between. It is finite: at least log 1e-37.
     """
+    if torch.compiler.is_compiling():
+        z, floor = at_least_float32(z, floor)
+        return F.logsigmoid(torch.logaddexp(z, floor.log()) - torch.log1p(-floor))
     floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
     return LogForgetGate.apply(z, floor)
 
 
 def swiglu_forward(self, x):
     """model.SwiGLU's forward"""
-    return self.down(GatedUnit.apply(self.gate(x), self.up(x)))
+    gate, up = self.gate(x), self.up(x)
+    return self.down(F.silu(gate) * up if torch.compiler.is_compiling() else GatedUnit.apply(gate, up))
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """torch.compile takes whole models as they are: in one graph, with the same loss and gradients."""
 
+from functools import partial
+
 from conftest import TINY
 from kernels import use_kernels
 from model import LanguageModel
+from support.parallel import compile_blocks
 from train import NextToken, Settings
 
 import pytest
@@ -57,3 +60,28 @@ def test_a_model_is_one_graph(name, backend, request):
     assert torch._dynamo.utils.counters["graph_break"] == {}
     for eager, compiled in zip(*results):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixer", ["hgrn2", "mingru attention"])
+def test_blocks_of_one_kind_are_compiled_once(mixer, monkeypatch):
+    """... however many there are, with the gradients of blocks that are not; floors are one more graph."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    s = Settings(**TINY | dict(mixer=mixer, n_layer=6, position="rope"))
+    module = NextToken(LanguageModel(s))
+    use_kernels("auto", module)
+    tokens, weights, results = torch.randint(300, (4, 16)), list(module.parameters()), []
+    for compiled in (False, True):
+        if compiled:
+            compile_blocks(module)
+        loss = module(tokens, tokens)["loss"]
+        results.append([loss, *torch.autograd.grad(loss, weights)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for T in (3, 5, 8):  # as between steps
+            module(tokens[:, :T], tokens[:, :T])
+    module(tokens, tokens)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    for eager, compiled in zip(*results):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)

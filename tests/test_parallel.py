@@ -1,5 +1,6 @@
 """Weights sharded over processes (FSDP) compute and save what one process does."""
 
+from dataclasses import replace
 from functools import partial
 
 import distill
@@ -55,9 +56,14 @@ def test_two_processes_with_shards_compute_what_one_does(workplace, tiny, settin
 
 
 def test_a_student_and_its_teacher_are_sharded(workplace, tiny):
+    """In float64; and in bfloat16, in which a teacher's linear layers are kept."""
+    low = distill.Settings(**vars(tiny(dtype="bfloat16", max_steps=3)), teacher="out/tiny", alpha=0.5)
+    for parallel in ("ddp", "fsdp"):
+        in_two(partial(distill.main, replace(low, run=parallel, parallel=parallel)))
+    assert losses("fsdp")[0] == losses("ddp")[0] and losses("fsdp") == pytest.approx(losses("ddp"), rel=2e-3)
     s = distill.Settings(**vars(tiny(run="one", **EXACT)), teacher="out/tiny", alpha=0.5)
     distill.main(s)
-    in_two(partial(distill.main, distill.Settings(**vars(s) | dict(run="two", parallel="fsdp"))))
+    in_two(partial(distill.main, replace(s, run="two", parallel="fsdp")))
     assert losses("two") == pytest.approx(losses("one"), rel=1e-9, abs=0)
     assert worst_difference(saved(run="one")["model"], saved(run="two")["model"]) < 1e-8
 
