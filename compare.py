@@ -49,7 +49,15 @@ from kernels import use_kernels
 from model import LanguageModel, find_device
 from support.console import close_bars, progress, run_script, say
 from support.files import alone_in, replacing
-from support.processes import Stopped, join_processes, leave_processes, rank, restarts, wait_for_all
+from support.processes import (
+    Stopped,
+    from_first,
+    join_processes,
+    leave_processes,
+    rank,
+    restarts,
+    wait_for_all,
+)
 from support.run import MAY_CHANGE, Diverged, data_digest, differences, read_log
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
@@ -99,12 +107,12 @@ def main(args):
         check_folders(s, runs)
         try:
             train_all(rows)
+            found = from_first(lambda: {name: sizes[name] | summarize(rows[name]) for name in rows})
+            if s.tasks or s.glue:
+                evaluate_best(s, found)
             leave_processes()
             if rank() > 0:  # the rest is for one process
                 return None
-            found = {name: sizes[name] | summarize(rows[name]) for name in rows}
-            if s.tasks or s.glue:
-                evaluate_best(s, found)
         except KeyboardInterrupt:
             close_bars()
             done = sum(read_finished(run) is not None for run in runs)

@@ -540,7 +540,7 @@ def validation(model, batches, each_batch=lambda: None):
     own, device = [], model.embed.weight.device
     for some in rounds(batches):
         if rank() < len(some):
-            tokens, targets = (x.to(device) for x in some[rank()])
+            tokens, targets = (data.on_device(x, device) for x in some[rank()])
             own.append(tally(loss_of, tokens, targets))
         each_batch()
     tallies = chain(*from_all(own))
