@@ -1,9 +1,13 @@
 """The benchmark: it measures what it says, among equals, and a peer that is not here is a row that says so."""
 
+import gc
 import json
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 
+from fast import generation
 from support.settings import configure
 from tools import bench, bench_kernels, bench_minrnn, bench_models, figures, figures_bench, measure
 
@@ -81,20 +85,46 @@ def test_a_model_that_runs_out_of_memory_is_a_row_that_says_so(workplace, monkey
 
 
 def test_training_is_timed_as_train_py_runs_it(workplace, monkeypatch):
-    """Compiled on a GPU, and as it is; the rows say which."""
+    """Compiled on a GPU, ours block by block and a peer whole, and as it is; the rows say which."""
     compiled = []
 
-    def compile_nothing(module, **options):
-        compiled.append(type(module).__name__)
-        return module
+    def compile_nothing(what, **options):
+        compiled.append(type(getattr(what, "__self__", what)).__name__)
+        return what
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setattr(bench_models, "in_own_process", lambda *args: {"peak_bytes": 1})
-    for setting, expected in (("auto", []), ("yes", ["NextToken"])):
-        (row,) = rows_of("train", models="HGRN2", shapes="1x4", compiled=setting)
+    blocks = ["Block", "ForgetFloors"]
+    for name, setting, expected in (
+        ("HGRN2", "auto", []), ("HGRN2", "yes", blocks), ("torch GRU", "yes", ["TorchRNN"])
+    ):  # fmt: skip
+        (row,) = rows_of("train", models=name, shapes="1x4", compiled=setting)
         assert row["compiled"] == bool(expected) and row["seconds"] > 0 and compiled == expected
+        compiled.clear()
     monkeypatch.setattr(bench_models, "find_device", torch.device)
     assert bench_models.ways_to_run(bench.Settings(device="cuda:1")) == [False, True]
+
+
+def test_on_a_gpu_generation_is_also_timed_by_a_cuda_graph(monkeypatch):
+    """It reads on where the other reader stopped."""
+
+    def record(step):
+        step()
+        return step
+
+    s = bench.Settings(what="generate", **SMALL)
+    text, _ = bench_models.random_tokens(s, 1, 20)
+    monkeypatch.setattr(generation, "record", record)
+    with torch.inference_mode():
+        plain, graph = (
+            bench_models.make_reader(s, name, text) for name in ("HGRN2", bench_models.WITH_GRAPH)
+        )
+        for _ in range(3):
+            torch.testing.assert_close(graph(), plain())
+    assert bench_models.generating(s) == ["HGRN2", "transformers Llama"]
+    monkeypatch.setattr(bench_models, "find_device", torch.device)
+    s.device = "cuda:1"
+    assert bench_models.generating(s) == ["HGRN2", "transformers Llama", "HGRN2, CUDA graph"]
 
 
 def test_the_gpu_that_is_named_is_the_one_that_is_timed(monkeypatch):
@@ -117,6 +147,33 @@ def test_tasks_take_turns_and_the_average_is_theirs():
 
     assert measure.take_turns(makers, clock, range(3)) == {"a": {"seconds": 6}, "b": {"seconds": 2}}
     assert "".join(called) == "aaabbb" + "ab" * 2
+
+
+def test_what_failed_leaves_no_memory_to_the_next_and_what_is_over_none_to_the_next_group():
+    """Not by the traceback, nor by references in a circle, as a compiled model has to itself."""
+    models = []
+
+    class Model:
+        def __init__(self, fails):
+            self.itself, self.fails = self, fails
+            models.append(weakref.ref(self))
+
+        def __call__(self):
+            if self.fails:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def make(fails):
+        assert not any(model() for model in models)
+        return Model(fails)
+
+    clock = measure.Clock(torch.device("cpu"))
+    gc.disable()
+    try:
+        one = measure.take_turns({"a": partial(make, True), "b": partial(make, False)}, clock, range(2))
+        other = measure.take_turns({"c": partial(make, False)}, clock, range(2))
+    finally:
+        gc.enable()
+    assert "failed" in one["a"] and "seconds" in one["b"] and "seconds" in other["c"]
 
 
 def test_a_run_that_ends_before_its_first_step_is_not_a_time(workplace, monkeypatch, refusal):

@@ -17,11 +17,13 @@ from tempfile import TemporaryDirectory
 import data
 from corpora.benchmarks import ask, read_benchmark
 from evaluate import encode, score_subtask
+from fast.generation import GraphReader, Reader
 from fast.linear import linear
 from fast.scoring import as_tree
 from kernels import use_kernels
 from model import Config, LanguageModel, NextToken, find_device
 from support.console import progress
+from support.parallel import compile_blocks
 from support.settings import ROOT, UserError
 from tools.measure import Clock, in_own_process, peak_of_process, take_turns
 
@@ -107,6 +109,7 @@ MODELS = {
     "torch GRU": partial(TorchRNN, kind=nn.GRU, matrices=6),
 }
 GENERATING = ["HGRN2", "minGRU", "minLSTM", "our Llama", "transformers Llama"]
+WITH_GRAPH = "HGRN2, CUDA graph"
 SCORING = ["HGRN2", "minGRU", "our Llama"]
 PEER = "transformers Llama"  # that lm-eval scores with
 
@@ -164,6 +167,8 @@ def train(s):
         # On a GPU one model at a time: it may not hold several large ones and their optimizers.
         groups = [here] if device.type == "cpu" else [[case] for case in here]
         for group in groups:
+            if any(compiled for _, compiled, _, _ in group):
+                torch.compiler.reset()  # or code that other models share with these would be compiled too often
             makers = {case: partial(make_step, s, *case) for case in group}
             for case, time_taken in take_turns(makers, clock, range(s.repeats)).items():
                 rows[case] |= time_taken
@@ -184,10 +189,14 @@ def size_and_memory(s, name, compiled, B, T):
     """Return the number of parameters, and the bytes that steps of B x T take beyond those of steps of 1 x 16."""
     step, device, peaks = Step(s, name, compiled), find_device(s.device), []
     for shape in ((1, 16), (B, T)):
-        for _ in range(2):
-            step(*random_tokens(s, *shape))
+        if compiled:
+            torch.compiler.reset()  # as training's one shape is compiled
+        step(*random_tokens(s, *shape))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # the compiler times kernels in memory of its own
+        step(*random_tokens(s, *shape))
         peaks.append(peak_of_process(device))
-    peak = None if None in peaks else peaks[1] - peaks[0]
+    peak = None if None in peaks else max(0, peaks[1] - peaks[0])
     return {"peak_bytes": peak, "parameters": sum(p.numel() for p in step.module.parameters())}
 
 
@@ -201,7 +210,9 @@ class Step:
     def __init__(self, s, name, compiled):
         self.s, self.module = s, make(s, name)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-4, fused=True)
-        if compiled:
+        if compiled and isinstance(self.module, NextToken):
+            compile_blocks(self.module)  # as train.py does
+        elif compiled:
             self.module = torch.compile(self.module, dynamic=False)
 
     def __call__(self, tokens, targets):
@@ -220,7 +231,7 @@ class Step:
 @torch.inference_mode()
 def generate(s):
     """Return a row for each position and model: the time of one more token there."""
-    rows, names, clock = [], s.chosen("models", GENERATING), Clock(find_device(s.device))
+    rows, names, clock = [], generating(s), Clock(find_device(s.device))
     for (position,) in progress(s.numbers("positions")):
         text, _ = random_tokens(s, 1, position)
         makers = {name: partial(make_reader, s, name, text) for name in names}
@@ -234,25 +245,33 @@ def generate(s):
     return rows
 
 
+def generating(s):
+    """Return the names of the models to measure; on CUDA, HGRN2 twice."""
+    names = s.chosen("models", GENERATING)
+    if find_device(s.device).type == "cuda" and "HGRN2" in names:
+        names.append(WITH_GRAPH)
+    return names
+
+
 def make_reader(s, name, text):
     """Return a function that reads one more token after the text."""
-    reader = Reader(make(s, name).eval().model)
+    model = make(s, "HGRN2" if name == WITH_GRAPH else name).eval().model
+    reader = Reader(model) if isinstance(model, LanguageModel) else TheirReader(model)
     for piece in text.split(512, dim=1):
         reader.read(piece)
+    if name == WITH_GRAPH:
+        reader = GraphReader(reader)
     return partial(reader.read, text[:, :1])
 
 
-class Reader:
-    """A model, and its state or cache after the tokens read so far."""
+class TheirReader:
+    """A model of transformers, and its cache after the tokens read so far."""
 
     def __init__(self, model):
         self.model, self.past = model, None
 
     def read(self, tokens):
         """Read tokens (1, T) and return the logits of the next one."""
-        if isinstance(self.model, LanguageModel):
-            x, self.past = self.model.features(tokens, self.past)
-            return self.model.head(x[:, -1])
         output = self.model(tokens, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = output.past_key_values
         return output.logits

@@ -20,6 +20,7 @@ AXES = {"T": "tokens in a sequence", "position": "tokens before it"}
 UNITS = {"seconds": 1e3, "peak_bytes": 1e-6}  # drawn in ms and MB
 OURS = {
     "HGRN2": "#d7301f",
+    "HGRN2, CUDA graph": "#fdbb84",
     "minGRU": "#fc8d59",
     "minLSTM": "#e6ab02",
     "our Llama": "#8856a7",

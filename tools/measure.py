@@ -1,5 +1,6 @@
 """Shared by all benchmarks of tools.bench: clock, timing in turns, peak memory, the machine, the results file."""
 
+import gc
 import json
 import platform
 import re
@@ -80,6 +81,7 @@ def take_turns(makers, clock, turns, average=statistics.median):
 
     Returns {name: {"seconds": average}}, or {"failed": reason} for a task that could not be made or run.
     """
+    free_memory()
     tasks, failed = {}, {}
     times = {name: [] for name in makers}
     for _ in turns:
@@ -91,8 +93,10 @@ def take_turns(makers, clock, turns, average=statistics.median):
                     tasks[name] = warmed_up(make())
                 times[name].append(clock(tasks[name]))
             except Exception as error:
-                tasks.pop(name, None)  # with its memory
+                tasks.pop(name, None)
                 failed[name] = {"failed": failure(error)}
+            if name in failed:  # not above, where the traceback still holds what failed
+                free_memory()
     return {name: failed.get(name) or {"seconds": average(times[name])} for name in makers}
 
 
@@ -126,6 +130,13 @@ def in_own_process(s, function, *args):
             return process.submit(function, s, *args).result()
         except Exception as error:
             return {"failed": failure(error)}
+
+
+def free_memory():
+    """Give back the memory of tasks that are over."""
+    gc.collect()  # compiled models refer to themselves
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_of_process(device):
