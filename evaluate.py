@@ -48,7 +48,6 @@ from support.processes import (
     from_first,
     join_processes,
     leave_processes,
-    rank,
     rounds,
     sum_over_processes,
     together,
@@ -339,10 +338,9 @@ def score_batches(model, texts, each_batch):
 
         batches, score_batch = tree_batches(texts, model.embed.weight.device), score_tree
     scores = [0.0] * len(texts)
-    for some in rounds(batches):
-        if rank() < len(some):
-            own = some[rank()]
-            for i, score in zip(own, score_batch(model, [texts[i] for i in own])):
+    for own, some in rounds(batches):
+        for batch in own:
+            for i, score in zip(batch, score_batch(model, [texts[i] for i in batch])):
                 scores[i] = score
         each_batch(sum(map(len, some)))
     return sum_over_processes(*scores)  # a text has a score in one process, and 0 in the others
@@ -537,15 +535,14 @@ def validation(model, batches, each_batch=lambda: None):
         return loss_by_scores(model, batches), {}
     loss_of = NextToken(model)
     kernels.take_form(loss_of)
-    own, device = [], model.embed.weight.device
-    for some in rounds(batches):
-        if rank() < len(some):
-            tokens, targets = (data.on_device(x, device) for x in some[rank()])
-            own.append(tally(loss_of, tokens, targets))
+    tallies, device = [], model.embed.weight.device
+    for own, _ in rounds(batches):
+        for batch in own:
+            tokens, targets = (data.on_device(x, device) for x in batch)
+            tallies.append(tally(loss_of, tokens, targets))
         each_batch()
-    tallies = chain(*from_all(own))
-    sums = map(math.fsum, zip(*tallies))  # exact, so their order makes no difference
-    loss, count, right, all_right, sequences = sums
+    columns = zip(*chain(*from_all(tallies)))
+    loss, count, right, all_right, sequences = map(math.fsum, columns)  # exact, whatever the order
     accuracy = {}
     if sequences:
         accuracy = {"tokens": 100 * right / count, "sequences": 100 * all_right / sequences}

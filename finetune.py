@@ -45,7 +45,6 @@ from support.processes import (
     from_first,
     join_processes,
     leave_processes,
-    rank,
     rounds,
     together,
 )
@@ -590,11 +589,9 @@ class Fits:
                         self.found[task.name, seed, untrained] = known
                     else:
                         missing.append((task, seed, untrained))
-        for some in rounds(missing):
-            made = []
+        for own, _ in rounds(missing):
             with together():
-                if rank() < len(some):
-                    made.append(self.make(s, *some[rank()], make_model))
+                made = [self.make(s, *wanted, make_model) for wanted in own]
             for fit in chain(*from_all(made)):
                 self.add(fit)
 

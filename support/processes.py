@@ -56,10 +56,13 @@ def alone():
 
 
 def rounds(items):
-    """Deal out items: yield lists of one for each process, in the order of ranks; the last may be shorter."""
-    items = iter(items)
+    """
+    Deal out items, one for each process in a round: yield [this process's item], in the last round perhaps [], and
+    the list of all items of the round.
+    """
+    items, place = iter(items), rank() if world_size() > 1 else 0
     while some := list(islice(items, world_size())):
-        yield some
+        yield some[place : place + 1], some
 
 
 def join_processes(device):
