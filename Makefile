@@ -7,8 +7,8 @@
 #                 EWoK is given to those who accept its terms; without: TASKS=blimp_filtered,supplement,ewok_fast
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
-#                 nothing, so PYTHON=... has to have pytest and what is in requirements.txt; or a part of it:
-#                 make gpu-test, gpu-kernels, gpu-minrnn, gpu-train, gpu-generate, gpu-score
+#                 nothing, so PYTHON=... has to have pytest, pytest-xdist and what is in requirements.txt; or a part of
+#                 it: make gpu-test, gpu-kernels, gpu-minrnn, gpu-train, gpu-generate, gpu-score
 
 PYTHON ?= python3
 
@@ -64,8 +64,12 @@ GPU_PARTS = gpu-kernels gpu-minrnn gpu-train gpu-generate gpu-score
 gpu:
 	$(MAKE) --keep-going gpu-test $(GPU_PARTS)
 
+KERNEL_TESTS = $(wildcard tests/test_triton*.py) tests/test_kernels.py
+
+# On an H100 or H200 also with an assembler of CUDA 13.3 or newer: TRITON_PTXAS_PATH=... make gpu-test; see README.md
 gpu-test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -x $(KERNEL_TESTS)
+	$(PYTHON) -m pytest -q -n logical --maxprocesses=8 --dist=loadfile $(KERNEL_TESTS:%=--ignore=%)
 
 gpu-train: SIZES = --d_model=1024 --n_layer=24 --n_head=8 --d_mlp=2816 --vocab_size=32768 \
 	--shapes="32x512 8x2048" --models="HGRN2,minGRU,our Llama,transformers Llama,fla HGRN2"
