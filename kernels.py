@@ -806,9 +806,9 @@ TILES = {
     ),
     "bfloat16": dict(
         chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 256, 4, 1),
-        value_gradients=(32, 128, 4, 2), key_gradients=(32, 64, 4, 2),
+        value_gradients=(32, 128, 4, 2), key_gradients=(16, 128, 4, 2),
     ),
-    "bfloat16, V > 128": dict(
+    "bfloat16, one gate": dict(
         chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 256, 4, 1),
         value_gradients=(32, 128, 4, 2), key_gradients=(32, 128, 4, 2),
     ),
@@ -833,20 +833,20 @@ def attention_chunk(q, v):
     return 64 if in_bfloat16(q, v) and is_hopper(q.device) else 32
 
 
-def attention_tiles(q, v):
+def attention_tiles(q, v, log_f):
     """The tiles of each kernel."""
     if not in_bfloat16(q, v):
         return TILES["float32"]
     if is_hopper(q.device):
         return TILES["bfloat16, Hopper"]
-    return TILES["bfloat16" if v.shape[3] <= 128 else "bfloat16, V > 128"]
+    return TILES["bfloat16, one gate" if log_f.shape[3] == 1 else "bfloat16"]
 
 
 def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     """Launch programs(slices of K, slices of V) programs of kernel(*tensors, ...), with its tiles."""
     T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
     bfloat16 = in_bfloat16(q, v)
-    BK, BV, warps, stages = attention_tiles(q, v)[kernel.__name__]
+    BK, BV, warps, stages = attention_tiles(q, v, log_f)[kernel.__name__]
     BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
     kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
         *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,

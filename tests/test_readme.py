@@ -337,13 +337,14 @@ def sentences_on_speed():
 def table_of_kernels():
     """What `bench.py compile` found for bfloat16, a row a kernel: the most of any shape."""
     rows = [x for x in results("compile")["compile"]["rows"] if "bfloat16" in x["for"]]
-    yield "| kernel | registers on A100, A6000, H100 | spilled | shared memory, KB | on tensor cores |"
+    cards = {"A100": 80, "A6000": 86, "H100": 90, "B200": 100, "RTX 5090": 120}
+    yield f"| kernel | registers on {', '.join(cards)} | spilled | shared memory, KB | on tensor cores |"
     yield "|---|--:|--:|--:|---|"
     for name in dict.fromkeys(x["kernel"] for x in rows):
         found = [x for x in rows if x["kernel"] == name]
-        registers = (max(x["registers"] for x in found if x["capability"] == card) for card in (80, 86, 90))
+        registers = [max(x["registers"] for x in found if x["capability"] == cards[card]) for card in cards]
         shared = max(x["shared_bytes"] for x in found) / 1024
-        products = "all products" if all(x["wgmma"] + x["mma"] for x in found) else "has none"
+        products = "all products" if all(x["wgmma"] + x["tcgen05"] + x["mma"] for x in found) else "has none"
         spilled = max(x["spilled_bytes"] for x in found)
         yield f"| `{name}` | {', '.join(map(str, registers))} | {spilled} | {shared:.0f} | {products} |"
 
