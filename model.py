@@ -469,11 +469,9 @@ def fastest_dtype(kind):
 def check_kernels(form, device="auto"):
     """Raise UserError if the recurrences cannot run in this form on the device."""
     one_of("kernels", form, FORMS)
-    if form == "triton" and not has_triton(find_device(device)):
-        card, device = "", find_device(device)
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-            card = f", which the {torch.cuda.get_device_name(device)} here is not"
-        needs = f"needs Triton and an NVIDIA GPU (A100 or newer){card}"
+    if form == "triton" and not has_triton(device := find_device(device)):
+        here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        needs = f"needs Triton and an NVIDIA GPU (A100 or newer); here is {here}"
         raise UserError(f"kernels = 'triton': {needs}; set kernels = 'auto'")
 
 
