@@ -190,7 +190,7 @@ def take_step(run, module, autocast, train):
     norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf))
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.optimizer.zero_grad()
+    run.optimizer.zero_grad(set_to_none=not isinstance(module, DistributedDataParallel))  # which keeps them
     run.took_step(rate, sums, norm)
 
 
