@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 
 import data
-from fast.generation import Reader, with_graph
 from model import check_kernels, find_device, load
 from support.console import refuse_torchrun, run_script
 from support.settings import UserError, at_least, configure
@@ -93,11 +92,14 @@ def generate(model, tokens, s):
     """Yield up to s.tokens tokens that follow the given ones; only the states are kept between them."""
     device = model.embed.weight.device
     generator = torch.Generator(device).manual_seed(s.seed)
-    tokens, reader = torch.tensor([tokens], device=device), Reader(model)
+    tokens, states, features = torch.tensor([tokens], device=device), None, model.features
     for number in range(s.tokens):
         if number == 1 and s.cuda_graph:  # the prompt has been read
-            reader = with_graph(reader)
-        tokens = choose(reader.read(tokens).float(), s, generator)  # (1, 1)
+            from fast.generation import features_by_graph
+
+            features = features_by_graph(model, states)
+        x, states = features(tokens, states)
+        tokens = choose(model.head(x[:, -1]).float(), s, generator)  # (1, 1)
         yield tokens.item()
 
 

@@ -1,6 +1,6 @@
 """
-Generation, one token at a time. The step of a token is hundreds of small operations, and on a GPU it takes longer
-to launch them than to run them. As a CUDA graph they are recorded once, and launched together for every token.
+Generation by CUDA graphs. A token takes hundreds of small operations, and to launch them takes longer than to run
+them on a GPU. So they are recorded once, and launched together for every token.
 """
 
 import sys
@@ -8,59 +8,46 @@ import sys
 import torch
 
 
-class Reader:
-    """A model, and its states after the tokens read so far."""
-
-    def __init__(self, model, states=None):
-        self.model, self.states = model, states
-
-    def read(self, tokens):
-        """Read tokens (B, T) and return the logits of the next one, (B, vocab)."""
-        x, self.states = self.model.features(tokens, self.states)
-        return self.model.head(x[:, -1])
-
-
-class GraphReader(Reader):
+class StepGraph:
     """
-    Continues after what another reader has read, a token at a time, by a CUDA graph. Each launch reads the same
-    memory: the token and the states are copied to where they were when the graph was recorded.
+    model.features for one token after another. Each launch reads the same memory, so the token and the states are
+    copied to where they were when the graph was recorded. ValueError if the states cannot be.
     """
 
-    def __init__(self, reader):
-        super().__init__(reader.model, copied(reader.states))
-        if not all(isinstance(x, torch.Tensor) for x in leaves(self.states)):
+    def __init__(self, model, states):
+        """Begin after the tokens that have left these states."""
+        self.model, self.states = model, copied(states)
+        if not all(isinstance(x, torch.Tensor) for x in leaves(states)):
             raise ValueError("a state of this model is not a tensor")
-        self.token = torch.zeros(1, 1, dtype=torch.long, device=reader.model.embed.weight.device)
+        self.token = torch.zeros(1, 1, dtype=torch.long, device=model.embed.weight.device)
         with torch.cuda.device_of(self.token):
             self.launch = record(self.step)
-        overwrite(self.states, reader.states)  # recording has changed them
+        overwrite(self.states, states)  # recording has changed them
 
     def step(self):
-        """Read the token and leave the logits and the new states in their places."""
-        states = self.states
-        self.logits = super().read(self.token)
-        overwrite(states, self.states)
-        self.states = states
+        """Read the token, and leave its features and the new states in their places."""
+        self.x, states = self.model.features(self.token, self.states)
+        overwrite(self.states, states)
 
-    def read(self, token):
-        """Read a token (1, 1) and return the logits of the next one, (1, vocab), overwritten by the next call."""
+    def __call__(self, token, states):
+        """A token (1, 1) after the states that this has returned last -> features (1, 1, D), the new states."""
         self.token.copy_(token)
         self.launch()
-        return self.logits
+        return self.x, self.states
 
 
-def with_graph(reader):
-    """Return a GraphReader that continues after a reader or, with a line on why, the reader itself."""
+def features_by_graph(model, states):
+    """A StepGraph that goes on from the states or, with a line on why it cannot be, model.features."""
     try:
-        return GraphReader(reader)
+        return StepGraph(model, states)
     except Exception as error:  # of many kinds: not everything can be recorded
         why = str(error).partition("\n")[0]
         print(f"no CUDA graph of this model ({why}): it generates without", file=sys.stderr)
-        return reader
+        return model.features
 
 
 def record(step):
-    """Return a function that launches all that step() launches, at once. It is called twice first, to warm up."""
+    """Return a function that launches at once all that step() launches. It is called twice first, to warm up."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

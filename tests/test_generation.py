@@ -76,16 +76,15 @@ def test_a_graph_of_a_recurrent_models_step_gives_the_same_tokens(mixer, form, r
     assert capsys.readouterr().err == ""
 
 
-def test_a_graph_is_told_from_its_model(recorded):
-    """The recording is what reads: weights that are changed later in another place are not seen."""
+def test_a_graph_reads_without_its_model(recorded):
+    """... and goes on from its own states."""
     model = make("hgrn2")
     with torch.inference_mode():
-        reader = generation.Reader(model)
-        reader.read(torch.tensor([[1, 2, 3]]))
-        graph, token = generation.GraphReader(reader), torch.tensor([[4]])
+        _, states = model.features(torch.tensor([[1, 2, 3]]))
+        graph, token = generation.StepGraph(model, states), torch.tensor([[4]])
         model.features = None
-        logits = [graph.read(token).clone() for _ in range(2)]
-    assert not torch.equal(*logits)  # the states moved on
+        features = [graph(token, None)[0].clone() for _ in range(2)]
+    assert not torch.equal(*features)  # the states moved on
 
 
 @pytest.mark.parametrize(
@@ -141,9 +140,10 @@ def test_single_steps_are_loops_only_where_triton_does_not_run(mixer, monkeypatc
     logits = []
     for interpreted in (False, True):
         monkeypatch.setattr(kernels, "INTERPRETED", interpreted)
-        reader = generation.Reader(model)
         with torch.inference_mode():
-            logits.append(torch.cat([reader.read(torch.tensor([[token]])) for token in (1, 2)]))
+            x, states = model.features(torch.tensor([[1]]))
+            y, _ = model.features(torch.tensor([[2]]), states)
+        logits.append(torch.cat([x, y]))
         assert bool(called) != interpreted
         called.clear()
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import data
 from corpora.benchmarks import ask, read_benchmark
 from evaluate import encode, score_subtask
-from fast.generation import GraphReader, Reader
+from fast.generation import StepGraph
 from fast.linear import linear
 from fast.scoring import as_tree
 from kernels import use_kernels
@@ -256,22 +256,25 @@ def generating(s):
 def make_reader(s, name, text):
     """Return a function that reads one more token after the text."""
     model = make(s, "HGRN2" if name == WITH_GRAPH else name).eval().model
-    reader = Reader(model) if isinstance(model, LanguageModel) else TheirReader(model)
+    reader = Reader(model)
     for piece in text.split(512, dim=1):
         reader.read(piece)
     if name == WITH_GRAPH:
-        reader = GraphReader(reader)
+        reader.features = StepGraph(model, reader.past)
     return partial(reader.read, text[:, :1])
 
 
-class TheirReader:
-    """A model of transformers, and its cache after the tokens read so far."""
+class Reader:
+    """A model, and its state or cache after the tokens read so far."""
 
     def __init__(self, model):
-        self.model, self.past = model, None
+        self.model, self.past, self.features = model, None, getattr(model, "features", None)
 
     def read(self, tokens):
         """Read tokens (1, T) and return the logits of the next one."""
+        if isinstance(self.model, LanguageModel):
+            x, self.past = self.features(tokens, self.past)
+            return self.model.head(x[:, -1])
         output = self.model(tokens, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = output.past_key_values
         return output.logits
