@@ -19,7 +19,6 @@ from kernels import triton_compiles, use_kernels
 from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
 from support.console import progress, run_script, say
 from support.files import alone_in
-from support.memory import say_memory
 from support.parallel import compile_blocks, recompute_blocks, shard, whole, whole_model
 from support.processes import Stop, Stopped, join_processes, launched, leave_processes, rank, world_size
 from support.run import DECAY, Run, best_evaluation, read_log
@@ -121,9 +120,11 @@ def main(s, objective=NextToken, progress=progress):
     module = objective(model)
     use_kernels(s.kernels, module)  # fast forms in place of what is written in model.py and above
     if s.parallel == "fsdp" and world_size() > 1:
-        shard(module, device)
+        shard(module, device)  # each process keeps its share of the weights
     module.to(device)
     if device.type == "cuda":
+        from support.memory import say_memory  # not above: a CPU does without
+
         say_memory(module, s, autocast, compiles(s, device))
     if compiles(s, device):
         compile_blocks(module)
@@ -136,7 +137,7 @@ def main(s, objective=NextToken, progress=progress):
         say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; {where}")
         if run.step < run.steps or run.evaluated < run.step:
             warn_of_rates(run)
-            if s.parallel == "ddp" and world_size() > 1:  # averages the gradients of all processes
+            if s.parallel == "ddp" and world_size() > 1:
                 module = DistributedDataParallel(module, gradient_as_bucket_view=True)
         loop(run, module, autocast, train, val, progress)
         finish(run)
@@ -171,7 +172,7 @@ def loop(run, module, autocast, train, val, progress):
 def take_step(run, module, autocast, train):
     """One update of the weights from the next batch: each process has its rows, in `accumulate` parts."""
     s, size = run.s, world_size()
-    parts, sums = s.accumulate * size, {}
+    parts, sums, ddp = s.accumulate * size, {}, isinstance(module, DistributedDataParallel)
     torch.manual_seed((s.seed * 1_000_003 + run.step) * size + rank())  # for dropout
     rate = learning_rate(run.step, s, run.steps)
     for group in run.optimizer.param_groups:
@@ -179,8 +180,8 @@ def take_step(run, module, autocast, train):
     rows = train.rows(run.step * s.batch_size, s.batch_size)
     tokens, targets = (data.on_device(x, run.device).chunk(parts) for x in rows)
     for part in range(rank(), parts, size):
-        more = part + size < parts and isinstance(module, DistributedDataParallel)
-        with module.no_sync() if more else nullcontext():
+        last = part + size >= parts  # after which DDP averages the gradients of all processes
+        with module.no_sync() if ddp and not last else nullcontext():
             with autocast:
                 losses = module(tokens[part], targets[part])
             run.scaler.scale(losses["loss"] / s.accumulate).backward()
@@ -190,7 +191,7 @@ def take_step(run, module, autocast, train):
     norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf))
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=not isinstance(module, DistributedDataParallel))  # which keeps them
+    run.optimizer.zero_grad(set_to_none=not ddp)  # DDP's lie in its buckets, and stay there
     run.took_step(rate, sums, norm)
 
 
