@@ -61,8 +61,10 @@ def job(workplace, monkeypatch):
 
 
 @needs_proc
-def test_the_readmes_job_saves_before_its_time_limit_queues_again_and_resumes(job, tiny):
+def test_the_readmes_job_saves_before_its_time_limit_queues_again_and_resumes(job, tiny, request):
     """Two torchruns: float64 losses are within 1e-9 of one process's; a job that has ended is not queued again."""
+    if not request.config.getoption("--long"):
+        pytest.skip("twenty seconds of torchrun's: with --long")
     first = job(100_000)
     assert wait_until(lambda: lines_of("job") > 5, first)
     first.terminate()
