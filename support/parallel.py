@@ -30,6 +30,7 @@ def compile_blocks(module):
     torch.compile, block by block. Blocks of one kind share their code, so a deep model compiles as fast as a
     shallow one, and what scores texts of many lengths between steps can call the same model uncompiled.
     """
+    torch._dynamo.config.recompile_limit = 64  # kinds of blocks in a process: compare.py trains many models
     for model in models_in(module):
         parts = list(model.layers) if model.floors is None else [*model.layers, model.floors]
         for part in parts:

@@ -85,3 +85,15 @@ def test_blocks_of_one_kind_are_compiled_once(mixer, monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     for eager, compiled in zip(*results):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_a_process_compiles_as_many_kinds_of_blocks_as_a_comparison_has(monkeypatch):
+    """torch.compile would give up after eight, with a warning, and run the others uncompiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for d_mlp in range(16, 28):
+        module = NextToken(LanguageModel(Settings(**TINY | dict(mixer="mingru", n_layer=1, d_mlp=d_mlp))))
+        compile_blocks(module)
+        module(*torch.randint(300, (2, 2, 16)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 12
