@@ -1,7 +1,7 @@
 # BabyHGRN's HGRN2 on BabyLM strict-small, 10M words (Table 3, appendix B): 366,846,976 parameters, "360M" there.
 # Not stated in the paper and chosen here: warm-up, weight decay, Adam's betas (PyTorch's defaults).
-# GPUs: one of 80 GB takes 47 GiB; one of 48 GB with --accumulate=2, 27 GiB; one of 24 GB with --accumulate=4 or,
-# like each of four, 17 GiB.
+# GPUs: one of 80 GB takes 47 GiB; one of 48 GB with --accumulate=2, 27 GiB; one of 24 GB with --accumulate=4, 17
+# GiB; each of four, 19 GiB.
 
 corpus = "babylm-10m"
 
