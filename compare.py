@@ -47,10 +47,11 @@ from evaluate import write_json
 from finetune import half_width, read_tasks
 from kernels import use_kernels
 from model import LanguageModel, find_device
-from support.console import close_bars, progress, run_script, say
+from support.console import close_bars, only_first_speaks, progress, run_script, say
 from support.files import alone_in, replacing
 from support.processes import (
     Stopped,
+    from_all,
     from_first,
     join_processes,
     leave_processes,
@@ -104,12 +105,16 @@ def main(args):
         read_tasks(finetune.Settings(tasks=s.glue))
     sizes = check_rows(rows, file)
     with alone_in(Path("out", s.run)):
+        if not all(from_all(Path("out", s.run).exists())):
+            remedy = "share it, or use one machine"
+            raise UserError(f"out/{s.run}: a comparison needs this folder on all machines; {remedy}")
         check_folders(s, runs)
         try:
             train_all(rows)
             found = from_first(lambda: {name: sizes[name] | summarize(rows[name]) for name in rows})
             if s.tasks or s.glue:
-                evaluate_best(s, found)
+                with only_first_speaks():
+                    evaluate_best(s, found)
             leave_processes()
             if rank() > 0:  # the rest is for one process
                 return None
@@ -265,7 +270,7 @@ def refuse_another_recipe(run, may_change=frozenset()):
     if not (folder / "settings.json").exists():
         return
     then = asdict(type(run)()) | read_file(folder, distill.Settings())  # perhaps it was a student then
-    may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every"} | {"teacher_is"}
+    may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every", "eval_tokens"} | {"teacher_is"}
     listed = differences(then, asdict(run), may_change)
     ended = read_finished(run)
     if ended and ended["corpus"] != data_digest(data.find(run.corpus)):
@@ -287,7 +292,7 @@ def train_all(rows):
         if isinstance(run, distill.Settings):
             run = with_teachers(run, seeds_of(row).index(run.seed), rows)
             refuse_another_recipe(run)
-        if not read_finished(run):
+        if from_first(lambda: not read_finished(run)):
             train_one(run, f"{number} of {len(runs)}: {Path(run.run).name}")
             clean_up()
 

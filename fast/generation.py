@@ -15,10 +15,10 @@ class StepGraph:
     """
 
     def __init__(self, model, states):
-        """Begin after the tokens that have left these states."""
-        self.model, self.states = model, copied(states)
+        """Record one step that continues from these states."""
         if not all(isinstance(x, torch.Tensor) for x in leaves(states)):
             raise ValueError("a state of this model is not a tensor")
+        self.model, self.states = model, copied(states)
         self.token = torch.zeros(1, 1, dtype=torch.long, device=model.embed.weight.device)
         with torch.cuda.device_of(self.token):
             self.launch = record(self.step)

@@ -46,17 +46,15 @@ def measure(module, s, autocast, compiled):
     model, *_ = models_in(module)
     gradients = sum(own_part(p).nbytes for p in model.parameters())
     weights = torch.cuda.memory_allocated()
-    rows = 2 if s.batch_size >= 4 * s.accumulate * world_size() else 1
-    _, one, two = (
-        passing(module, n, s.context, autocast) for n in (rows, rows, 2 * rows)
-    )  # the first warms up
+    rows = min(2, max(1, s.batch_size // s.accumulate // world_size() // 2))
+    passing(module, rows, s.context, autocast)  # warm up
+    one, two = (passing(module, n, s.context, autocast) for n in (rows, 2 * rows))
     peak, *blocks = ((b - a) / rows for a, b in zip(one, two))
-    whole = sum(4 * p.numel() for p in model.parameters()) - sum(
-        4 * p.numel() for p in model.layers.parameters()
-    )
-    fixed = (
-        2 * one[0] - two[0] + (whole if sharded(model) else 0)
-    )  # gradients of shards that are whole in a pass
+    fixed = 2 * one[0] - two[0]
+    if sharded(model):  # FSDP gathers the gradients outside blocks whole
+        outside = (p for name, p in model.named_parameters() if not name.startswith("layers."))
+        fixed += sum(4 * p.numel() for p in outside)
+    torch.cuda.empty_cache()
     return Memory(
         weights, gradients, 2 * gradients, fixed, each=peak - sum(blocks), blocks=blocks,
         inputs=len(blocks) * s.context * s.d_model * 4, compiled=compiled,
@@ -73,20 +71,31 @@ def passing(module, rows, context, autocast):
     tokens = torch.zeros(rows, context, dtype=torch.long, device=model.embed.weight.device)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    with autocast:
-        loss = module(tokens, tokens)["loss"]
-    loss.backward()
+    try:
+        with autocast:
+            loss = module(tokens, tokens)["loss"]
+        loss.backward()
+    finally:
+        module.zero_grad()
+        for hook in hooks:
+            hook.remove()
     peak = torch.cuda.max_memory_allocated() - before
-    module.zero_grad()
-    for hook in hooks:
-        hook.remove()
     return [peak, *(after - start for start, after in zip(marks[::2], marks[1::2]))]
 
 
 def say_memory(module, s, autocast, compiled):
     """Say what training takes and, if that is more than there is, the smallest change with which it fits."""
-    memory = measure(module, s, autocast, compiled)
     device, processes = torch.cuda.current_device(), world_size()
+    memory = None
+    try:
+        memory = measure(module, s, autocast, compiled)
+    except torch.OutOfMemoryError:
+        if processes > 1:  # the others may have had enough, and wait for this one
+            raise
+    if memory is None:
+        torch.cuda.empty_cache()  # now that the error no longer holds what was made
+        say("memory of a GPU: too little is free to measure what training takes; it may still fit")
+        return
     there = torch.cuda.get_device_properties(device).total_memory
     ddp = processes > 1 and s.parallel == "ddp"
     rows = s.batch_size // processes
@@ -101,7 +110,9 @@ def say_memory(module, s, autocast, compiled):
     if expected <= SPARE * there:
         return
     divisors = [parts for parts in range(1, rows + 1) if rows % parts == 0]
-    ways = [(parts, recompute) for recompute in (False, True) for parts in divisors]
+    ways = [
+        (parts, recompute) for recompute in sorted({s.checkpoint_activations, True}) for parts in divisors
+    ]
     for parts, recompute in ways:
         if peak(parts, recompute) <= SPARE * there:
             flags = f"--accumulate={parts}" + (" --checkpoint_activations" if recompute else "")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kernels import use_kernels
 from model import LanguageModel
 from support.processes import from_first, rank, world_size
+from support.settings import UserError
 
 import torch
 import torch.distributed as dist
@@ -38,10 +39,17 @@ def compile_blocks(module):
 
 
 def recompute_blocks(module):
-    """Keep a block's input alone for the gradient, and compute the rest again: less memory, more time."""
-    for model in models_in(module):
-        for layer in model.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    """
+    Keep only each block's input for the backward pass and recompute the rest: less memory, more time. UserError
+    with dropout on a Mac's GPU, whose random numbers PyTorch does not restore.
+    """
+    model, *_ = models_in(module)
+    dropout = any(part.p > 0 for part in model.modules() if isinstance(part, torch.nn.Dropout))
+    if dropout and model.embed.weight.device.type == "mps":
+        what = "drops other features when a block is computed again on a Mac's GPU"
+        raise UserError(f"checkpoint_activations = True, but dropout {what}; set dropout = 0.0")
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -109,8 +117,8 @@ class Place(NamedTuple):
 
 def shared(read, targets):
     """
-    What read() returns on the first process, on all. A tensor is sent by itself, and each process keeps it as
-    `targets`, a nest with the same keys, is there: on its device, its shard. A UserError is raised on all.
+    Call read() on the first process and return its result on all. Each tensor is sent on its own, and placed like
+    its counterpart in `targets`: same device, same sharding. A UserError is raised on all.
     """
     content = {}
 

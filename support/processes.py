@@ -46,7 +46,7 @@ def world_size():
 
 @contextmanager
 def alone():
-    """While open, this process counts as the only one, for work that each does by itself. It keeps its GPU."""
+    """Within this, the process acts as if it were the only one, for work that each does on its own GPU."""
     names = {"RANK", "WORLD_SIZE"} & os.environ.keys()
     hidden = {name: os.environ.pop(name) for name in names}
     try:

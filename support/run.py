@@ -92,8 +92,8 @@ class Run:
         What to begin with: the content of the folder's last checkpoint, or the weights of another run, or {}: new
         weights. UserError if the folder's run was made with other settings.
         """
-        kept = sorted(self.folder.glob("chck_*.pt"))
         if not self.fresh:
+            kept = sorted(self.folder.glob("chck_*.pt"))
             if any((self.folder / name).exists() for name in ("checkpoint.pt", "previous.pt")):
                 return self.last_checkpoint()
             if kept:
@@ -112,6 +112,11 @@ class Run:
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
             what = "holds weights alone, or is of an earlier version"
             raise UserError(f"{self.taken}: {what}; go on from them with --from={self.taken} --run=NAME")
+        if saved["model"].keys() != self.model.state_dict().keys():
+            what = "its weights have other names than this model's"
+            raise UserError(f"{self.taken}: {what}; use the version of nanoRNN that trained it")
+        if self.s.best_by == "loss" and saved["settings"].get("eval_tokens", 0) != self.s.eval_tokens:
+            saved["best"] = None  # it was the best on another text
         return saved | {"planned": planned}
 
     def tensors(self):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import compare
 import data
 import distill
 import train
@@ -224,3 +225,15 @@ def test_sigterm_on_one_machine_stops_all_at_one_step(machines, tiny, monkeypatc
     codes, said = fork_many(2, partial(train_in, tiny(run="two")), machines)
     assert codes == [130, 130] and said.count("stopped at step 3 of 30 and saved") == 1
     assert read(Path("first/out/two"))[0]["step"] == 3 and not Path("second/out").exists()
+
+
+def test_a_comparison_on_machines_that_share_no_folder_is_refused(machines, tiny):
+    """They would each look in a folder of their own for what is done, and train different runs together."""
+    kept = {name: value for name, value in TINY.items() if name != "run"}
+    lines = [f"{name} = {value!r}" for name, value in kept.items()]
+    for name in MACHINES:
+        Path(name, "two.py").write_text("\n".join([*lines, 'models = {"A": {}, "B": {"d_mlp": 32}}']) + "\n")
+    work = partial(run_script, lambda args: compare.main(["two.py"]))
+    codes, said = fork_many(2, work, MACHINES)
+    assert codes == [2, 2] and said.count("a comparison needs this folder on all machines") == 2, said
+    assert not Path("second/out").exists()

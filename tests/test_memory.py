@@ -79,3 +79,30 @@ def test_a_smaller_part_of_the_batch_is_tried_first(tiny, monkeypatch, capsys):
     little = replace(SMALL, gradients=1 * GIB)  # weights 10, optimizer 20, passing 2 + 4.25 a sequence
     say(little, tiny(batch_size=8), 50, monkeypatch)
     assert "with --accumulate=4 it takes 41.5 GiB" in capsys.readouterr().out
+
+
+def test_the_advice_keeps_checkpoint_activations(tiny, monkeypatch, capsys):
+    little = replace(SMALL, gradients=1 * GIB)
+    s = tiny(batch_size=8, checkpoint_activations=True)
+    say(little, s, 46, monkeypatch)
+    peak = little.peak(2, 4, True, False) / GIB
+    assert f"with --accumulate=4 --checkpoint_activations it takes {peak:.1f} GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_too_little_memory_to_measure_in_is_no_error(tiny, monkeypatch, capsys, processes):
+    """... of one process; of several, the others may be waiting for this one."""
+
+    def measure(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name, value in dict(current_device=0, empty_cache=None).items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(memory_module, "measure", measure)
+    monkeypatch.setattr(memory_module, "world_size", lambda: processes)
+    if processes > 1:
+        with pytest.raises(torch.OutOfMemoryError):
+            memory_module.say_memory(None, tiny(), None, True)
+        return
+    memory_module.say_memory(None, tiny(), None, True)
+    assert "too little is free to measure" in capsys.readouterr().out

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import distill
 import train
 from conftest import bits, log, losses, saved
+from model import LanguageModel
+from support.parallel import recompute_blocks
 
 import pytest
 import torch
@@ -101,3 +104,14 @@ def test_resuming_changes_no_bit(workplace, tiny):
                 partial(train.main, tiny(run=run, schedule="constant", **settings | dict(max_steps=steps)))
             )
     assert bits(saved(run="parts")) == bits(saved(run="whole")) and losses("parts") == losses("whole")
+
+
+def test_on_a_mac_dropout_and_recomputed_blocks_exclude_each_other(tiny, refusal):
+    for dropout in (0.1, 0.0):
+        model = LanguageModel(tiny(dropout=dropout))
+        del model.embed.weight
+        model.embed.weight = SimpleNamespace(device=torch.device("mps"))
+        if dropout:
+            assert "set dropout = 0.0" in refusal(recompute_blocks, model)
+        else:
+            recompute_blocks(model)

@@ -1,6 +1,7 @@
 """A run is the same to the bit however often it is stopped, and the same on two processes as on one."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -14,8 +15,9 @@ import evaluate
 import support.run
 import train
 from conftest import TINY, bits, contents, log, losses, same, saved
-from model import load
+from model import LanguageModel, load
 from support import processes
+from support.files import read, save
 from support.processes import Stopped
 
 import pytest
@@ -288,3 +290,23 @@ def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeyp
     first_of_one, first_of_two = ([r for r in log(run) if "loss" in r][0] for run in ("one", "two"))
     for name in ("loss", "grad_norm"):
         assert first_of_two[name] == pytest.approx(first_of_one[name], rel=1e-6)
+
+
+def test_a_checkpoint_with_other_weights_is_refused_by_name(workplace, tiny, monkeypatch, refusal):
+    """As after a layer was renamed in model.py."""
+    monkeypatch.setattr(LanguageModel, "state_dict", lambda self: {"another": None})
+    said = refusal(train.main, tiny(max_steps=40))
+    assert "checkpoint.pt: its weights have other names than this model's" in said.replace(os.sep, "/")
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+def test_the_best_is_of_one_validation_text(workplace, tiny, tokens):
+    """A loss that cannot be beaten stays the best, but not with another eval_tokens."""
+    part = partial(tiny, run="part", eval_every=2, schedule="constant")
+    train.main(part(max_steps=4, eval_tokens=64))
+    checkpoint = Path("out/part/checkpoint.pt")
+    state, _ = read(checkpoint)
+    del state["digest"]
+    save(state | {"best": 0.0}, checkpoint)
+    train.main(part(max_steps=6, eval_tokens=tokens))
+    assert (saved(run="part")["best"] == 0.0) == (tokens == 64)
