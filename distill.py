@@ -162,8 +162,8 @@ def check_tokenizers(s, teachers):
 
 def frozen(teacher, dtype):
     """
-    A teacher without gradients. In bfloat16 or float16 its linear layers are stored in that dtype,
-    which halves its memory and changes no bit of its logits: autocast would cast them at each use.
+    A teacher without gradients. In bfloat16 or float16 its linear layers are stored in that dtype, which halves
+    its memory and changes no bit of its logits: autocast would cast them at each use.
     """
     teacher = teacher.to(torch.float64 if dtype == torch.float64 else torch.float32)
     spared = {id(p) for p in train.undecayed(teacher)}  # some of these are used in float32

@@ -172,7 +172,8 @@ def loop(run, module, autocast, train, val, progress):
 def take_step(run, module, autocast, train):
     """One update of the weights from the next batch: each process has its rows, in `accumulate` parts."""
     s, size = run.s, world_size()
-    parts, sums, ddp = s.accumulate * size, {}, isinstance(module, DistributedDataParallel)
+    parts, sums = s.accumulate * size, {}
+    ddp = isinstance(module, DistributedDataParallel)
     torch.manual_seed((s.seed * 1_000_003 + run.step) * size + rank())  # for dropout
     rate = learning_rate(run.step, s, run.steps)
     for group in run.optimizer.param_groups:

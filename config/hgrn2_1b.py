@@ -1,7 +1,7 @@
 # BabyHGRN's largest HGRN2, without a teacher, on 10M words of the Pile (Table 5): 990,529,536 parameters, "1.0B".
 # Not stated and chosen here: epochs (Table 3 says 3, the text 5), warm-up, weight decay, Adam's betas.
-# GPUs: one of 80 GB takes 46 GiB; one of 48 GB, or each of two, with --accumulate=4, 31 GiB; one of 24 GB with
-# --accumulate=4 --checkpoint_activations, 17 GiB.
+# GPUs: one of 80 GB takes 46 GiB; with --accumulate=4, one of 48 GB takes 31 GiB, each of two 25 GiB, and one of
+# 24 GB with --checkpoint_activations, too, 17 GiB.
 
 base = "hgrn2_10m.py"
 corpus = "pile-10m"

@@ -1,13 +1,14 @@
 """
-The GPU memory that training is going to take, known before it begins.
+The GPU memory that training is going to take, said before it begins.
 
     peak = weights + optimizer + gradients + sequences of a pass x what each keeps for the gradient
 
-The last term is measured: small passes tell what does not depend on the number of sequences (copies of
-the weights in bfloat16, say) and what one more sequence keeps. All else is counted.
+The last term is measured: passes of two sizes tell apart what each sequence keeps from what a pass of any size
+takes, such as copies of the weights in bfloat16. All else is counted.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 from support.console import say
 from support.parallel import models_in, own_part, sharded
@@ -22,7 +23,7 @@ SPARE = 0.92  # of the card; the rest is for CUDA itself and for gaps between te
 
 @dataclass
 class Memory:
-    """What training takes of a GPU, in bytes."""
+    """Bytes of a GPU's memory that training takes, by what takes them."""
 
     weights: int  # of the teachers, too
     gradients: int
@@ -84,19 +85,24 @@ def passing(module, rows, context, autocast):
 
 
 def say_memory(module, s, autocast, compiled):
-    """Say what training takes and, if that is more than there is, the smallest change with which it fits."""
-    device, processes = torch.cuda.current_device(), world_size()
-    memory = None
+    """Measure what training takes and say it, before its first step."""
     try:
         memory = measure(module, s, autocast, compiled)
     except torch.OutOfMemoryError:
-        if processes > 1:  # the others may have had enough, and wait for this one
+        if world_size() > 1:  # the others may have had enough, and wait for this one
             raise
-    if memory is None:
-        torch.cuda.empty_cache()  # now that the error no longer holds what was made
+        memory = None
+    if memory:
+        say_forecast(memory, s)
+    else:  # now that the error is gone, and with it what it held
+        torch.cuda.empty_cache()
         say("memory of a GPU: too little is free to measure what training takes; it may still fit")
-        return
-    there = torch.cuda.get_device_properties(device).total_memory
+
+
+def say_forecast(memory, s):
+    """Say what training takes and, if that is more than there is, the smallest change with which it fits."""
+    processes = world_size()
+    there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     ddp = processes > 1 and s.parallel == "ddp"
     rows = s.batch_size // processes
 
@@ -110,14 +116,11 @@ def say_memory(module, s, autocast, compiled):
     if expected <= SPARE * there:
         return
     divisors = [parts for parts in range(1, rows + 1) if rows % parts == 0]
-    ways = [
-        (parts, recompute) for recompute in sorted({s.checkpoint_activations, True}) for parts in divisors
-    ]
-    for parts, recompute in ways:
+    choices = [True] if s.checkpoint_activations else [False, True]
+    for recompute, parts in product(choices, divisors):
         if peak(parts, recompute) <= SPARE * there:
             flags = f"--accumulate={parts}" + (" --checkpoint_activations" if recompute else "")
             say(f"that does not fit; with {flags} it takes {peak(parts, recompute) / GIB:.1f} GiB")
             return
-    say(
-        "that does not fit, however the batch is divided; lower d_model, or take more GPUs with --parallel=fsdp"
-    )
+    remedy = "lower d_model, or take more GPUs with --parallel=fsdp"
+    say(f"that does not fit, however the batch is divided; {remedy}")

@@ -1,5 +1,5 @@
 """
-How a model is trained on GPUs: compiled, recomputed, sharded; and a checkpoint of shards as one file.
+Compile, recompute and shard a model for training; and keep a checkpoint of shards as one file.
 
 All of it is done to the modules in place, block by block. The names of the weights stay the same, so a checkpoint
 can be resumed with any other setting of `parallel`, `compile` and `checkpoint_activations`.
@@ -28,8 +28,8 @@ def models_in(module):
 
 def compile_blocks(module):
     """
-    torch.compile, block by block. Blocks of one kind share their code, so a deep model compiles as fast as a
-    shallow one, and what scores texts of many lengths between steps can call the same model uncompiled.
+    Compile each block by itself. Blocks of one kind share the result, so a deep model compiles as fast as a
+    shallow one. An evaluation can still run the same model uncompiled, on texts of many lengths.
     """
     torch._dynamo.config.recompile_limit = 64  # kinds of blocks in a process: compare.py trains many models
     for model in models_in(module):

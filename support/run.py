@@ -89,8 +89,8 @@ class Run:
 
     def find_start(self, corpus):
         """
-        What to begin with: the content of the folder's last checkpoint, or the weights of another run, or {}: new
-        weights. UserError if the folder's run was made with other settings.
+        Return what to begin with: the content of the folder's last checkpoint, else the weights of another run,
+        else {}. UserError if the folder's run was made with other settings.
         """
         if not self.fresh:
             kept = sorted(self.folder.glob("chck_*.pt"))

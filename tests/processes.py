@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
+import train
 from conftest import ROOT
 from support import processes
 
@@ -74,6 +76,18 @@ def fork_many(count, work, machines=None):
 def work_in(folder, work):
     os.chdir(folder)
     work()
+
+
+def stopping_at(step, number):
+    """Return a train.take_step after which, at this step, the process of this number is sent SIGTERM."""
+    take_step = train.take_step
+
+    def take_step_then_stop(run, *rest):
+        take_step(run, *rest)
+        if run.step == step and processes.rank() == number:
+            signal.raise_signal(signal.SIGTERM)
+
+    return take_step_then_stop
 
 
 def runs(process):

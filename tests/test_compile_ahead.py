@@ -20,6 +20,7 @@ SAMPLE = [
     ("linear_scan", scan, dict(kind="linear_scan", inputs=2, dtype=torch.bfloat16)),
     ("min_lstm", scan, dict(kind="min_lstm", inputs=3, dtype=torch.float32)),
     ("attention", attention, dict(K=128, V=128, dtype=torch.bfloat16)),
+    ("attention", attention, dict(K=64, V=64, dtype=torch.float32, tied=False)),
     ("selective", selective, dict(N=16, dtype=torch.bfloat16)),
 ]
 
@@ -54,15 +55,15 @@ WRONG = {  # what is said: the kernel that is so
 
 @pytest.fixture(scope="module")
 def capabilities(request):
-    """The A100, H100 and B200; or all."""
-    return tuple(SHARED_BYTES) if request.config.getoption("--long") else (80, 90, 100)
+    """The A100, A6000, H100 and B200; or all."""
+    return tuple(SHARED_BYTES) if request.config.getoption("--long") else (80, 86, 90, 100)
 
 
 @pytest.fixture(scope="module")
 def rows(request, capabilities):
     """All that is compiled here, at once, for processes take seconds to start."""
     ours = list(configurations()) if request.config.getoption("--long") else SAMPLE
-    ours += [(wrong, launch, arguments) for wrong, arguments in WRONG.items()]
+    ours = ours + [(wrong, launch, arguments) for wrong, arguments in WRONG.items()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # which is not for these processes
         return compile_all(ours, capabilities, processes=2)

@@ -23,7 +23,7 @@ from support.settings import UserError
 import pytest
 import torch
 import torch.distributed as dist
-from processes import fork, fork_many, needs_fork
+from processes import fork, fork_many, needs_fork, stopping_at
 
 pytestmark = needs_fork
 MACHINES = ["first", "second"]
@@ -214,14 +214,7 @@ def test_a_run_that_another_process_trains_ends_all_with_the_same_line(machines,
 
 
 def test_sigterm_on_one_machine_stops_all_at_one_step(machines, tiny, monkeypatch):
-    take_step = train.take_step
-
-    def take_step_then_stop(run, *rest):
-        take_step(run, *rest)
-        if run.step == 3 and processes.rank() == 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(train, "take_step", take_step_then_stop)
+    monkeypatch.setattr(train, "take_step", stopping_at(3, number=1))
     codes, said = fork_many(2, partial(train_in, tiny(run="two")), machines)
     assert codes == [130, 130] and said.count("stopped at step 3 of 30 and saved") == 1
     assert read(Path("first/out/two"))[0]["step"] == 3 and not Path("second/out").exists()

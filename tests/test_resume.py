@@ -16,12 +16,11 @@ import support.run
 import train
 from conftest import TINY, bits, contents, log, losses, same, saved
 from model import LanguageModel, load
-from support import processes
 from support.files import read, save
 from support.processes import Stopped
 
 import pytest
-from processes import fork, fork_two, needs_fork, wait_until
+from processes import fork, fork_two, needs_fork, stopping_at, wait_until
 
 # 30 steps, three epochs, and best before the end; weights are kept at ten of the steps, twice at two of them
 LONGER = dict(run="longer", dropout=0.1, eval_every=4, learning_rate=0.2, schedule="constant")
@@ -276,14 +275,7 @@ def test_two_processes_keep_each_of_the_weights_once(workplace, tiny, monkeypatc
 def test_a_signal_to_one_process_stops_both_at_one_step(workplace, tiny, monkeypatch, parallel):
     """... and in float32 the first loss and gradient are within 1e-6 of one process."""
     train.main(tiny(run="one", max_steps=1))
-    take_step = train.take_step
-
-    def take_step_then_stop(run, *rest):
-        take_step(run, *rest)
-        if run.step == 3 and processes.rank() == 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(train, "take_step", take_step_then_stop)
+    monkeypatch.setattr(train, "take_step", stopping_at(3, number=1))
     codes, said = fork_two(partial(train.main, tiny(run="two", parallel=parallel)))
     assert 0 not in codes and said.count("stopped at step 3 of 30 and saved") == 1
     assert saved(run="two")["step"] == 3
