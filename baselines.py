@@ -1,14 +1,16 @@
 """
 The mixers that HGRN2, minGRU and minLSTM are compared with, each behind the same contract as those of model.py:
 
-    forward(x, state=None) -> y, state      x, y (B, T, D); state None before the first token
+    forward(x, state=None, reset=None) -> y, state      x, y (B, T, D); state None before the first token
+
+S4D and Hyena have no `reset`: what they remember follows from the time that has passed alone.
 
 Shapes:  B batch   T time   D model width   H heads   E expanded width   N states of a channel   K width of a head
 """
 
 import math
 
-from kernels import at_least_float32, gated_linear_attention, linear_scan, selective_scan
+from kernels import at_least_float32, fill, gated_linear_attention, linear_scan, selective_scan
 from support.settings import UserError
 
 import torch
@@ -38,18 +40,20 @@ class LSTM(nn.Module):
         self.cell = self.library(D, E, batch_first=True)
         self.output = nn.Linear(E, D)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         with torch.autocast(x.device.type, enabled=False):
-            h, state = self.run(x.to(self.cell.weight_hh_l0.dtype), state)
+            h, state = self.run(x.to(self.cell.weight_hh_l0.dtype), state, reset)
         return self.output(h), state
 
     @torch.compiler.disable  # it would unroll all steps
-    def run(self, x, state):
+    def run(self, x, state, reset=None):
         """x (B, T, D) -> every h_t (B, T, E); the last h and c, each (B, E)."""
         W, R, b, b_R = self.cell.parameters()
         h, c = x.new_zeros(2, len(x), R.shape[1]) if state is None else state
         hs = []
-        for Wx in F.linear(x, W, b).unbind(1):
+        for t, Wx in enumerate(F.linear(x, W, b).unbind(1)):
+            if reset is not None:
+                h, c = (z.masked_fill(reset[:, t, None], 0.0) for z in (h, c))
             i, f, g, o = (Wx + F.linear(h, R, b_R)).chunk(4, dim=-1)  # (B, E)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
@@ -71,12 +75,14 @@ class GRU(LSTM):
     library = nn.GRU
 
     @torch.compiler.disable
-    def run(self, x, state):
+    def run(self, x, state, reset=None):
         """x (B, T, D) -> every h_t (B, T, E); the last h (B, E)."""
         W, R, b, b_R = self.cell.parameters()
         h = x.new_zeros(len(x), R.shape[1]) if state is None else state
         hs = []
-        for Wx in F.linear(x, W, b).unbind(1):
+        for t, Wx in enumerate(F.linear(x, W, b).unbind(1)):
+            if reset is not None:
+                h = h.masked_fill(reset[:, t, None], 0.0)
             r, z, n = Wx.chunk(3, dim=-1)  # (B, E)
             r_R, z_R, n_R = F.linear(h, R, b_R).chunk(3, dim=-1)
             r, z = (r + r_R).sigmoid(), (z + z_R).sigmoid()
@@ -111,14 +117,15 @@ class Aaren(nn.Module):
         self.value = nn.Linear(D, D, bias=False)
         self.output = nn.Linear(D, D, bias=False)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         H, K = self.query.shape
         k, v = at_least_float32(self.key(x), self.value(x))
         k, v = k.unflatten(-1, (H, K)), v.unflatten(-1, (H, K))  # (B, T, H, K)
         s = (k * self.query).sum(-1) * K**-0.5  # (B, T, H)
         m, a = (torch.full_like(s[:, 0], -math.inf), None) if state is None else state
-        m = torch.cat([m.unsqueeze(1), s.detach()], dim=1).cummax(dim=1).values  # from m_0 on
-        keep, weight = torch.exp(m[:, :-1] - m[:, 1:]), torch.exp(s - m[:, 1:])
+        log_f = fill(torch.zeros_like(s), reset, -math.inf)
+        m = stabiliser(log_f, s, m)  # from m_0 on
+        keep, weight = torch.exp(log_f + m[:, :-1] - m[:, 1:]), torch.exp(s - m[:, 1:])
         weighted = F.pad(v, (0, 1), value=1.0) * weight.unsqueeze(-1)  # (B, T, H, V + 1)
         a = linear_scan(keep.repeat_interleave(K + 1, dim=-1), weighted.flatten(2), a)
         o = a.unflatten(-1, (H, K + 1))
@@ -153,15 +160,19 @@ class MLSTM(nn.Module):
         self.output = nn.Linear(E, D, bias=False)
         self.n_head = H
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         past, S, m = state or (None, None, x.new_zeros(len(x), self.n_head, dtype=torch.float32))
         u, z = self.up(x).chunk(2, dim=-1)  # (B, T, E)
-        c, past = self.conv(u, past)
+        c, past = self.conv(u, past, reset)
         c = F.silu(c)
         q, k, v = self.query(c), self.key(c), self.value(u)
         gates, m = at_least_float32(self.gates(torch.cat([q, k, v], dim=-1)), m)
         log_i, log_f = gates[..., : self.n_head], F.logsigmoid(gates[..., self.n_head :])  # (B, T, H)
-        m = stabiliser(log_f, log_i, m)  # from m_0 on
+        after_nothing = (
+            log_i if reset is None else torch.where(reset.unsqueeze(-1), log_f.maximum(log_i), log_i)
+        )
+        log_f = fill(log_f, reset, -math.inf)
+        m = stabiliser(log_f, after_nothing, m)  # from m_0 on
         q, k, v = (w.unflatten(-1, (self.n_head, -1)) for w in (q, k, v))  # (B, T, H, K or V)
         m_before, m = m[:, :-1, :, None], m[:, 1:, :, None]  # (B, T, H, 1)
         k = k * (torch.exp(log_i.unsqueeze(-1) - m) * k.shape[-1] ** -0.5).to(k.dtype)
@@ -182,12 +193,16 @@ class MLSTM(nn.Module):
 @torch.no_grad()
 def stabiliser(log_f, log_i, m):
     """
-    log_f, log_i (B, T, H), m_0 (B, H) -> all m_t = max(log_f_t + m_{t-1}, log_i_t), (B, T + 1, H). With F_t
-    the sum of log f up to t, m_t - F_t is the largest of m_0 and of all log_i_s - F_s so far.
+    log_f, log_i (B, T, H), m_0 (B, H) -> all m_t = max(log_f_t + m_{t-1}, log_i_t), (B, T + 1, H). Two steps in a
+    row are one step of the same form, whose log f is their sum: so in each round steps reach back twice as far.
     """
-    F_t = log_f.cumsum(dim=1)
-    largest = torch.cat([m.unsqueeze(1), log_i - F_t], dim=1).cummax(dim=1).values
-    return largest + F.pad(F_t, (0, 0, 1, 0))
+    m, reach = torch.cat([m.unsqueeze(1), log_i], dim=1), 1
+    log_f = F.pad(log_f, (0, 0, 1, 0), value=-math.inf)  # of m_0, before which there is nothing
+    while reach < m.shape[1]:
+        m = torch.cat([m[:, :reach], torch.maximum(log_f[:, reach:] + m[:, :-reach], m[:, reach:])], dim=1)
+        log_f = torch.cat([log_f[:, :reach], log_f[:, reach:] + log_f[:, :-reach]], dim=1)
+        reach *= 2
+    return m
 
 
 class SLSTM(nn.Module):
@@ -220,19 +235,19 @@ class SLSTM(nn.Module):
         self.norm = HeadNorm(D, config.norm_eps)
         self.layer = layer
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         past, state = state or (None, None)
-        c, past = self.conv(x, past)
+        c, past = self.conv(x, past, reset)
         c = F.silu(c)
         gates = self.input(c), self.forget(c), self.candidate(x), self.show(x)
         gates = torch.cat([w.unflatten(-1, (len(self.bias), -1)) for w in gates], dim=-1)  # (B, T, H, 4 K)
         with torch.autocast(x.device.type, enabled=False):
             gates, R, b = at_least_float32(gates, self.recurrent, self.bias)
-            h, state = self.run(gates.permute(1, 2, 0, 3) + b, R, state)
+            h, state = self.run(gates.permute(1, 2, 0, 3) + b, R, state, reset)
         return self.norm(h), (past, state)
 
     @torch.compiler.disable
-    def run(self, gates, R, state):
+    def run(self, gates, R, state, reset=None):
         """gates (T, H, B, 4 K), R (H, K, 4 K) -> every h_t (B, T, H, K); the last h, c, n, m (B, 4, H, K)."""
         if state is None:
             h = c = n = gates.new_zeros(gates[0, ..., : R.shape[1]].shape)  # (H, B, K)
@@ -240,7 +255,9 @@ class SLSTM(nn.Module):
         else:
             h, c, n, m = state.permute(1, 2, 0, 3)
         hs = []
-        for Wx in gates:
+        for t, Wx in enumerate(gates):
+            if reset is not None:
+                h, m = (x.masked_fill(reset[:, t, None], empty) for x, empty in ((h, 0.0), (m, -math.inf)))
             i, f, z, o = torch.baddbmm(Wx, h, R).chunk(4, dim=-1)  # (H, B, K)
             f = F.logsigmoid(f) + m
             m = torch.maximum(f, i).detach()
@@ -291,8 +308,8 @@ class BlockLinear(nn.Module):
 
 class CausalConv1d(nn.Conv1d):
     """
-    y_t = bias + sum_i weight_i x_{t-i}, each channel apart: forward(x, state=None) -> y, state, with x and y
-    (B, T, channels). The state is the last width - 1 inputs so far; before the first token they are 0.
+    y_t = bias + sum_i weight_i x_{t-i}, each channel apart: forward(x, state=None, reset=None) -> y, state, with x
+    and y (B, T, channels). The state is the last width - 1 inputs so far; before the first token they are 0.
     """
 
     no_decay = ("weight",)
@@ -300,12 +317,19 @@ class CausalConv1d(nn.Conv1d):
     def __init__(self, channels, width, bias=True):
         super().__init__(channels, channels, width, groups=channels, bias=bias)
 
-    def forward(self, x, state=None):
-        past = self.kernel_size[0] - 1
+    def forward(self, x, state=None, reset=None):
+        T, past = x.shape[1], self.kernel_size[0] - 1
         if state is None:
             state = x.new_zeros(x.shape[0], past, x.shape[2])
         seen = torch.cat([state, x], dim=1)  # (B, past + T, channels)
-        return super().forward(seen.mT).mT, seen[:, seen.shape[1] - past :].clone()
+        if reset is None:
+            return super().forward(seen.mT).mT, seen[:, T:].clone()
+        document = F.pad(reset.cumsum(dim=1), (past, 0)).unsqueeze(-1)  # (B, past + T, 1)
+        y = 0.0 if self.bias is None else self.bias
+        for i in range(past + 1):
+            own = document[:, i : i + T] == document[:, past:]
+            y = y + seen[:, i : i + T] * own * self.weight[:, 0, i]
+        return y, seen[:, T:] * (document[:, T:] == document[:, -1:])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -339,14 +363,18 @@ class Mamba(nn.Module):
         self.skip = nn.Parameter(torch.empty(E))
         self.output = nn.Linear(E, D, bias=False)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         seen, h = state or (None, None)
         x, z = self.input(x).chunk(2, dim=-1)  # (B, T, E)
-        x, seen = self.conv(x, seen)
+        x, seen = self.conv(x, seen, reset)
         x = F.silu(x)
         dt, B, C = self.select(x).split(self.sizes, dim=-1)
         log_A, dt = at_least_float32(self.log_A, self.step(dt))
-        y, h = selective_scan(x, F.softplus(dt), -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
+        dt, new = F.softplus(dt), x
+        if reset is not None:  # a step of 2^64 forgets all; what it writes, dt_t x_t, stays as it was
+            far = fill(dt, reset, 2.0**64)
+            dt, new = far, (x * (dt / far)).type_as(x)
+        y, h = selective_scan(new, dt, -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
         return self.output(F.silu(z) * (y + self.skip * x).type_as(z)), (seen, h)
 
 

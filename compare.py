@@ -46,8 +46,9 @@ from corpora.benchmarks import read_benchmark
 from evaluate import write_json
 from finetune import half_width, read_tasks
 from kernels import use_kernels
-from model import LanguageModel, find_device
+from model import LanguageModel
 from support.console import close_bars, only_first_speaks, progress, run_script, say
+from support.devices import find_device
 from support.files import alone_in, replacing
 from support.processes import (
     Stopped,

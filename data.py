@@ -229,6 +229,18 @@ def texts_to_learn_from(pieces):
                 yield part[start : start + 100]
 
 
+def read_tokenizer(folder):
+    """The tokenizer of a run or corpus; a "</s>" in a text is text to it."""
+    path = Path(folder) / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower one
+        remedy = "the corpus has the same file, data/NAME/tokenizer.json"
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def start_of(tokenizer):
     """The id of the token that every text starts after: <s>, or a line break in a tokenizer of characters."""
     ids = tokenizer.get_vocab()
@@ -372,6 +384,8 @@ def check_fit(corpus, s):
     if length != s.context:
         remedy = f"{corpus} is made of sequences of {length} tokens; set context = {length}"
         raise UserError(f"context = {s.context}: {remedy}")
+    if s.documents == "apart" and BOS not in Tokenizer.from_file(str(corpus / "tokenizer.json")).get_vocab():
+        raise UserError(f"documents = 'apart': {corpus} is not cut into documents; set documents = 'joined'")
 
 
 def refuse_different(corpus):

@@ -19,8 +19,9 @@ from pathlib import Path
 import data
 import train
 from kernels import at_least_float32
-from model import find_device, load
+from model import load
 from support.console import progress, run_script, say
+from support.devices import dtype_of, find_device
 from support.files import damage
 from support.processes import from_all, join_processes, leave_processes, together
 from support.settings import UserError, configure, naming, one_of
@@ -72,12 +73,13 @@ class Distillation(nn.Module):
         "kl": KL(teachers || student) at the temperature}, means over targets.
         """
         with torch.no_grad():
-            taught = torch.stack(at_least_float32(*(teacher(tokens)[0] for teacher in self.teachers)))
+            taught = [teacher(tokens, reset=teacher.document_starts(tokens))[0] for teacher in self.teachers]
+            taught = torch.stack(at_least_float32(*taught))
             if self.mean_of == "logits":
                 q = F.softmax(taught.mean(dim=0) / self.temperature, dim=-1)  # (B, T, vocab)
             else:
                 q = F.softmax(taught / self.temperature, dim=-1).mean(dim=0)
-        logits, _ = self.model(tokens)
+        logits, _ = self.model(tokens, reset=self.model.document_starts(tokens))
         (logits,) = at_least_float32(logits)
         log_p = F.log_softmax(logits / self.temperature, dim=-1)
         real = targets != -100
@@ -97,7 +99,7 @@ def main(s, progress=progress):
 
     def objective(model):  # called by train.main once it has a corpus, before it writes anything
         check_tokenizers(s, teachers)
-        dtype = train.dtype_of(s, find_device(s.device))
+        dtype = dtype_of(s, find_device(s.device))
         for name, (teacher, *_) in teachers.items():
             say(f"teacher: {name}, {sum(p.numel() for p in teacher.parameters()) / 1e6:.1f}M parameters")
         return Distillation(model, [frozen(teacher, dtype) for teacher, *_ in teachers.values()], s)

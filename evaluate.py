@@ -39,9 +39,10 @@ from pathlib import Path
 import data
 import kernels
 from corpora.benchmarks import BENCHMARKS, ask, check_tasks, judge, read_benchmark, summary
-from model import NextToken, check_kernels, find_device
+from model import NextToken
 from model import load as load_run
 from support.console import only_first_speaks, progress, run_script
+from support.devices import check_kernels, find_device
 from support.files import append, fingerprint, replacing
 from support.processes import (
     from_all,

@@ -35,8 +35,9 @@ from corpora.benchmarks import read_texts
 from corpora.download import GLUE, GLUE_OF_2024
 from evaluate import beside, digest, in_turn, write_json
 from kernels import at_least_float32, use_kernels
-from model import LanguageModel, find_device, load
+from model import LanguageModel, load
 from support.console import only_first_speaks, progress, run_script
+from support.devices import compiles, dtype_of, find_device
 from support.files import append, replacing
 from support.parallel import compile_blocks
 from support.processes import (
@@ -203,7 +204,7 @@ def main(s):
         length = min(length, trained.context)  # all that such a model can read
     tasks = [task.encode(tokenizer, length) for task in tasks]
     evaluate.check_same(s.run, trained.digest, [task.digest for task in tasks])
-    how = {"dtype": str(train.dtype_of(s, device))[6:], "length": length} | changed(s)
+    how = {"dtype": str(dtype_of(s, device))[6:], "length": length} | changed(s)
     what = {"protocol": s.protocol, "checkpoint": trained.digest}
     writable = from_first(lambda: evaluate.can_write(trained.checkpoint.parent))
     fits = Fits(beside(trained.checkpoint, PREDICTIONS) if writable else None, what | how)
@@ -449,13 +450,13 @@ def fine_tune(model, task, how, protocol):
     `how` are the settings of train.py. The model is changed.
     """
     device, rules = find_device(how.device), RULES[protocol]
-    dtype = train.dtype_of(how, device)
+    dtype = dtype_of(how, device)
     torch.manual_seed(how.seed)
     module = Classifier(model, rules.head(model.embed.embedding_dim, task.classes)).to(device)
     use_kernels(how.kernels, module)
     fit, batches = Fit(module, how, dtype, device), Batches(task.train, how)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
-    if train.compiles(how, device):
+    if compiles(how, device):
         compile_blocks(module)
     best, worse, found = -math.inf, 0, {}
     with progress(total=fit.steps, unit="step", desc=f"{task.name}, seed {how.seed}") as bar:

@@ -129,6 +129,11 @@ def at_least_float32(*tensors):
     return [None if x is None else x.to(wide) for x in tensors]
 
 
+def fill(x, reset, value):
+    """x (B, T, ...), with this value where reset (B, T) is True; x itself if reset is None."""
+    return x if reset is None else x.masked_fill(reset.view(*reset.shape, *[1] * (x.ndim - 2)), value)
+
+
 def contiguous(*tensors):
     return (None if x is None else x.contiguous() for x in tensors)
 

@@ -12,19 +12,20 @@ Shapes:  B batch   T time   D model width   H heads   K, V key and value width o
 """
 
 import math
-import re
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from pathlib import Path
+from inspect import signature
 from types import SimpleNamespace
 
 from baselines import BASELINES, GEGLU, CausalConv1d, initialise_baseline
-from kernels import FORMS, at_least_float32, g, gated_linear_attention, has_triton, linear_scan, use_kernels
+from kernels import FORMS, at_least_float32, fill, g, gated_linear_attention, linear_scan, use_kernels
 from support.settings import UserError, at_least, one_of
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+DOCUMENT_START = 1  # the id of <s> in the tokenizers of data.py
 
 
 @dataclass
@@ -47,6 +48,9 @@ class Config:
     position: str = "none"  # how attention knows the order: none, rope (Llama) or learned (GPT-2)
     conv: int = 0  # width of a causal convolution before each mixer (minRNN's language models: 4); 0: none
     tie_embeddings: bool = False  # one matrix for the embedding and the output layer
+    documents: str = (
+        "joined"  # of a training sequence: joined, or apart (what came before a <s> is forgotten)
+    )
 
     def check(self):
         """Raise UserError if no such model can be built."""
@@ -60,6 +64,10 @@ class Config:
         for word in self.mixer.split():
             if hasattr(MIXERS[word], "check"):  # what this mixer alone requires
                 MIXERS[word].check(self)
+            if self.documents == "apart" and "reset" not in signature(MIXERS[word].forward).parameters:
+                why = "cannot forget what came before; its forward has no argument `reset`"
+                raise UserError(f"documents = 'apart': mixer {word!r} {why}")
+        one_of("documents", self.documents, ("joined", "apart"))
         one_of("position", self.position, ("none", "rope", "learned"))
         if self.d_model % self.n_head:
             raise UserError(f"n_head = {self.n_head} does not divide d_model = {self.d_model}")
@@ -83,26 +91,35 @@ class LanguageModel(nn.Module):
         self.dropout = nn.Dropout(0.0 if learned else config.dropout)
         self.layers = nn.ModuleList(layers(config))
         self.floors = ForgetFloors(config) if "hgrn2" in config.mixer.split() else None
+        self.apart = config.documents == "apart"
         self.norm = make_norm(config, layer=0)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
         initialise(self, config)
 
-    def forward(self, tokens, states=None):
-        """tokens (B, T) -> logits (B, T, vocab), and what each layer remembers after the last token."""
-        x, states = self.features(tokens, states)
+    def forward(self, tokens, states=None, reset=None):
+        """
+        tokens (B, T) -> logits (B, T, vocab), and what each layer remembers after the last token. Where reset
+        (B, T) is True, all that came before is forgotten first; see document_starts.
+        """
+        x, states = self.features(tokens, states, reset)
         return self.head(x), states
 
-    def features(self, tokens, states=None):
+    def features(self, tokens, states=None, reset=None):
         """tokens (B, T) -> the features that `head` turns into logits, (B, T, D), and the new states."""
         x, new_states = self.dropout(self.embed(tokens)), []  # (B, T, D)
         floors = self.floors() if self.floors else {}
+        given = {} if reset is None else {"reset": reset}
         for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
-            floor = floors.get(layer.depth)
-            x, state = layer(x, state) if floor is None else layer(x, state, floor)
+            floor = [floors[layer.depth]] if layer.depth in floors else []
+            x, state = layer(x, state, *floor, **given)
             new_states.append(state)
         return self.norm(x), new_states
+
+    def document_starts(self, tokens):
+        """tokens (B, T) of documents in a row -> the `reset` that keeps them apart; None if they are joined."""
+        return tokens == DOCUMENT_START if self.apart else None
 
 
 def layers(config):
@@ -124,7 +141,7 @@ class NextToken(nn.Module):
 
     def forward(self, tokens, targets):
         """tokens, targets (B, T), -100 where there is no target -> {"loss": mean over targets}."""
-        logits, _ = self.model(tokens)
+        logits, _ = self.model(tokens, reset=self.model.document_starts(tokens))
         (logits,) = at_least_float32(logits)  # (B, T, vocab)
         return {"loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
 
@@ -141,9 +158,9 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config, layer) if self.mlp else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, state=None, *floor):
-        """x (B, T, D) -> x, state. `floor` goes to the mixer: it is given to HGRN2 alone, see ForgetFloors."""
-        y, state = self.mixer(self.mixer_norm(x), state, *floor)
+    def forward(self, x, state=None, *floor, **reset):
+        """x (B, T, D) -> x, state. The rest goes to the mixer; only HGRN2 is given a `floor`, see ForgetFloors."""
+        y, state = self.mixer(self.mixer_norm(x), state, *floor, **reset)
         x = x + self.dropout(y)
         if self.mlp:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -195,7 +212,7 @@ class GELU(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector per position, as GPT-2 does. State: how many tokens have been read."""
+    """Adds a learned vector per position, as GPT-2 does. State: tokens of the document so far, int or (B, 1)."""
 
     depth = None  # not a block
 
@@ -204,13 +221,17 @@ class LearnedPositions(nn.Module):
         self.table = nn.Embedding(config.context, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         """x (B, T, D) -> x plus positions, tokens read. UserError after the last position that was learned."""
-        start = state or 0
-        end, known = start + x.shape[1], self.table.num_embeddings
+        start, known = 0 if state is None else state, self.table.num_embeddings
+        end = x.shape[1] + (start if isinstance(start, int) else int(start.max()))
         if end > known:
             raise UserError(f"{end} tokens: this model has learned {known} positions; shorten the text")
-        return self.dropout(x + self.table.weight[start:end]), end
+        if reset is None and isinstance(start, int):
+            return self.dropout(x + self.table.weight[start:end]), end
+        t = torch.arange(x.shape[1], device=x.device)
+        position = t - document_begins(x, reset, first=-start)
+        return self.dropout(x + self.table(position)), position[:, -1:] + 1
 
 
 class CausalConv(nn.Module):
@@ -222,15 +243,17 @@ class CausalConv(nn.Module):
         super().__init__()
         self.conv = CausalConv1d(config.d_model, config.conv)
 
-    def forward(self, x, state=None):
-        y, state = self.conv(x, state)
+    def forward(self, x, state=None, reset=None):
+        y, state = self.conv(x, state, reset)
         return x + y, state
 
 
 # ----------------------------------------------------------------------------------------------------
-# The mixers. All have one signature: forward(x, state=None) -> y, state
+# The mixers. All have one signature: forward(x, state=None, reset=None) -> y, state
 #     x, y    (B, T, D)
 #     state   all that the mixer remembers of the past, recurrences in float32; None before the first token
+#     reset   (B, T), True where a document begins: there the past's share is multiplied by 0, what is new by
+#             what it always is. A mixer without this argument can be trained with documents = "joined" alone.
 
 
 class HGRN2(nn.Module):
@@ -255,11 +278,12 @@ class HGRN2(nn.Module):
         self.output = nn.Linear(D, D, bias=False)
         self.n_head = config.n_head
 
-    def forward(self, x, state=None, floor=0.0):
+    def forward(self, x, state=None, floor=0.0, reset=None):
         """`floor` (D,) comes from the model's ForgetFloors."""
         q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
         log_f = log_forget_gate(self.forget(x), floor)
         k = -torch.expm1(log_f)  # 1 - f, exact also where f is near 1
+        log_f = fill(log_f, reset, -math.inf)
         i = self.input(x)
         q, k, i, log_f = (z.unflatten(-1, (self.n_head, -1)) for z in (q, k, i, log_f))  # (B, T, H, K or V)
         o, S = gated_linear_attention(q, k, i, log_f, state)  # (B, T, H, V), (B, H, K, V)
@@ -316,10 +340,10 @@ class MinGRU(nn.Module):
         self.candidate = nn.Linear(D, E)
         self.output = nn.Linear(E, D)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         gate, candidate = at_least_float32(self.update(x), self.candidate(x))
         z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)  # keep = 1 - z, exact also where z is near 1
-        h = linear_scan(keep, z * g(candidate), state)  # (B, T, E)
+        h = linear_scan(fill(keep, reset, 0.0), z * g(candidate), state)  # (B, T, E)
         return self.output(h), h[:, -1].clone()
 
 
@@ -343,11 +367,11 @@ class MinLSTM(nn.Module):
         self.candidate = nn.Linear(D, E)
         self.output = nn.Linear(E, D)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         f, i, candidate = at_least_float32(self.forget(x), self.input(x), self.candidate(x))
         log_ratio = F.logsigmoid(f) - F.logsigmoid(i)  # log(f_t / i_t), finite also where both underflow
         keep, new = torch.sigmoid(log_ratio), torch.sigmoid(-log_ratio)  # f / (f + i), i / (f + i)
-        h = linear_scan(keep, new * g(candidate), state)  # (B, T, E)
+        h = linear_scan(fill(keep, reset, 0.0), new * g(candidate), state)  # (B, T, E)
         return self.output(h), h[:, -1].clone()
 
 
@@ -358,7 +382,8 @@ class Attention(nn.Module):
         o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
 
     position = "rope": Llama's, with rotated q and k and no biases; "learned": GPT-2's, with biases.
-    The state is the keys and values of all tokens so far: the one state here that grows.
+    The state is the keys and values of all tokens so far, the one state here that grows, and where documents are
+    apart, the number of the token (B, 1) with which the last one began.
     """
 
     def __init__(self, config, layer):
@@ -371,7 +396,7 @@ class Attention(nn.Module):
         self.n_head, self.rope = config.n_head, config.position == "rope"
         self.dropout = config.dropout if config.position == "learned" else 0.0  # of weights, as GPT-2
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, reset=None):
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, D)
         q, k, v = (z.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for z in (q, k, v))  # (B, H, T, K)
         start = 0 if state is None else state[0].shape[2]
@@ -379,12 +404,28 @@ class Attention(nn.Module):
             q, k = rotate(q, start), rotate(k, start)
         if state is not None:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
-        T, mask = q.shape[2], None
+        T, mask, first = q.shape[2], None, state[2:] if state else ()
         if start > 0 and T > 1:  # several tokens after others: each sees those up to itself
             mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
+        if reset is not None or first:  # each sees its own document
+            begins = document_begins(x, reset, start, *first)  # (B, T)
+            t = torch.arange(start + T, device=x.device)
+            mask = ((t <= t[start:, None]) & (t >= begins.unsqueeze(-1))).unsqueeze(1)  # (B, 1, T, start + T)
+            first = (begins[:, -1:],)
         dropout = self.dropout if self.training else 0.0
-        o = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=start == 0)  # (B, H, T, K)
-        return self.output(o.transpose(1, 2).flatten(2)), (k, v)
+        causal = mask is None and T > 1  # one token sees all there are
+        o = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)  # (B, H, T, K)
+        return self.output(o.transpose(1, 2).flatten(2)), (k, v, *first)
+
+
+def document_begins(x, reset, start=0, first=0):
+    """
+    The number of the token with which the document of each token of x (B, T, D) begins, (B, T): until a reset,
+    that is `first`, a number or (B, 1). The tokens are numbered from `start` on.
+    """
+    t = torch.arange(start, start + x.shape[1], device=x.device)
+    reset = torch.zeros_like(x[..., 0], dtype=torch.bool) if reset is None else reset
+    return torch.where(reset, t, first).cummax(dim=1).values
 
 
 def rotate(x, start, base=10_000):
@@ -443,38 +484,6 @@ def initialise(model, config):
 # Loading a run
 
 
-def find_device(name, dtype="float32"):
-    """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise UserError(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")
-    kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
-    if not found[kind]:
-        raise UserError(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
-    if ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count():
-        raise UserError(f"device = {name!r}: there are {torch.cuda.device_count()} GPUs here")
-    if kind == "mps" and dtype == "float64":
-        raise UserError("dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'")
-    return torch.device(kind if name == "auto" else name)
-
-
-def fastest_dtype(kind):
-    """bfloat16 where the hardware multiplies it, else float16 on CUDA, else float32."""
-    if kind == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if kind == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
-
-
-def check_kernels(form, device="auto"):
-    """Raise UserError if the recurrences cannot run in this form on the device."""
-    one_of("kernels", form, FORMS)
-    if form == "triton" and not has_triton(device := find_device(device)):
-        here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        needs = f"needs Triton and an NVIDIA GPU (A100 or newer); here is {here}"
-        raise UserError(f"kernels = 'triton': {needs}; set kernels = 'auto'")
-
-
 def load(path, device="cpu", kernels="auto"):
     """
     A run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
@@ -483,6 +492,7 @@ def load(path, device="cpu", kernels="auto"):
     newer settings have their defaults. `kernels` is the form for use_kernels; None leaves the plain one. UserError
     if there is no checkpoint, or if it is damaged or of another version.
     """
+    from data import read_tokenizer  # not above: a model alone needs none of these
     from support.files import read
 
     if kernels is not None:
@@ -508,17 +518,3 @@ def load(path, device="cpu", kernels="auto"):
     if kernels is not None:
         use_kernels(kernels, model)
     return model.to(device).eval(), tokenizer, settings
-
-
-def read_tokenizer(folder):
-    """The tokenizer of a run or corpus; a "</s>" in a text is text to it."""
-    from tokenizers import Tokenizer
-
-    path = Path(folder) / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
-        remedy = "the corpus has the same file, data/NAME/tokenizer.json"
-        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
-    tokenizer.encode_special_tokens = True
-    return tokenizer

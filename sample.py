@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 
 import data
-from model import check_kernels, find_device, load
+from model import load
 from support.console import refuse_torchrun, run_script
+from support.devices import check_kernels, find_device
 from support.settings import UserError, at_least, configure
 
 import torch

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import data
-from kernels import triton_compiles, use_kernels
-from model import Config, LanguageModel, NextToken, check_kernels, fastest_dtype, find_device, read_tokenizer
+from kernels import use_kernels
+from model import Config, LanguageModel, NextToken
 from support.console import progress, run_script, say
+from support.devices import check_kernels, compiles, dtype_of, find_device
 from support.files import alone_in
 from support.parallel import compile_blocks, recompute_blocks, shard, whole, whole_model
 from support.processes import Stop, Stopped, join_processes, launched, leave_processes, rank, world_size
@@ -39,8 +40,9 @@ class Settings(Config):
     accumulate: int = 1  # passes into which a process splits its share of the batch, to save memory
     epochs: int = 1  # times through the corpus
     max_steps: int = 0  # steps to take; 0: as epochs say
-    optimizer: str = "adamw"  # adamw or adam
+    optimizer: str = "adamw"  # adamw, adam, or muon for the matrices of the layers and adamw for the rest
     learning_rate: float = 1e-3  # the highest one
+    muon_times: float = 5.0  # Muon's learning rate is so many times this one
     min_lr: float = 0.0  # the last one
     warmup: int = 0  # steps to rise from 0 to the highest
     schedule: str = "cosine"  # linear, cosine, constant or wsd (constant, then down in the last fifth)
@@ -69,8 +71,9 @@ class Settings(Config):
         super().check()
         at_least(1, self, "batch_size", "accumulate", "log_every")
         at_least(0, self, "epochs", "max_steps", "eval_every", "eval_tokens", "save_every", "warmup", "seed")
-        at_least(0, self, "learning_rate", "min_lr", "weight_decay", "beta1", "beta2", "grad_clip")
-        one_of("optimizer", self.optimizer, ("adamw", "adam"))
+        at_least(0, self, "learning_rate", "min_lr", "muon_times", "weight_decay")
+        at_least(0, self, "beta1", "beta2", "grad_clip")
+        one_of("optimizer", self.optimizer, ("adamw", "adam", "muon"))
         one_of("schedule", self.schedule, ("linear", "cosine", "constant", "wsd"))
         data.check_name(self.corpus)
         find_device(self.device, self.dtype)
@@ -177,7 +180,7 @@ def take_step(run, module, autocast, train):
     torch.manual_seed((s.seed * 1_000_003 + run.step) * size + rank())  # for dropout
     rate = learning_rate(run.step, s, run.steps)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("times", 1)
     rows = train.rows(run.step * s.batch_size, s.batch_size)
     tokens, targets = (data.on_device(x, run.device).chunk(parts) for x in rows)
     for part in range(rank(), parts, size):
@@ -236,7 +239,7 @@ def validate(run, autocast, val, stop):
     with autocast, torch.compiler.set_stance("force_eager"):  # texts have many lengths
         loss, answers = validation(model, batches, stop.check)
         if run.s.eval_pairs:
-            tokenizer = read_tokenizer(data.find(run.s.corpus))
+            tokenizer = data.read_tokenizer(data.find(run.s.corpus))
             for task in run.s.eval_pairs.split(","):
                 pairs[task] = accuracy(model, tokenizer, task, stop.check)
     model.train()
@@ -260,19 +263,18 @@ def finish(run):
 # Setting up
 
 
-def dtype_of(s, device):
-    """The dtype to compute in: the one that is set, or the fastest of the device if that is "auto"."""
-    return getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
-
-
 def make_optimizer(model, s):
-    """Adam or AdamW. Matrices decay; norms, biases and what its module names in `no_decay` do not."""
+    """The optimizer. Matrices decay; norms, biases and what its module names in `no_decay` do not."""
     spared = {id(p) for p in undecayed(model)}
     decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in spared]
     others = [p for p in model.parameters() if p.ndim <= 1 or id(p) in spared]
     groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
-    return adam(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), fused=True)
+    how = {"lr": s.learning_rate, "betas": (s.beta1, s.beta2), "fused": True}
+    if s.optimizer == "muon":
+        from support.muon import Muon, matrices_of_layers  # not above: the others do without
+
+        return Muon(groups, matrices_of_layers(model), s.muon_times, **how)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer](groups, **how)
 
 
 def undecayed(model):
@@ -281,13 +283,6 @@ def undecayed(model):
         for name in getattr(module, "no_decay", ()):
             part = getattr(module, name)
             yield from part.parameters() if isinstance(part, nn.Module) else [part]
-
-
-def compiles(s, device):
-    """Return True if blocks are compiled: on CUDA or where asked, but never with loops."""
-    if s.compile == "auto":
-        return device.type == "cuda" and s.kernels != "loop" and triton_compiles()
-    return s.compile == "yes"
 
 
 def script(args):

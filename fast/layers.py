@@ -11,12 +11,15 @@ with the same results and the same parameters.
 Shapes:  D, E width in and out of a layer   ... any, such as batch and time
 """
 
+import math
+
 from fast.linear import linear
-from kernels import at_least_float32, gated_linear_attention, min_gru, min_lstm
+from kernels import at_least_float32, fill, gated_linear_attention, min_gru, min_lstm
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 # ---------------------------------------------------------------------------------------------------
 # linear layers
@@ -140,25 +143,30 @@ def swiglu_forward(self, x):
 # mixers
 
 
-def hgrn2_forward(self, x, state=None, floor=0.0):
+def hgrn2_forward(self, x, state=None, floor=0.0, reset=None):
     """model.HGRN2's forward"""
     q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
     z = self.forget(x)
     log_f = log_forget_gate(z, torch.as_tensor(floor, device=z.device).expand(z.shape[-1]))
     i = self.input(x)
     q, log_f, i = (y.unflatten(-1, (self.n_head, -1)) for y in (q, log_f, i))  # (B, T, H, K or V)
-    o, S = gated_linear_attention(q, None, i, log_f, state)  # None: k = 1 - f is made inside
+    k = None if reset is None else -torch.expm1(log_f)  # None: 1 - f is made inside
+    o, S = gated_linear_attention(q, k, i, fill(log_f, reset, -math.inf), state)
     return self.output(self.norm(o.flatten(2))), S
 
 
-def min_gru_forward(self, x, state=None):
+def min_gru_forward(self, x, state=None, reset=None):
     """model.MinGRU's forward"""
+    if reset is not None:
+        return self.plain.forward(self, x, state, reset)
     h = min_gru(*for_states(self.update(x), self.candidate(x)), state)
     return self.output(h), h[:, -1].clone()
 
 
-def min_lstm_forward(self, x, state=None):
+def min_lstm_forward(self, x, state=None, reset=None):
     """model.MinLSTM's forward"""
+    if reset is not None:
+        return self.plain.forward(self, x, state, reset)
     h = min_lstm(*for_states(self.forget(x), self.input(x), self.candidate(x)), state)
     return self.output(h), h[:, -1].clone()
 
@@ -169,14 +177,45 @@ def for_states(*projections):
 
 
 @torch.compiler.disable  # it would unroll all steps
-def lstm_run(self, x, state):
+def lstm_run(self, x, state, reset=None):
     """baselines.LSTM's run, by the library's cell"""
-    h, last = self.cell(x, state and tuple(z.unsqueeze(0) for z in state))
-    return h, tuple(z.squeeze(0) for z in last)
+    h, last = run_cell(self.cell, x, state, reset)
+    return h, tuple(last)
 
 
 @torch.compiler.disable
-def gru_run(self, x, state):
+def gru_run(self, x, state, reset=None):
     """baselines.GRU's run, by the library's cell"""
-    h, last = self.cell(x, None if state is None else state.unsqueeze(0))
-    return h, last.squeeze(0)
+    h, (last,) = run_cell(self.cell, x, None if state is None else (state,), reset)
+    return h, last
+
+
+def run_cell(cell, x, state, reset):
+    """
+    x (B, T, D), state [(B, E), ...] or None, reset (B, T) or None -> every h_t (B, T, E), the last state. The cell
+    knows no reset, but takes sequences of many lengths: each row is cut into its documents.
+    """
+    B, T, _ = x.shape
+    if reset is None:
+        h, last = cell(x, as_cells(cell, state and [z.unsqueeze(0) for z in state]))
+        return h, [z.squeeze(0) for z in as_tuple(last)]
+    begins = reset.clone()
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero().flatten()  # of the pieces into which rows are cut
+    lengths = starts.diff(append=starts.new_tensor([B * T]))
+    pieces = pack_sequence(x.flatten(0, 1).split(lengths.tolist()), enforce_sorted=False)
+    if state is not None:  # the state goes to pieces that begin a row and no document
+        goes_on = (starts % T == 0) & ~reset.flatten()[starts]
+        state = [(z[starts // T] * goes_on.unsqueeze(-1)).unsqueeze(0) for z in state]
+    h, last = cell(pieces, as_cells(cell, state))
+    h = torch.cat(unpack_sequence(h)).unflatten(0, (B, T))
+    return h, [z.squeeze(0)[(starts + lengths) % T == 0] for z in as_tuple(last)]
+
+
+def as_cells(cell, state):
+    """A list of states, or None, as torch.nn.LSTM or GRU takes it."""
+    return state and (tuple(state) if isinstance(cell, torch.nn.LSTM) else state[0])
+
+
+def as_tuple(state):
+    return state if isinstance(state, tuple) else (state,)

@@ -26,18 +26,24 @@ SLICE_ON_GPU = 2**24  # logits: 64 MiB in float32
 
 def next_token_forward(self, tokens, targets):
     """model.NextToken's forward"""
-    x, _ = self.model.features(tokens)
+    x = features_of(self.model, tokens)
     return {"loss": linear_cross_entropy(x, self.model.head.weight, targets)}
 
 
 def distillation_forward(self, tokens, targets):
     """distill.Distillation's forward"""
     with torch.no_grad():
-        taught = [(teacher.features(tokens)[0], teacher.head.weight) for teacher in self.teachers]
-    x, _ = self.model.features(tokens)
+        taught = [(features_of(teacher, tokens), teacher.head.weight) for teacher in self.teachers]
+    x = features_of(self.model, tokens)
     how = Teaching(self.hard, self.soft, self.temperature, self.mean_of)
     loss, ce, kl = linear_distillation(x, self.model.head.weight, targets, taught, how)
     return {"loss": loss, "ce": ce, "kl": kl}
+
+
+def features_of(model, tokens):
+    """The features (..., D) of tokens in which documents may follow each other."""
+    x, _ = model.features(tokens, reset=model.document_starts(tokens))
+    return x
 
 
 class Teaching(NamedTuple):

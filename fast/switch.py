@@ -42,18 +42,18 @@ class Fast(NamedTuple):
 
 
 FAST = {
-    "model.NextToken": Fast("forward", next_token_forward, "0b4f51b3"),
+    "model.NextToken": Fast("forward", next_token_forward, "164fbaac"),
     "model.RMSNorm": Fast("forward", rms_norm_forward, "267371e1"),
     "model.SwiGLU": Fast("forward", swiglu_forward, "4e595116"),
-    "model.HGRN2": Fast("forward", hgrn2_forward, "d2d9c8a2", ("log_forget_gate",)),
-    "model.MinGRU": Fast("forward", min_gru_forward, "c3fd662a", ("g",)),
-    "model.MinLSTM": Fast("forward", min_lstm_forward, "2fbe549e", ("g",)),
-    "baselines.LSTM": Fast("run", lstm_run, "9446a914"),
-    "baselines.GRU": Fast("run", gru_run, "a1e62d8e"),
+    "model.HGRN2": Fast("forward", hgrn2_forward, "288220ba", ("log_forget_gate",)),
+    "model.MinGRU": Fast("forward", min_gru_forward, "eb3f5209", ("g",)),
+    "model.MinLSTM": Fast("forward", min_lstm_forward, "b9be030f", ("g",)),
+    "baselines.LSTM": Fast("run", lstm_run, "5e983e2f"),
+    "baselines.GRU": Fast("run", gru_run, "f619ee1f"),
     "baselines.BlockLinear": Fast("forward", block_linear_forward, "1735b46f"),
     "baselines.S4D": Fast("run", s4d_run, "95ac4cd4"),
     "baselines.Hyena": Fast("convolve", hyena_convolve, "53e274cd"),
-    "distill.Distillation": Fast("forward", distillation_forward, "530f9f1c"),
+    "distill.Distillation": Fast("forward", distillation_forward, "5c4a29e6"),
 }
 
 

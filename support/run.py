@@ -18,7 +18,8 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from model import Config, load, read_tokenizer
+from data import read_tokenizer
+from model import Config, load
 from support.files import append, damage, read, remove_unfinished, replacing, save
 from support.parallel import gathered, own_part, shared
 from support.processes import (
@@ -138,7 +139,7 @@ class Run:
         where = f"from_run = {source!r}"
         with naming(where):
             model, tokenizer, its = load(source, kernels=None)
-        shape = {field.name for field in fields(Config)} - {"dropout", "context"}
+        shape = {field.name for field in fields(Config)} - {"dropout", "context", "documents"}
         if self.s.position == "learned" or "hyena" in self.s.mixer:
             shape.add("context")
         then, now = ({name: getattr(x, name) for name in sorted(shape)} for x in (its, self.s))

@@ -6,7 +6,7 @@ processes of their own, since in this one Triton may be interpreting.
 from types import SimpleNamespace
 
 import kernels
-from model import check_kernels
+from support.devices import check_kernels
 from tools import compile_kernels
 from tools.compile_kernels import SHARED_BYTES, attention, compile_all, configurations, scan, selective
 

@@ -10,7 +10,7 @@ import sample
 import train
 from conftest import log
 from corpora import copying as corpus
-from model import read_tokenizer
+from data import read_tokenizer
 from support.settings import configure
 from tools import figures
 

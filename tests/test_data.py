@@ -25,7 +25,7 @@ import evaluate
 import train
 from corpora import benchmarks, copying, toyland
 from corpora import text as text_files
-from model import read_tokenizer
+from data import read_tokenizer
 from support.run import find_marks
 from support.settings import configure
 

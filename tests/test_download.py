@@ -23,7 +23,7 @@ import sample
 import train
 from conftest import ROOT, stories
 from corpora import babylm, benchmarks, download, pile, shakespeare
-from model import read_tokenizer
+from data import read_tokenizer
 from support.settings import configure
 
 import numpy as np

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import train
 from kernels import use_kernels
-from model import MIXERS, Config, LanguageModel, find_device
+from model import MIXERS, Config, LanguageModel
+from support.devices import find_device
 from support.settings import configure
 
 import pytest

@@ -378,7 +378,7 @@ def test_a_training_step_loads_few_files():
     """... of this repository; with "loop" nothing of fast/."""
     code = A_STEP.replace("TINY", repr(TINY)).replace("ROOT", repr(str(ROOT)))
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    for line, most, fast in zip(ended.stdout.splitlines(), (12, 20), (False, True), strict=True):
+    for line, most, fast in zip(ended.stdout.splitlines(), (13, 21), (False, True), strict=True):
         loaded = [file for file in line.split() if not file.startswith(".venv")]
         assert len(loaded) <= most, loaded
         assert any(file.startswith("fast/") for file in loaded) == fast

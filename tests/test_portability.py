@@ -8,8 +8,8 @@ from pathlib import Path
 import kernels
 import train
 from conftest import ROOT
-from model import find_device
-from support import processes
+from support import devices, processes
+from support.devices import find_device
 
 import pytest
 import torch
@@ -42,6 +42,7 @@ MODULES = [
 ]
 A_RUN = """
 import data, evaluate, sample, train
+from support.devices import find_device
 from support.settings import configure
 
 data.prepare("again", ["text.txt"], data.Settings(vocab_size=300, val_share=0.1))
@@ -81,7 +82,7 @@ def test_what_relies_on_the_systems_encoding_is_found(workplace):
 def test_float64_is_not_asked_of_a_macs_gpu(monkeypatch, refusal):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert find_device("auto").type == "mps" and train.fastest_dtype("mps") == "float32"
+    assert find_device("auto").type == "mps" and devices.fastest_dtype("mps") == "float32"
     said = refusal(train.Settings(dtype="float64").check)
     assert said == "dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'\n"
     train.Settings(dtype="float64", device="cpu").check()
@@ -99,11 +100,11 @@ def test_a_gpu_without_bfloat16_gets_float16(native, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     device = processes.join_processes(find_device("auto"))
-    assert (device, train.dtype_of(train.Settings(), device)) == (torch.device("cuda:0"), dtype)
+    assert (device, devices.dtype_of(train.Settings(), device)) == (torch.device("cuda:0"), dtype)
 
 
 def test_float16_is_said_on_the_first_line_and_trains_with_a_scaler(workplace, tiny, monkeypatch, capsys):
-    monkeypatch.setattr(train, "fastest_dtype", lambda kind: "float16")
+    monkeypatch.setattr(devices, "fastest_dtype", lambda kind: "float16")
     train.main(tiny(run="half", dtype="auto", max_steps=5))
     assert "parameters, float16 on cpu; step 0 of 5, " in capsys.readouterr().out
     assert torch.load("out/half/checkpoint.pt", weights_only=True)["scaler"]["scale"] > 1

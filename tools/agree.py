@@ -28,8 +28,9 @@ if not __package__:  # `python tools/agree.py` would look for our modules beside
 
 from corpora.benchmarks import ask, check_tasks, read_benchmark
 from evaluate import encode, score_texts
-from model import check_kernels, load
+from model import load
 from support.console import progress, run_script
+from support.devices import check_kernels
 from support.files import replacing
 from support.settings import UserError, at_least, configure, one_of, reason
 from tools import export

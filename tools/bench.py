@@ -26,8 +26,9 @@ if not __package__:  # `python tools/bench.py` would look for our modules beside
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import support  # noqa: F401  (before torch is loaded: see there)
-from model import Config, find_device
+from model import Config
 from support.console import run_script
+from support.devices import find_device
 from support.settings import UserError, at_least, configure, one_of
 from tools import bench_kernels, bench_minrnn, bench_models, compile_kernels
 from tools.measure import machine, read_results, set_up, write_results

@@ -16,8 +16,8 @@ import functools
 import math
 
 import kernels
-from model import find_device
 from support.console import progress
+from support.devices import find_device
 from tools.measure import Clock, take_turns
 
 import torch

@@ -14,8 +14,9 @@ from functools import partial
 
 from baselines import initialise_baseline
 from kernels import use_kernels
-from model import MIXERS, Config, find_device
+from model import MIXERS, Config
 from support.console import progress
+from support.devices import find_device
 from tools.bench_kernels import make_task
 from tools.measure import Clock, peak_of_task, take_turns
 

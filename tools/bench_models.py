@@ -21,8 +21,9 @@ from fast.generation import StepGraph
 from fast.linear import linear
 from fast.scoring import as_tree
 from kernels import use_kernels
-from model import Config, LanguageModel, NextToken, find_device
+from model import Config, LanguageModel, NextToken
 from support.console import progress
+from support.devices import find_device
 from support.parallel import compile_blocks
 from support.settings import ROOT, UserError
 from tools.measure import Clock, in_own_process, peak_of_process, take_turns

@@ -9,8 +9,9 @@ from pathlib import Path
 import data
 from baselines import MLSTM, Mamba
 from evaluate import encode
-from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, check_kernels, load, log_forget_gate
+from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, load, log_forget_gate
 from support.console import progress
+from support.devices import check_kernels
 from support.files import replacing
 from support.settings import UserError
 from tools.figures_style import DOTTED, add_legend, keep, label, plt

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
 from multiprocessing import get_context
 
-from model import find_device
+from support.devices import find_device
 from support.files import replacing
 from support.settings import UserError
 

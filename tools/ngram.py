@@ -33,7 +33,7 @@ if not __package__:  # `python tools/ngram.py` would look for our modules beside
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import data
-from model import read_tokenizer
+from data import read_tokenizer
 from support.console import progress, refuse_torchrun, run_script
 from support.files import read, replacing, save
 from support.settings import UserError, configure

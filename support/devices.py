@@ -1,0 +1,52 @@
+"""The device and the dtype that a script computes in."""
+
+import re
+
+from kernels import FORMS, has_triton, triton_compiles
+from support.settings import UserError, one_of
+
+import torch
+
+
+def find_device(name, dtype="float32"):
+    """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")
+    kind = next(kind for kind in found if found[kind]) if name == "auto" else name.split(":")[0]
+    if not found[kind]:
+        raise UserError(f"device = {name!r}: PyTorch finds none here; --device=cpu works everywhere")
+    if ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count():
+        raise UserError(f"device = {name!r}: there are {torch.cuda.device_count()} GPUs here")
+    if kind == "mps" and dtype == "float64":
+        raise UserError("dtype = 'float64': there is none on a Mac's GPU (mps); set device = 'cpu'")
+    return torch.device(kind if name == "auto" else name)
+
+
+def fastest_dtype(kind):
+    """bfloat16 where the hardware multiplies it, else float16 on CUDA, else float32."""
+    if kind == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if kind == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
+
+
+def check_kernels(form, device="auto"):
+    """Raise UserError if the recurrences cannot run in this form on the device."""
+    one_of("kernels", form, FORMS)
+    if form == "triton" and not has_triton(device := find_device(device)):
+        here = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        needs = f"needs Triton and an NVIDIA GPU (A100 or newer); here is {here}"
+        raise UserError(f"kernels = 'triton': {needs}; set kernels = 'auto'")
+
+
+def dtype_of(s, device):
+    """The dtype to compute in: the one that is set, or the fastest of the device if that is "auto"."""
+    return getattr(torch, fastest_dtype(device.type) if s.dtype == "auto" else s.dtype)
+
+
+def compiles(s, device):
+    """Return True if blocks are compiled: on CUDA or where asked, but never with loops."""
+    if s.compile == "auto":
+        return device.type == "cuda" and s.kernels != "loop" and triton_compiles()
+    return s.compile == "yes"

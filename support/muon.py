@@ -1,0 +1,40 @@
+"""
+Muon for the matrices inside the layers and AdamW for all other weights, as one optimizer.
+
+Of a matrix's momentum U diag(s) V^T, Muon steps along U V^T, so that rare directions move as far as common ones
+(Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). U V^T is found by five Newton-Schulz iterations,
+in bfloat16: other hardware or threads may round a step otherwise.
+"""
+
+import torch
+from torch import nn
+
+
+class Muon(torch.optim.Optimizer):
+    """Both optimizers' groups and state in one place; `times` in a group is its rate in those of the others."""
+
+    def __init__(self, groups, matrices, times, **adam):
+        """`matrices` are the weights for Muon; `groups` all weights, as for AdamW, whose settings `adam` are."""
+        chosen = {id(p) for p in matrices}
+        ours, others = [], []
+        for group in groups:
+            for some, mine in ((ours, True), (others, False)):
+                some.append(group | {"params": [p for p in group["params"] if (id(p) in chosen) == mine]})
+        ours = [group | {"times": times} for group in ours]
+        self.muon = torch.optim.Muon(ours, lr=times * adam["lr"], adjust_lr_fn="original")
+        self.adam = torch.optim.AdamW(others, **adam)
+        super().__init__(self.muon.param_groups + self.adam.param_groups, {})
+
+    @torch.no_grad()
+    def step(self):
+        for part, mine in ((self.muon, True), (self.adam, False)):
+            part.state = self.state  # load_state_dict makes new ones
+            part.param_groups = [group for group in self.param_groups if ("times" in group) == mine]
+            part.step()
+
+
+def matrices_of_layers(model):
+    """Yield the weights of the linear layers between the embedding and the head."""
+    for module in model.layers.modules():
+        if isinstance(module, nn.Linear):
+            yield module.weight
