@@ -6,8 +6,9 @@ Train many models under one recipe and compare them: BabyHGRN's first experiment
     torchrun --nproc_per_node=4 compare.py config/compare_10m.py    the paper's five and minGRU, at its sizes
 
 Trains every model at every learning rate with every seed, and evaluates each run after every epoch (or
-eval_every steps). As in the paper, a model is judged by its best evaluation at its best learning rate. The
-file has the settings that all runs share, and
+eval_every steps). As in the paper, a model is judged by its best evaluation at its best learning rate: the best by
+minimal pairs if some are scored in training, unless the file says best_by = "loss". The file has the settings that
+all runs share, and
 
     models = {
         "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    a row: what differs, maybe its own rates
@@ -19,7 +20,8 @@ file has the settings that all runs share, and
 Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command
 resumes. It ends with a table and writes results.json, pictures of it and results.csv, a line a run, into
 out/COMPARISON. With `tasks`, evaluate.py also scores the best runs of each row, and with `glue` finetune.py
-fine-tunes them; with `against`, all rows are compared with that one, seed by seed.
+fine-tunes them; with `against`, all rows are compared with that one, seed by seed; with `beside`, other runs are
+scored too, such as an n-gram model of tools/ngram.py.
 """
 
 import csv
@@ -78,7 +80,9 @@ class Settings(train.Settings):
     learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
     tasks: str = ""  # benchmarks for the best run of each row and seed, in the end, with commas
-    glue: str = ""  # (Super)GLUE tasks to fine-tune these runs on, by the rules of 2024, such as rte,wsc
+    glue: str = ""  # (Super)GLUE tasks to fine-tune these runs on, such as rte,wsc
+    protocol: str = "2024"  # year of the BabyLM challenge whose rules hold for both: 2024, 2025 or 2026
+    beside: str = ""  # other run folders to score on `tasks`, with commas, such as out/english_3gram
     against: str = ""  # the row that the others are compared with
     results: str = ""  # also write the results here, such as results/compare_toy.json
 
@@ -96,14 +100,16 @@ def main(args):
     file = next((arg for arg in args if not arg.startswith("-")), DEFAULT)
     settings = given(Settings(), args, default=DEFAULT)
     s = replace(Settings(), **settings)
+    if s.eval_pairs and "best_by" not in settings:
+        s.best_by = "pairs"
     rows = plan(s, settings, file)
     runs = [run for row in rows.values() for run in row]
     join_processes(find_device(s.device))
     if s.tasks and rank() == 0:
         for task in s.tasks.split(","):
-            read_benchmark(task)  # now, and not after days of training
+            read_benchmark(task, s.protocol)  # now, and not after days of training
     if s.glue and rank() == 0:
-        read_tasks(finetune.Settings(tasks=s.glue))
+        read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
     sizes = check_rows(rows, file)
     with alone_in(Path("out", s.run)):
         if not all(from_all(Path("out", s.run).exists())):
@@ -113,9 +119,11 @@ def main(args):
         try:
             train_all(rows)
             found = from_first(lambda: {name: sizes[name] | summarize(rows[name]) for name in rows})
+            beside = {}
             if s.tasks or s.glue:
                 with only_first_speaks():
                     evaluate_best(s, found)
+                    beside = evaluate_beside(s)
             leave_processes()
             if rank() > 0:  # the rest is for one process
                 return None
@@ -125,7 +133,7 @@ def main(args):
             again = "the same command without --fresh" if s.fresh else "the same command"
             say(f"stopped: {done} of {len(runs)} runs are done; {again} resumes")
             raise Stopped
-        return report(s, settings, found)
+        return report(s, settings, found, beside)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -138,7 +146,7 @@ def plan(s, settings, file):
     file and the row, if one of the runs cannot be made.
     """
     with naming(file):
-        check_comparison(s, settings)
+        check_comparison(s)
     shared = {name: value for name, value in settings.items() if name in RUN_SETTINGS}
     rows = {}
     for name in s.models:
@@ -152,13 +160,22 @@ def plan(s, settings, file):
     return rows
 
 
-def check_comparison(s, settings):
+def check_comparison(s):
     """Raise UserError for settings that do not work, whatever the rows are."""
     replace(train.Settings(), run=s.run).check()
-    evaluate.Settings(tasks=s.tasks, device=s.device, kernels=s.kernels, results=s.results).check()
+    how = dict(protocol=s.protocol, device=s.device, kernels=s.kernels, results=s.results)
+    evaluate.Settings(tasks=s.tasks, **how).check()
     if s.glue:
         with naming("glue"):
-            finetune.Settings(tasks=s.glue).check()
+            finetune.Settings(tasks=s.glue, protocol=s.protocol).check()
+    if s.beside and not s.tasks:
+        raise UserError(
+            f"beside = {s.beside!r}, but tasks names none to score; set tasks = 'blimp_filtered', say"
+        )
+    for run in s.beside.split(",") if s.beside else []:
+        if not evaluate.checkpoint_of(run).exists():
+            remedy = "train it, or make it with tools/ngram.py"
+            raise UserError(f"beside: there is no {evaluate.checkpoint_of(run)}; {remedy}")
     if not s.models:
         raise UserError("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
     for name in s.models:
@@ -168,13 +185,6 @@ def check_comparison(s, settings):
         raise UserError(f"run = {s.run!r}: out/{s.run} is a run of its own; use another --run=NAME")
     if s.against:
         one_of("against", s.against, list(s.models))
-    if "best_by" in settings and s.best_by != best_by(s):
-        what = f"it goes by the {best_by(s)} here, as eval_pairs = {s.eval_pairs!r}"
-        raise UserError(f"best_by = {s.best_by!r}: {what}")
-
-
-def best_by(s):
-    return "pairs" if s.eval_pairs else "loss"
 
 
 def plan_row(name, s, shared, above):
@@ -188,7 +198,7 @@ def plan_row(name, s, shared, above):
         if teacher in s.models and teacher not in above:
             raise UserError(f"teacher = {teacher!r}: it must be a row above this one")
     kind = train.Settings if own.keys() <= RUN_SETTINGS else distill.Settings
-    own |= {"eval_pairs": s.eval_pairs, "best_by": best_by(s), "kernels": s.kernels, "fresh": False}
+    own |= {"eval_pairs": s.eval_pairs, "best_by": s.best_by, "kernels": s.kernels, "fresh": False}
     runs = []
     for rate in rates:
         for seed in seeds:
@@ -222,7 +232,10 @@ def row_settings(model, shared):
 
 
 def check_rows(rows, file):
-    """Check what each row needs -> {row: {"parameters": how many, "state": numbers in it after a context}}."""
+    """
+    Check what each row needs -> {row: {"parameters": how many, "state": numbers in it after a context, "words":
+    of its corpus}}.
+    """
     sizes, above = {}, {}
     for name, runs in progress(rows.items(), desc="models", unit="model"):
         with naming(f"{file}: models[{name!r}]"):
@@ -242,7 +255,11 @@ def check_row(run, above):
     use_kernels(run.kernels, model)
     with torch.inference_mode():
         _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
-    return {"parameters": sum(p.numel() for p in model.parameters()), "state": count_numbers(states)}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "state": count_numbers(states),
+        "words": data.read_meta(corpus)["train"]["words"],
+    }
 
 
 def count_numbers(state):
@@ -363,7 +380,7 @@ def summarize(runs):
     for run in runs:
         by_rate[run.learning_rate].append(run_results(run))
     rates = [mean_over_seeds(some) for some in by_rate.values() if all(run["best"] for run in some)]
-    best = max(rates, key=score_of, default=None)
+    best = max(rates, key=partial(score_of, by=runs[0].best_by), default=None)
     return {"best": best, "rates": rates, "runs": [run for some in by_rate.values() for run in some]}
 
 
@@ -375,16 +392,16 @@ def run_results(run):
     return {
         "learning_rate": run.learning_rate,
         "seed": run.seed,
-        "best": max(log, key=score_of, default=None),
+        "best": max(log, key=partial(score_of, by=run.best_by), default=None),
         "diverged": read_finished(run)["diverged"],
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "evaluations": log,
     }
 
 
-def score_of(record):
-    """The number that is highest for the best: the macro score or, without pairs, the negative loss."""
-    return record.get("macro", -record["val_loss"])
+def score_of(record, by):
+    """The number that is highest for the best, by pairs or by loss."""
+    return record["macro"] if by == "pairs" else -record["val_loss"]
 
 
 def mean_over_seeds(runs):
@@ -399,7 +416,7 @@ def mean_over_seeds(runs):
     for task in pairs:
         found["scores"][task] = statistics.fmean(record["pairs"][task]["score"] for record in best)
     if len(runs) > 1:
-        found["interval"] = half_width([score_of(record) for record in best])
+        found["interval"] = half_width([record.get("macro", record["val_loss"]) for record in best])
     elif pairs:
         found["interval"] = math.hypot(*(x["interval"] for x in pairs.values())) / len(pairs)
     speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
@@ -424,13 +441,9 @@ def evaluate_best(s, rows):
     best = [(name, run) for name, row in rows.items() for run in runs_at_best_rate(row)]
     for name, run in progress(best, desc="evaluations", unit="run"):
         file = Path("out", s.run, folder_name(name, run["learning_rate"], run["seed"]), "best.pt")
-        how = evaluate.Settings(str(file), s.tasks, device=s.device, kernels=s.kernels)
-        run["benchmarks"] = {}
-        with redirect_stdout(io.StringIO()):
-            if s.tasks:
-                found = evaluate.known_or_made(how)["benchmarks"]
-                run["benchmarks"] = {task: found[task] for task in tasks}
-            if s.glue:
+        run["benchmarks"] = scores_of(s, file) if s.tasks else {}
+        if s.glue:
+            with redirect_stdout(io.StringIO()):
                 run["benchmarks"]["glue"] = fine_tuned(s, file, run["seed"])
     if s.glue:
         tasks.append("glue")
@@ -441,10 +454,24 @@ def evaluate_best(s, rows):
             row["benchmarks"][task] = mean_benchmark([run["benchmarks"][task] for run in runs])
 
 
+def scores_of(s, run):
+    """{task: evaluate.py's results} of a run folder or checkpoint."""
+    how = evaluate.Settings(str(run), s.tasks, s.protocol, device=s.device, kernels=s.kernels)
+    with redirect_stdout(io.StringIO()):
+        found = evaluate.known_or_made(how)["benchmarks"]
+    return {name: found[name] for name in map(evaluate.name_of, s.tasks.split(","))}
+
+
+def evaluate_beside(s):
+    """{name of a run that `beside` names: {"benchmarks": ...}}"""
+    runs = s.beside.split(",") if s.beside else []
+    return {Path(run).name: {"benchmarks": scores_of(s, run)} for run in runs}
+
+
 def fine_tuned(s, file, seed):
     """finetune.py's results of a checkpoint on the tasks of s.glue, fine-tuned once with this seed."""
     how = finetune.Settings(
-        str(file), s.glue, seeds=[seed], untrained=False, device=s.device, kernels=s.kernels
+        str(file), s.glue, s.protocol, seeds=[seed], untrained=False, device=s.device, kernels=s.kernels
     )
     found = finetune.main(how)["benchmarks"]["glue"]
     subtasks = {task: found["subtasks"][task] for task in s.glue.split(",")}
@@ -490,7 +517,7 @@ def all_scores(run):
 # The report
 
 
-def report(s, settings, rows):
+def report(s, settings, rows, beside):
     """Print the tables; write the results, which all figures are drawn from, draw and return them."""
     from tools.figures import draw_results  # not above: matplotlib takes a second to load
     from tools.measure import machine
@@ -502,7 +529,7 @@ def report(s, settings, rows):
         others = [name for name in rows if name != s.against]
         results["differences"] = {name: row_difference(rows[name], rows[s.against]) for name in others}
     results["interval"] = "seeds (Student's t)" if len(s.seeds) > 1 else "pairs (binomial)"
-    results["rows"] = rows
+    results["rows"], results["beside"], results["best_by"] = rows, beside, s.best_by
     print_results(results)
     folder = Path("out", s.run)
     write_csv(folder / "results.csv", rows)
@@ -521,7 +548,7 @@ def print_results(results):
     if len(scores) > 1:
         scores = [*scores, "macro"]
     compared = [name for name in rows if rows[name]["best"]]
-    compared.sort(key=lambda name: score_of(rows[name]["best"]), reverse=True)
+    compared.sort(key=lambda name: score_of(rows[name]["best"], results["best_by"]), reverse=True)
     diverged = [name for name in rows if not rows[name]["best"]]
     table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
     for name in compared + diverged:
@@ -533,14 +560,19 @@ def print_results(results):
     scored = {name: row["benchmarks"] for name, row in rows.items() if row.get("benchmarks")}
     if scored:
         tasks = list(next(iter(scored.values())))
+        scored |= {name: row["benchmarks"] for name, row in results["beside"].items()}
         table = [["correct (%)", *tasks]]
         for name, found in scored.items():
-            each = [f"{found[task]['score']:.1f} ± {found[task]['interval']:.1f}" for task in tasks]
-            table.append([name, *each])
+            table.append([name, *(in_words(found.get(task)) for task in tasks)])
         print_columns(table)
     for name, found in results.get("differences", {}).items():
         each = [f"{what} {difference(what, x)}" for what, x in found.items()]
         print(f"{name} less {results['settings']['against']}: {', '.join(each)}")
+
+
+def in_words(result):
+    """A score with its interval; "" if there is none, as of a counting model that is not fine-tuned."""
+    return f"{result['score']:.1f} ± {result['interval']:.1f}" if result else ""
 
 
 def cells(best, scores):

@@ -122,7 +122,7 @@ def test_the_picture_has_every_model(made, monkeypatch):
     monkeypatch.setattr(figures, "keep", lambda figure, path: figure)
     figure = figures.draw_comparison(results, None)
     words = {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
-    assert len(figure.axes) == 2 and {"HGRN2 (128)", "minGRU (16)", "epoch"} <= words
+    assert len(figure.axes) == 2 and {"HGRN2 (128)", "minGRU (16)", "millions of words read"} <= words
 
 
 def test_all_runs_have_the_form_of_the_kernels_that_is_asked_for(made, place):
@@ -132,6 +132,20 @@ def test_all_runs_have_the_form_of_the_kernels_that_is_asked_for(made, place):
     losses = [x["val_loss"] for x in results["rows"]["HGRN2"]["runs"][0]["evaluations"]]
     fast = [x["val_loss"] for x in evaluations(made[0] / "out/two/HGRN2-0.01-0")]
     assert losses == pytest.approx(fast, rel=1e-5)
+
+
+def test_other_runs_are_scored_beside_the_rows(made, place):
+    """... on the same tasks, as evaluate.py scores them alone; and by the loss where the file says so."""
+    recipe = {name: value for name, value in RECIPE.items() if name not in ("models", "learning_rates")}
+    train.main(train.Settings(**recipe | {"run": "other"}))
+    models = {"HGRN2": {"mixer": "hgrn2", "learning_rates": [1e-2]}}
+    how = dict(models=models, tasks="pairs", beside="out/other", best_by="loss", protocol="2025")
+    results = compare.main([write(**how)])
+    assert results["best_by"] == "loss" and results["rows"]["HGRN2"]["words"] > 4000
+    losses = [x["val_loss"] for x in results["rows"]["HGRN2"]["runs"][0]["evaluations"]]
+    assert results["rows"]["HGRN2"]["best"]["val_loss"] == min(losses)
+    alone = evaluate.main(evaluate.Settings("out/other", "pairs", "2025", device="cpu"))["benchmarks"]
+    assert results["beside"]["other"]["benchmarks"]["pairs"] == alone["pairs"]
 
 
 def record(step, macro, loss=5.0, tasks=("blimp_filtered", "supplement", "ewok_filtered")):
@@ -148,7 +162,8 @@ def logged(rate, seed, *records, diverged=False, row="a"):
     (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
     (folder / "times.jsonl").write_text(json.dumps({"step": 1, "tokens_per_second": 10 * (seed + 1)}))
     (folder / "finished.json").write_text(json.dumps({"corpus": "", "diverged": diverged}))
-    return train.Settings(run=f"hand/{row}-{rate:g}-{seed}", learning_rate=rate, seed=seed)
+    by = "pairs" if records and "pairs" in records[0] else "loss"
+    return train.Settings(run=f"hand/{row}-{rate:g}-{seed}", learning_rate=rate, seed=seed, best_by=by)
 
 
 def test_best_epoch_then_mean_over_seeds_then_best_rate(tmp_path, monkeypatch):
@@ -184,7 +199,7 @@ def test_the_table_has_a_line_a_row_and_the_csv_a_line_a_run(tmp_path, monkeypat
     runs = [logged(1e-2, 0, record(10, 60)), logged(1e-3, 0, diverged=True)]
     rows = {"_$x^{$": {"parameters": 1234567, "state": 89} | compare.summarize(runs)}
     tasks = "blimp_filtered,supplement,ewok_filtered"
-    compare.report(compare.Settings(run="hand", eval_pairs=tasks), {}, rows)
+    compare.report(compare.Settings(run="hand", eval_pairs=tasks, best_by="pairs"), {}, rows, {})
     line = capsys.readouterr().out.splitlines()[1]
     assert line.split() == "_$x^{$ 1,234,567 89 0.01 10 1.00 5.000 60.0 60.0 60.0 60.0 ± 1.7 10".split()
     with open("out/hand/results.csv", encoding="utf-8", newline="") as file:
@@ -192,7 +207,7 @@ def test_the_table_has_a_line_a_row_and_the_csv_a_line_a_run(tmp_path, monkeypat
     assert best["model"] == "_$x^{$" and float(best["loss"]) == 5 and float(best["supplement"]) == 60
     assert (best["learning_rate"], best["diverged"], best["step"]) == ("0.01", "False", "10")
     assert (lost["learning_rate"], lost["diverged"], lost["loss"]) == ("0.001", "True", "")
-    compare.report(compare.Settings(run="hand"), {}, {"a": rows["_$x^{$"] | {"best": None, "rates": []}})
+    compare.report(compare.Settings(run="hand"), {}, {"a": rows["_$x^{$"] | {"best": None, "rates": []}}, {})
     assert "diverged" in capsys.readouterr().out
 
 
@@ -442,7 +457,10 @@ REFUSED = {  # what the file says -> what is said of it
     "no mixer": (dict(models={"x": {"mixer": "minGR"}}), "two.py: models['x']: mixer = 'minGR': "),
     "no name": (dict(models={1: {"mixer": "mingru"}}), "two.py: models: their names must be words in quotes"),
     "pairs of its own": (dict(models={"x": {"eval_pairs": "toyland"}}), "'eval_pairs' is not for a row"),
-    "another best": (dict(best_by="loss"), "best_by = 'loss': it goes by the pairs here, as eval_pairs ="),
+    "best by no pairs": (dict(best_by="pairs", eval_pairs=""), "best_by = 'pairs', but eval_pairs names none"),
+    "no tasks beside": (dict(beside="out/tiny"), "beside = 'out/tiny', but tasks names none to score"),
+    "none beside": (dict(beside="out/none", tasks="./pairs"), "beside: there is no out/none; train it"),
+    "no such year": (dict(protocol="2023"), "protocol = '2023': did you mean '2026'? Possible"),
     "no setting": (dict(models={"x": {"mixr": "mingru"}}), "there is no setting 'mixr'; did you mean 'mixer'?"),
     "wrong type": (dict(models={"x": {"n_layer": "3"}}), "models['x']: its settings: n_layer = '3' is not"),
     "bad name": (dict(models={"x/y": {}}), "models['x/y']: run = 'x/y-0.01-0' cannot name a folder"),

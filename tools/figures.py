@@ -235,14 +235,15 @@ def draw_comparison(results, path):
 
 
 def draw_epochs(axis, rows, styles, metric):
-    """Draw every evaluation at each model's best learning rate, means over seeds."""
+    """Draw every evaluation at each model's best learning rate, means over seeds, over words read."""
+    counted = all(row.get("words") for row in rows.values())  # as in text, but not in selective copying
     for name, row in rows.items():
         runs = [run["evaluations"] for run in runs_at_best_rate(row)]
         evaluations = list(zip(*runs))  # each with every seed
-        epochs = [records[0]["epoch"] for records in evaluations]
+        read = [records[0]["epoch"] * (row["words"] / 1e6 if counted else 1) for records in evaluations]
         means = [fmean(record[metric] for record in records) for records in evaluations]
-        axis.plot(epochs, means, **styles[name])
-    axis.set_xlabel("epoch")
+        axis.plot(read, means, **styles[name])
+    axis.set_xlabel("millions of words read" if counted else "epoch")
     axis.grid()
 
 
@@ -405,7 +406,7 @@ def draw_compared(results, path):
     """Draw a result file of compare.py: training, final scores beside the paper's, phenomena. Yields paths."""
     yield draw_comparison(results, path.with_suffix(".svg"))
     rows, tasks = [], {}
-    for name, row in results["rows"].items():
+    for name, row in (results["rows"] | results.get("beside", {})).items():
         found = row.get("benchmarks", {})
         tasks |= found
         if found:

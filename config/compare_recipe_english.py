@@ -1,0 +1,30 @@
+# What Muon, and documents kept apart, change on English: three seeds each, against the plain recipe. AdamW's
+# learning rate was the best of 2e-3, 4e-3, 8e-3 and 1.6e-2 after 300 steps; for Muon's see results/README.md.
+
+corpus = "english"
+vocab_size = 8000
+
+mixer = "hgrn2"
+n_layer = 4
+d_model = 128
+n_head = 2
+d_mlp = 352
+context = 128
+tie_embeddings = True
+
+batch_size = 32  # 32 x 128 = 4k tokens a step
+max_steps = 400
+learning_rate = 8e-3
+warmup = 50
+
+eval_every = 50
+eval_tokens = 60_000
+seeds = [0, 1, 2]
+tasks = "blimp_filtered"
+against = "plain"
+
+models = {
+    "plain": {},
+    "Muon": {"optimizer": "muon", "learning_rates": [2e-2]},
+    "documents apart": {"documents": "apart"},
+}
