@@ -14,7 +14,8 @@ Shapes:  D, E width in and out of a layer   ... any, such as batch and time
 import math
 
 from fast.linear import linear
-from kernels import at_least_float32, fill, gated_linear_attention, min_gru, min_lstm
+from fast.recurrences import gate_gradients, min_rnn
+from kernels import at_least_float32, fill, gated_linear_attention, linear_scan, min_gru, min_lstm
 
 import torch
 import torch.nn.functional as F
@@ -99,19 +100,25 @@ class GatedUnit(torch.autograd.Function):
 
 class LogForgetGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, floor):
-        ctx.save_for_backward(z, floor)
+    def forward(ctx, z, floor, reset):
+        ctx.save_for_backward(z, floor, reset)
         _, rest, f = forget_gate(z, floor)
         lost = (1 - f).addcmul_(rest, 1 - floor, value=-1)  # by rounding f: near 1 that is all of log f
-        return f.clamp_(min=1e-37).log_().add_(lost)
+        log_f = f.clamp_(min=1e-37).log_().add_(lost)
+        if reset is None:
+            return log_f, None
+        return log_f.masked_fill_(reset.unsqueeze(-1), -math.inf), rest.mul_(1 - floor)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dlog_f):
-        z, floor = ctx.saved_tensors
+    def backward(ctx, dlog_f, dk):
+        z, floor, reset = ctx.saved_tensors
         s, rest, f = forget_gate(z, floor)
-        dfloor = rest.mul_(dlog_f).div_(f.clamp_(min=1e-37))  # of each token
-        return (dfloor * s).mul_(1 - floor).to(z.dtype), dfloor.flatten(0, -2).sum(0)
+        df = dlog_f / f.clamp_(min=1e-37)
+        if reset is not None:
+            df.masked_fill_(reset.unsqueeze(-1), 0.0).sub_(dk)
+        dfloor = df.mul_(rest)  # of each token
+        return (dfloor * s).mul_(1 - floor).to(z.dtype), dfloor.flatten(0, -2).sum(0), None
 
 
 def forget_gate(z, floor):
@@ -121,16 +128,19 @@ def forget_gate(z, floor):
     return s, torch.sigmoid(-z), (s * (1 - floor)).add_(floor)
 
 
-def log_forget_gate(z, floor):
+def forget_gates(z, floor, reset=None):
     """
-    z (..., D), floor (D,) in [0, 1) -> log(floor + (1 - floor) sigmoid(z)), (..., D), in float32 at least: in
-    bfloat16, 1 - f would be 0 or 1/256 and nothing between. It is finite: at least log 1e-37.
+    z (B, T, D), floor (D,) in [0, 1) -> log f (B, T, D) of f = floor + (1 - floor) sigmoid(z), and None. It is in
+    float32 at least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between; and finite: at least log 1e-37.
+    With reset (B, T), log f is -inf where that is True, and in place of None is k, 1 - f as it would have been.
     """
     if torch.compiler.is_compiling():
         z, floor = at_least_float32(z, floor)
-        return F.logsigmoid(torch.logaddexp(z, floor.log()) - torch.log1p(-floor))
+        log_f = F.logsigmoid(torch.logaddexp(z, floor.log()) - torch.log1p(-floor))
+        k = None if reset is None else -torch.expm1(log_f)
+        return fill(log_f, reset, -math.inf), k
     floor = floor.to(torch.promote_types(torch.promote_types(z.dtype, floor.dtype), torch.float32))
-    return LogForgetGate.apply(z, floor)
+    return LogForgetGate.apply(z, floor, reset)
 
 
 def swiglu_forward(self, x):
@@ -147,28 +157,55 @@ def hgrn2_forward(self, x, state=None, floor=0.0, reset=None):
     """model.HGRN2's forward"""
     q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
     z = self.forget(x)
-    log_f = log_forget_gate(z, torch.as_tensor(floor, device=z.device).expand(z.shape[-1]))
+    log_f, k = forget_gates(z, torch.as_tensor(floor, device=z.device).expand(z.shape[-1]), reset)
     i = self.input(x)
     q, log_f, i = (y.unflatten(-1, (self.n_head, -1)) for y in (q, log_f, i))  # (B, T, H, K or V)
-    k = None if reset is None else -torch.expm1(log_f)  # None: 1 - f is made inside
-    o, S = gated_linear_attention(q, k, i, fill(log_f, reset, -math.inf), state)
+    k = None if k is None else k.unflatten(-1, (self.n_head, -1))  # None: 1 - f is made inside
+    o, S = gated_linear_attention(q, k, i, log_f, state)
     return self.output(self.norm(o.flatten(2))), S
 
 
 def min_gru_forward(self, x, state=None, reset=None):
     """model.MinGRU's forward"""
-    if reset is not None:
+    if reset is None:
+        h = min_gru(*for_states(self.update(x), self.candidate(x)), state)
+    elif torch.compiler.is_compiling():
         return self.plain.forward(self, x, state, reset)
-    h = min_gru(*for_states(self.update(x), self.candidate(x)), state)
+    else:
+        h = linear_scan(*MinGates.apply("min_gru", reset, None, self.update(x), self.candidate(x)), state)
     return self.output(h), h[:, -1].clone()
 
 
 def min_lstm_forward(self, x, state=None, reset=None):
     """model.MinLSTM's forward"""
-    if reset is not None:
+    if reset is None:
+        h = min_lstm(*for_states(self.forget(x), self.input(x), self.candidate(x)), state)
+    elif torch.compiler.is_compiling():
         return self.plain.forward(self, x, state, reset)
-    h = min_lstm(*for_states(self.forget(x), self.input(x), self.candidate(x)), state)
+    else:
+        gates = self.forget(x), self.input(x), self.candidate(x)
+        h = linear_scan(*MinGates.apply("min_lstm", reset, *gates), state)
     return self.output(h), h[:, -1].clone()
+
+
+class MinGates(torch.autograd.Function):
+    """The inputs a and b of the linear scan that minGRU or minLSTM is, a = 0 where reset (B, T) is True."""
+
+    @staticmethod
+    def forward(ctx, kind, reset, *inputs):
+        ctx.kind = kind
+        ctx.save_for_backward(reset, *inputs)
+        a, share, g = min_rnn(kind, *at_least_float32(*inputs))
+        return a.masked_fill_(reset.unsqueeze(-1), 0.0), g.mul_(share)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, da, db):
+        reset, *inputs = ctx.saved_tensors
+        wide = at_least_float32(*inputs)
+        da = da.masked_fill(reset.unsqueeze(-1), 0.0)
+        gradients = iter(gate_gradients(ctx.kind, *wide, *min_rnn(ctx.kind, *wide), da, db.clone()))
+        return None, None, *(None if x is None else next(gradients).to(x.dtype) for x in inputs)
 
 
 def for_states(*projections):

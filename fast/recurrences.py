@@ -83,17 +83,22 @@ def min_rnn(kind, keep, new, value):
 
 def min_rnn_gradients(kind, inputs, h, dh):
     """The gradients of those of inputs = keep, new, value, h0 that are not None."""
-    keep, new, value, h0 = inputs
-    a, share, g = min_rnn(kind, keep, new, value)
+    *gates, h0 = inputs
+    a, share, g = min_rnn(kind, *gates)
     da, db, dh0 = linear_gradients(a, h0, h, dh)
+    return [*gate_gradients(kind, *gates, a, share, g, da, db), dh0]
+
+
+def gate_gradients(kind, keep, new, value, a, share, g, da, db):
+    """The gradients of those of keep, new, value that are not None; da and db are used up."""
     dr = da.addcmul_(g, db, value=-1).mul_(a).mul_(share)
     s = value.clamp(max=0).sigmoid_()
     # The slope of g is s - s^2 below 0; from 0 upwards s is 1/2, and 3/4 more make it 1.
     slope = s.addcmul_(s, s, value=-1).add_(value.clone().ge_(0), alpha=0.75)
     dvalue = db.mul_(share).mul_(slope)
     if kind == "min_gru":
-        return [dr.neg_(), dvalue, dh0]
-    return [dr * torch.sigmoid(-keep), torch.sigmoid(-new).mul_(dr).neg_(), dvalue, dh0]
+        return [dr.neg_(), dvalue]
+    return [dr * torch.sigmoid(-keep), torch.sigmoid(-new).mul_(dr).neg_(), dvalue]
 
 
 def scan(kind, keep, new, value, h0):
