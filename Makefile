@@ -2,8 +2,9 @@
 # make test       what every change must pass
 # make test-long  every fault many times, into results/faults.json
 # make babyhgrn   BabyHGRN's question: HGRN2 against Llama and with a teacher, from the text to the table. SCALE=small,
-#                 an hour of two CPU cores, on the *.train.txt.gz and *.dev.txt.gz in TEXT or, without any, on BabyLM's
-#                 text, fetched; SCALE=medium, the same text and half an hour of a GPU; SCALE=paper, four GPUs.
+#                 a night of two CPU cores, on the *.train.txt.gz and *.dev.txt.gz in TEXT or, without any, on BabyLM's
+#                 text, fetched; SCALE=tiny, an hour; SCALE=medium, the same text and half an hour of a GPU;
+#                 SCALE=paper, four GPUs. Stopped at any moment, the same command goes on.
 #                 EWoK is given to those who accept its terms; without: TASKS=blimp_filtered,supplement,ewok_fast
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
@@ -35,12 +36,20 @@ setup: .venv/development
 SCALE ?= small
 TEXT ?= $(or $(NANORNN_DATA),data)/corpus
 LAUNCH_paper = .venv/bin/torchrun --nproc_per_node=4
-CORPUS_small = data/english/meta.json
-CORPUS_medium = data/english/meta.json
+MORE_small = config/babyhgrn_mixers.py
+NEEDS_small = out/english_3gram/checkpoint.pt
+NEEDS_tiny = data/english/meta.json
+NEEDS_medium = data/english/meta.json
+SETS = blimp supplement ewok bear
+SETS_small = entity_tracking glue
 
-babyhgrn: config/babyhgrn_$(SCALE).py .venv/runtime $(CORPUS_$(SCALE))
-	for set in blimp supplement ewok bear; do .venv/bin/python data.py $$set || [ $$set = ewok ] || exit; done
-	$(or $(LAUNCH_$(SCALE)),.venv/bin/python) compare.py config/babyhgrn_$(SCALE).py $(TASKS:%=--tasks=%)
+babyhgrn: config/babyhgrn_$(SCALE).py .venv/runtime $(NEEDS_$(SCALE))
+	for set in $(SETS) $(SETS_$(SCALE)); do .venv/bin/python data.py $$set || [ $$set = ewok ] || exit; done
+	for file in $< $(MORE_$(SCALE)); do \
+		$(or $(LAUNCH_$(SCALE)),.venv/bin/python) compare.py $$file $(TASKS:%=--tasks=%) || exit; done
+
+out/english_3gram/checkpoint.pt: data/english/meta.json
+	.venv/bin/python -m tools.ngram english --order=3
 
 data/english/meta.json: | .venv/runtime
 ifneq ($(wildcard $(TEXT)/*.train.txt.gz),)

@@ -110,6 +110,10 @@ def main(args):
             read_benchmark(task, s.protocol)  # now, and not after days of training
     if s.glue and rank() == 0:
         read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
+    for run in s.beside.split(",") if s.beside else []:
+        if not evaluate.checkpoint_of(run).exists():
+            remedy = "train it, or make it with tools/ngram.py"
+            raise UserError(f"{file}: beside: there is no {evaluate.checkpoint_of(run)}; {remedy}")
     sizes = check_rows(rows, file)
     with alone_in(Path("out", s.run)):
         if not all(from_all(Path("out", s.run).exists())):
@@ -172,10 +176,6 @@ def check_comparison(s):
         raise UserError(
             f"beside = {s.beside!r}, but tasks names none to score; set tasks = 'blimp_filtered', say"
         )
-    for run in s.beside.split(",") if s.beside else []:
-        if not evaluate.checkpoint_of(run).exists():
-            remedy = "train it, or make it with tools/ngram.py"
-            raise UserError(f"beside: there is no {evaluate.checkpoint_of(run)}; {remedy}")
     if not s.models:
         raise UserError("models: none named; they are like {'minGRU': {'mixer': 'mingru'}}")
     for name in s.models:

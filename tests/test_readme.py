@@ -442,7 +442,7 @@ def test_commands_name_scripts_and_settings_files_that_exist():
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
-@pytest.mark.parametrize("scale", ["small", "medium", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "medium", "paper"])
 def test_make_babyhgrn_goes_from_the_text_to_the_table(scale):
     """For each of its scales; the text is BabyLM's where none lies in TEXT."""
     command = [
@@ -456,8 +456,10 @@ def test_make_babyhgrn_goes_from_the_text_to_the_table(scale):
         "--assume-old=.venv/runtime",
     ]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    file, tasks = re.search(r"compare\.py (\S+) (\S+)", said).groups()
-    assert (ROOT / file).exists() and tasks == "--tasks=supplement,ewok_fast"
+    files = re.search(r"for file in (.+); do", said)[1].split()
+    assert files[0] == f"config/babyhgrn_{scale}.py" and all((ROOT / file).exists() for file in files)
+    assert re.search(r"compare\.py \$file --tasks=supplement,ewok_fast ", said)
+    assert ("tools.ngram english" in said) == (scale == "small")
     assert ("text english" in said) == (scale != "paper") and ("torchrun" in said) == (scale == "paper")
 
 

@@ -1,0 +1,44 @@
+# Six kinds of model, 1.8 million parameters each, on a quarter of the ten million words: HGRN2 and Llama as in
+# babyhgrn_small.py beside those that BabyHGRN and "Were RNNs All We Needed?" compare them with, one seed. Learning
+# rates: the best of babyhgrn_rates.py.
+
+corpus = "english"
+vocab_size = 8000
+
+n_layer = 4
+d_model = 128
+n_head = 2
+d_mlp = 352
+context = 128
+tie_embeddings = True
+
+batch_size = 32  # 32 x 128 = 4k tokens a step
+max_steps = 1136
+optimizer = "muon"
+schedule = "linear"
+warmup = 50
+
+eval_every = 142
+eval_pairs = "blimp_fast"
+best_by = "loss"
+protocol = "2025"
+tasks = "blimp_filtered,supplement,ewok_filtered"
+beside = "out/english_3gram"
+against = "HGRN2"
+
+models = {
+    "HGRN2": {"mixer": "hgrn2", "learning_rates": [2e-2]},
+    "Llama": {"mixer": "attention", "position": "rope", "learning_rates": [2e-2]},
+    "minGRU": {"mixer": "mingru", "expand": 2, "d_mlp": 264, "learning_rates": [2e-2]},
+    "LSTM": {"mixer": "lstm", "d_mlp": 136, "learning_rates": [2e-2]},
+    "Mamba": {"mixer": "mamba", "mlp": "none", "expand": 2, "n_layer": 7, "learning_rates": [2e-2]},
+    "xLSTM": {
+        "mixer": "mlstm mlstm slstm mlstm mlstm mlstm mlstm",
+        "mlp": "none none geglu none none none none",
+        "norm": "layernorm_nobias",
+        "expand": 2,
+        "d_mlp": 280,  # of the sLSTM block alone
+        "n_layer": 7,
+        "learning_rates": [2e-2],
+    },
+}
