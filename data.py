@@ -81,6 +81,7 @@ class Settings:
     vocab_size: int = 16_000  # entries of the tokenizer, including 256 bytes and <pad> <s> </s>
     val: str = ""  # validation files, names or patterns with commas; none: a share of the documents
     val_share: float = 0.01  # that share
+    tokenizer: str = ""  # a prepared corpus whose tokenizer to use; none: learn one from the text
     longest: int = 0  # lines after which a document ends in any case; 0: only an empty line ends it
 
     def check(self):
@@ -106,8 +107,11 @@ def prepare(name, files, s):
     files, val_files = find_files(files, s.val.split(",") if s.val else [])
     share = 0 if val_files else s.val_share
     sources = {str(path): sha256(path) for path in files + val_files}
-    text = Text(files, "learning the tokenizer")
-    tokenizer = train_tokenizer(split_documents(text, s.longest), s.vocab_size)
+    if s.tokenizer:
+        tokenizer = tokenizer_of(s.tokenizer, name)
+    else:
+        text = Text(files, "learning the tokenizer")
+        tokenizer = train_tokenizer(split_documents(text, s.longest), s.vocab_size)
     text, val_text = Text(files, "encoding"), Text(val_files, "encoding for validation")
     with replacing(folder / "train.bin", "w+b") as train, replacing(folder / "val.bin", "wb") as val:
         train, val = Split(train), Split(val)
@@ -208,6 +212,19 @@ def train_tokenizer(pieces, vocab_size):
     bos = (BOS, tokenizer.token_to_id(BOS))
     template = processors.TemplateProcessing(f"{BOS} $A", f"{BOS} $A {BOS} $B", special_tokens=[bos])
     tokenizer.post_processor = template
+    return tokenizer
+
+
+def tokenizer_of(corpus, name):
+    """The tokenizer of a prepared corpus, for data/NAME; UserError if it is one of single characters."""
+    check_name(corpus)
+    if corpus == name:
+        raise UserError(f"tokenizer = {corpus!r}: is the corpus that is being made; name another one")
+    tokenizer = read_tokenizer(find(corpus))
+    if BOS not in tokenizer.get_vocab():
+        raise UserError(
+            f"tokenizer = {corpus!r}: has no {BOS}, with which a document begins; name another corpus"
+        )
     return tokenizer
 
 

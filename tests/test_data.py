@@ -71,6 +71,25 @@ def spaced(text):
     return re.sub(r"(?m)^(?=[^ \n])", " ", text)
 
 
+def test_the_tokenizer_of_another_corpus(prepare, refusal):
+    """... is kept to the letter, so a run of that corpus can go on with this one."""
+    _, first, _, _ = prepare("the cat sees the other cat and the hat\n" * 20)
+    Path("data/mine").rename("data/other")
+    meta, tokenizer, train, _ = prepare("a hat on the mat", tokenizer="other")
+    assert tokenizer.to_str() == first.to_str() and meta["vocab_size"] == first.get_vocab_size()
+    assert documents(train, tokenizer) == [" a hat on the mat"]
+    for name, what in (
+        ("mine", "is the corpus that is being made"),
+        ("none", "there is no data/none"),
+        ("a/b", "cannot name"),
+    ):
+        assert what in refusal(data.prepare, "mine", ["a.txt"], data.Settings(300, "val.txt", tokenizer=name))
+    path = Path("data/other/tokenizer.json")
+    path.write_text(path.read_text().replace('"<s>"', '"<start>"'))
+    said = refusal(data.prepare, "mine", ["a.txt"], data.Settings(300, "val.txt", tokenizer="other"))
+    assert said.startswith("tokenizer = 'other': has no <s>, with which a document begins")
+
+
 def test_the_format_to_the_letter(prepare):
     """<s> line, newline, line </s>, in 16-bit little-endian numbers; <pad> <s> </s> are 0, 1, 2."""
     meta, tokenizer, train, val = prepare("one two\nthree\n\n\nfour\n")

@@ -235,15 +235,18 @@ def draw_comparison(results, path):
 
 
 def draw_epochs(axis, rows, styles, metric):
-    """Draw every evaluation at each model's best learning rate, means over seeds, over words read."""
-    counted = all(row.get("words") for row in rows.values())  # as in text, but not in selective copying
+    """Draw all evaluations at each model's best rate, means over seeds: scores over words or loss over steps."""
+    counted = metric == "macro" and all(row.get("words") for row in rows.values())
     for name, row in rows.items():
         runs = [run["evaluations"] for run in runs_at_best_rate(row)]
         evaluations = list(zip(*runs))  # each with every seed
-        read = [records[0]["epoch"] * (row["words"] / 1e6 if counted else 1) for records in evaluations]
+        if counted:
+            times = [records[0]["epoch"] * row["words"] / 1e6 for records in evaluations]
+        else:
+            times = [records[0]["step"] for records in evaluations]
         means = [fmean(record[metric] for record in records) for records in evaluations]
-        axis.plot(read, means, **styles[name])
-    axis.set_xlabel("millions of words read" if counted else "epoch")
+        axis.plot(times, means, **styles[name])
+    axis.set_xlabel("millions of words read" if counted else "step")
     axis.grid()
 
 
