@@ -105,15 +105,8 @@ def main(args):
     rows = plan(s, settings, file)
     runs = [run for row in rows.values() for run in row]
     join_processes(find_device(s.device))
-    if s.tasks and rank() == 0:
-        for task in s.tasks.split(","):
-            read_benchmark(task, s.protocol)  # now, and not after days of training
-    if s.glue and rank() == 0:
-        read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
-    for run in s.beside.split(",") if s.beside else []:
-        if not evaluate.checkpoint_of(run).exists():
-            remedy = "train it, or make it with tools/ngram.py"
-            raise UserError(f"{file}: beside: there is no {evaluate.checkpoint_of(run)}; {remedy}")
+    if rank() == 0:
+        read_benchmarks(s, file)
     sizes = check_rows(rows, file)
     with alone_in(Path("out", s.run)):
         if not all(from_all(Path("out", s.run).exists())):
@@ -187,6 +180,19 @@ def check_comparison(s):
         one_of("against", s.against, list(s.models))
 
 
+def read_benchmarks(s, file):
+    """Raise UserError if a benchmark or a run beside the rows is not there: now, not after days of training."""
+    for task in s.tasks.split(",") if s.tasks else []:
+        read_benchmark(task, s.protocol)
+    if s.glue:
+        read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
+    for run in s.beside.split(",") if s.beside else []:
+        checkpoint = evaluate.checkpoint_of(run)
+        if not checkpoint.exists():
+            remedy = "train it, or make it with tools/ngram.py"
+            raise UserError(f"{file}: beside: there is no {checkpoint}; {remedy}")
+
+
 def plan_row(name, s, shared, above):
     """The settings of a row's runs, one for each learning rate and seed; `above` are the rows before it."""
     own = row_settings(s.models[name], shared)
@@ -234,7 +240,7 @@ def row_settings(model, shared):
 def check_rows(rows, file):
     """
     Check what each row needs -> {row: {"parameters": how many, "state": numbers in it after a context, "words":
-    of its corpus}}.
+    of its corpus, "tokens_per_word": of the validation text, by which losses of two tokenizers compare}}.
     """
     sizes, above = {}, {}
     for name, runs in progress(rows.items(), desc="models", unit="model"):
@@ -255,10 +261,12 @@ def check_row(run, above):
     use_kernels(run.kernels, model)
     with torch.inference_mode():
         _, states = model.features(torch.zeros(1, run.context, dtype=torch.long))
+    meta = data.read_meta(corpus)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "state": count_numbers(states),
-        "words": data.read_meta(corpus)["train"]["words"],
+        "words": meta["train"]["words"],
+        "tokens_per_word": meta["val"]["tokens"] / max(1, meta["val"]["words"]),
     }
 
 

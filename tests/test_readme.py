@@ -248,7 +248,7 @@ ASKED = {"blimp_filtered": "BLiMP, filtered", "supplement": "BLiMP-Supplement", 
 
 def table_of_babyhgrn():
     """The paper's question at the small scale, then what the paper found."""
-    found, paper = results("babyhgrn_small"), {x["name"]: x["benchmarks"] for x in results("papers")["rows"]}
+    found, paper = results("babyhgrn_tiny"), {x["name"]: x["benchmarks"] for x in results("papers")["rows"]}
     yield f"| | validation loss | {' | '.join(ASKED.values())} |"
     yield "|---|--:|--:|--:|--:|"
     for name, row in found["rows"].items():

@@ -1,0 +1,46 @@
+# What each choice in config/english_small.py's recipe is worth: 300 steps of it, and of it with one thing
+# changed. Losses of other vocabularies compare by the word. Their corpora are made as the one of 8,000 entries is:
+#     python data.py text english4000 corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=4000
+
+corpus = "english"
+vocab_size = 8000
+
+mixer = "hgrn2"
+n_layer = 4
+d_model = 128
+n_head = 2
+d_mlp = 352
+context = 128
+tie_embeddings = True
+
+batch_size = 32  # 32 x 128 = 4k tokens a step
+max_steps = 300
+optimizer = "muon"
+learning_rate = 2e-2
+schedule = "linear"
+warmup = 50
+
+eval_every = 300
+
+models = {
+    "recipe": {},
+    "cosine": {"schedule": "cosine"},
+    "wsd": {"schedule": "wsd"},
+    "half the rate": {"learning_rates": [1e-2]},
+    "twice the rate": {"learning_rates": [4e-2]},
+    "AdamW alone": {"optimizer": "adamw", "learning_rates": [8e-3]},
+    "documents apart": {"documents": "apart"},
+    "2,000 entries": {"corpus": "english2000", "vocab_size": 2000},
+    "4,000 entries": {"corpus": "english4000", "vocab_size": 4000},
+    "half the batch, twice the steps": {"batch_size": 16, "max_steps": 600, "warmup": 100},
+    "twice the batch, half the steps": {"batch_size": 64, "max_steps": 150, "warmup": 25},
+    "context 64": {"context": 64, "batch_size": 64},
+    "context 256": {"context": 256, "batch_size": 16},
+    "wider": {"d_model": 192, "n_head": 3, "d_mlp": 528},
+    "deeper": {"n_layer": 8},
+    "one head": {"n_head": 1},
+    "four heads": {"n_head": 4},
+    "a convolution": {"conv": 4},
+    "dropout 0.1": {"dropout": 0.1},
+    "two tables": {"tie_embeddings": False},
+}
