@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from support.console import say
+from support.muon import matrices_of_layers
 from support.parallel import models_in, own_part, sharded
 from support.processes import world_size
 
@@ -27,7 +28,7 @@ class Memory:
 
     weights: int  # of the teachers, too
     gradients: int
-    optimizer: int  # Adam's two numbers a weight
+    optimizer: int  # Adam's two numbers a weight, Muon's one
     fixed: float  # by a pass of any size
     each: float  # kept of a sequence, outside blocks
     blocks: list  # kept of a sequence, by each block
@@ -46,6 +47,7 @@ def measure(module, s, autocast, compiled):
     """The Memory that training this objective takes; it is not compiled yet, nor told to recompute."""
     model, *_ = models_in(module)
     gradients = sum(own_part(p).nbytes for p in model.parameters())
+    muons = sum(own_part(p).nbytes for p in matrices_of_layers(model)) if s.optimizer == "muon" else 0
     weights = torch.cuda.memory_allocated()
     rows = min(2, max(1, s.batch_size // s.accumulate // world_size() // 2))
     passing(module, rows, s.context, autocast)  # warm up
@@ -57,7 +59,7 @@ def measure(module, s, autocast, compiled):
         fixed += sum(4 * p.numel() for p in outside)
     torch.cuda.empty_cache()
     return Memory(
-        weights, gradients, 2 * gradients, fixed, each=peak - sum(blocks), blocks=blocks,
+        weights, gradients, 2 * gradients - muons, fixed, each=peak - sum(blocks), blocks=blocks,
         inputs=len(blocks) * s.context * s.d_model * 4, compiled=compiled,
     )  # fmt: skip
 
