@@ -168,11 +168,8 @@ class MLSTM(nn.Module):
         q, k, v = self.query(c), self.key(c), self.value(u)
         gates, m = at_least_float32(self.gates(torch.cat([q, k, v], dim=-1)), m)
         log_i, log_f = gates[..., : self.n_head], F.logsigmoid(gates[..., self.n_head :])  # (B, T, H)
-        after_nothing = (
-            log_i if reset is None else torch.where(reset.unsqueeze(-1), log_f.maximum(log_i), log_i)
-        )
         log_f = fill(log_f, reset, -math.inf)
-        m = stabiliser(log_f, after_nothing, m)  # from m_0 on
+        m = stabiliser(log_f, log_i, m)  # from m_0 on
         q, k, v = (w.unflatten(-1, (self.n_head, -1)) for w in (q, k, v))  # (B, T, H, K or V)
         m_before, m = m[:, :-1, :, None], m[:, 1:, :, None]  # (B, T, H, 1)
         k = k * (torch.exp(log_i.unsqueeze(-1) - m) * k.shape[-1] ** -0.5).to(k.dtype)

@@ -48,9 +48,7 @@ class Config:
     position: str = "none"  # how attention knows the order: none, rope (Llama) or learned (GPT-2)
     conv: int = 0  # width of a causal convolution before each mixer (minRNN's language models: 4); 0: none
     tie_embeddings: bool = False  # one matrix for the embedding and the output layer
-    documents: str = (
-        "joined"  # of a training sequence: joined, or apart (what came before a <s> is forgotten)
-    )
+    documents: str = "joined"  # in a training sequence: joined, or apart (at a <s> the past is forgotten)
 
     def check(self):
         """Raise UserError if no such model can be built."""
