@@ -6,6 +6,7 @@ All pictures, drawn from the files that runs, evaluations and benchmarks write, 
 
     python -m tools.figures memory out/toy              how long each channel of a run remembers
     python -m tools.figures gates out/toy --text="..."  what each channel forgets at each word
+    python -m tools.figures retention out/a out/b       what each word still depends on, in models of any mixer
     python -m tools.figures phenomena out/a out/b       which models fail at which phenomena
 """
 
@@ -445,6 +446,10 @@ def main(args):
 
         settings = configure(figures_gates.Settings(), names, word="run")
         print(figures_gates.PICTURES[command](settings))
+    elif command == "retention":
+        from tools import figures_retention
+
+        print(figures_retention.main(names))
     elif command == "phenomena":
         if not names:
             raise UserError("phenomena of what? python -m tools.figures phenomena out/toy results/toy_1.json")
