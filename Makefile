@@ -4,7 +4,7 @@
 # make babyhgrn   BabyHGRN's question: HGRN2 against Llama and with a teacher, from the text to the table. SCALE=small,
 #                 a night of two CPU cores, on the *.train.txt.gz and *.dev.txt.gz in TEXT or, without any, on BabyLM's
 #                 text, fetched; SCALE=tiny, an hour; SCALE=medium, the same text and half an hour of a GPU;
-#                 SCALE=paper, four GPUs. Stopped at any moment, the same command goes on.
+#                 SCALE=paper, four GPUs. Stopped at any moment, the same command resumes.
 #                 EWoK is given to those who accept its terms; without: TASKS=blimp_filtered,supplement,ewok_fast
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs

@@ -81,7 +81,9 @@ class Settings(train.Settings):
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
     tasks: str = ""  # benchmarks for the best run of each row and seed, in the end, with commas
     glue: str = ""  # (Super)GLUE tasks to fine-tune these runs on, such as rte,wsc
-    protocol: str = "2024"  # year of the BabyLM challenge whose rules hold for both: 2024, 2025 or 2026
+    protocol: str = (
+        "2024"  # year of the BabyLM challenge whose rules hold for tasks and glue: 2024, 2025, 2026
+    )
     beside: str = ""  # other run folders to score on `tasks`, with commas, such as out/english_3gram
     against: str = ""  # the row that the others are compared with
     results: str = ""  # also write the results here, such as results/compare_toy.json
@@ -186,7 +188,7 @@ def read_benchmarks(s, file):
         read_benchmark(task, s.protocol)
     if s.glue:
         read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
-    for run in s.beside.split(",") if s.beside else []:
+    for run in runs_beside(s).values():
         checkpoint = evaluate.checkpoint_of(run)
         if not checkpoint.exists():
             remedy = "train it, or make it with tools/ngram.py"
@@ -408,7 +410,7 @@ def run_results(run):
 
 
 def score_of(record, by):
-    """The number that is highest for the best, by pairs or by loss."""
+    """The score that selects the best, higher is better: the macro score, or minus the validation loss."""
     return record["macro"] if by == "pairs" else -record["val_loss"]
 
 
@@ -472,8 +474,19 @@ def scores_of(s, run):
 
 def evaluate_beside(s):
     """{name of a run that `beside` names: {"benchmarks": ...}}"""
-    runs = s.beside.split(",") if s.beside else []
-    return {Path(run).name: {"benchmarks": scores_of(s, run)} for run in runs}
+    return {name: {"benchmarks": scores_of(s, run)} for name, run in runs_beside(s).items()}
+
+
+def runs_beside(s):
+    """{"english_3gram" or, of a checkpoint file, "toy/best": the path} of what `beside` names."""
+    runs = {}
+    for run in s.beside.split(",") if s.beside else []:
+        path = Path(run)
+        name = f"{path.parent.name}/{path.stem}" if path.suffix == ".pt" else path.name
+        if name in runs or name in s.models:
+            raise UserError(f"beside = {s.beside!r}: {name!r} is the name of two rows; rename one")
+        runs[name] = run
+    return runs
 
 
 def fine_tuned(s, file, seed):

@@ -81,7 +81,9 @@ class Settings:
     vocab_size: int = 16_000  # entries of the tokenizer, including 256 bytes and <pad> <s> </s>
     val: str = ""  # validation files, names or patterns with commas; none: a share of the documents
     val_share: float = 0.01  # that share
-    tokenizer: str = ""  # a prepared corpus whose tokenizer to use; none: learn one from the text
+    tokenizer: str = (
+        ""  # a prepared corpus whose tokenizer to use, in place of one of vocab_size from the text
+    )
     longest: int = 0  # lines after which a document ends in any case; 0: only an empty line ends it
 
     def check(self):
@@ -105,11 +107,10 @@ def prepare(name, files, s):
 
     folder = data_folder() / name
     files, val_files = find_files(files, s.val.split(",") if s.val else [])
+    tokenizer = tokenizer_of(s.tokenizer, name) if s.tokenizer else None
     share = 0 if val_files else s.val_share
     sources = {str(path): sha256(path) for path in files + val_files}
-    if s.tokenizer:
-        tokenizer = tokenizer_of(s.tokenizer, name)
-    else:
+    if not tokenizer:
         text = Text(files, "learning the tokenizer")
         tokenizer = train_tokenizer(split_documents(text, s.longest), s.vocab_size)
     text, val_text = Text(files, "encoding"), Text(val_files, "encoding for validation")
@@ -217,7 +218,8 @@ def train_tokenizer(pieces, vocab_size):
 
 def tokenizer_of(corpus, name):
     """The tokenizer of a prepared corpus, for data/NAME; UserError if it is one of single characters."""
-    check_name(corpus)
+    if not re.fullmatch(r"[\w-]+", corpus):
+        raise UserError(f"tokenizer = {corpus!r}: name a corpus, a folder under data/")
     if corpus == name:
         raise UserError(f"tokenizer = {corpus!r}: is the corpus that is being made; name another one")
     tokenizer = read_tokenizer(find(corpus))
@@ -401,7 +403,7 @@ def check_fit(corpus, s):
     if length != s.context:
         remedy = f"{corpus} is made of sequences of {length} tokens; set context = {length}"
         raise UserError(f"context = {s.context}: {remedy}")
-    if s.documents == "apart" and BOS not in Tokenizer.from_file(str(corpus / "tokenizer.json")).get_vocab():
+    if s.documents == "apart" and BOS not in read_tokenizer(corpus).get_vocab():
         raise UserError(f"documents = 'apart': {corpus} is not cut into documents; set documents = 'joined'")
 
 

@@ -220,7 +220,7 @@ class LearnedPositions(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None, reset=None):
-        """x (B, T, D) -> x plus positions, tokens read. UserError after the last position that was learned."""
+        """x (B, T, D) -> x plus positions, tokens read. UserError if these may be more than were learned."""
         start, known = 0 if state is None else state, self.table.num_embeddings
         end = x.shape[1] + (start if isinstance(start, int) else int(start.max()))
         if end > known:
@@ -250,8 +250,8 @@ class CausalConv(nn.Module):
 # The mixers. All have one signature: forward(x, state=None, reset=None) -> y, state
 #     x, y    (B, T, D)
 #     state   all that the mixer remembers of the past, recurrences in float32; None before the first token
-#     reset   (B, T), True where a document begins: there the past's share is multiplied by 0, what is new by
-#             what it always is. A mixer without this argument can be trained with documents = "joined" alone.
+#     reset   (B, T), True where a document begins: there the state is multiplied by 0, and the weight of the new
+#             input stays what it was. A mixer without this argument is for documents = "joined" alone.
 
 
 class HGRN2(nn.Module):

@@ -42,7 +42,7 @@ class Settings(Config):
     max_steps: int = 0  # steps to take; 0: as epochs say
     optimizer: str = "adamw"  # adamw, adam, or muon for the matrices of the layers and adamw for the rest
     learning_rate: float = 1e-3  # the highest one
-    muon_times: float = 1.0  # Muon's learning rate is so many times this one
+    muon_times: float = 1.0  # Muon's learning rate, in multiples of learning_rate
     min_lr: float = 0.0  # the last one
     warmup: int = 0  # steps to rise from 0 to the highest
     schedule: str = "cosine"  # linear, cosine, constant or wsd (constant, then down in the last fifth)

@@ -130,9 +130,10 @@ def forget_gate(z, floor):
 
 def forget_gates(z, floor, reset=None):
     """
-    z (B, T, D), floor (D,) in [0, 1) -> log f (B, T, D) of f = floor + (1 - floor) sigmoid(z), and None. It is in
-    float32 at least: in bfloat16, 1 - f would be 0 or 1/256 and nothing between; and finite: at least log 1e-37.
-    With reset (B, T), log f is -inf where that is True, and in place of None is k, 1 - f as it would have been.
+    z (B, T, D), floor (D,) in [0, 1) -> log f of f = floor + (1 - floor) sigmoid(z), and k, both (B, T, D). log f
+    is in float32 at least, for in bfloat16 1 - f would be 0 or 1/256 and nothing between; and finite, at least
+    log 1e-37. Without reset, k is None: the recurrence computes 1 - f. With reset (B, T), k is 1 - f, and log f is
+    -inf where reset is True.
     """
     if torch.compiler.is_compiling():
         z, floor = at_least_float32(z, floor)
@@ -241,9 +242,9 @@ def run_cell(cell, x, state, reset):
     starts = begins.flatten().nonzero().flatten()  # of the pieces into which rows are cut
     lengths = starts.diff(append=starts.new_tensor([B * T]))
     pieces = pack_sequence(x.flatten(0, 1).split(lengths.tolist()), enforce_sorted=False)
-    if state is not None:  # the state goes to pieces that begin a row and no document
-        goes_on = (starts % T == 0) & ~reset.flatten()[starts]
-        state = [(z[starts // T] * goes_on.unsqueeze(-1)).unsqueeze(0) for z in state]
+    if state is not None:  # for the pieces that begin a row and no document
+        continued = (starts % T == 0) & ~reset.flatten()[starts]
+        state = [(z[starts // T] * continued.unsqueeze(-1)).unsqueeze(0) for z in state]
     h, last = cell(pieces, as_cells(cell, state))
     h = torch.cat(unpack_sequence(h)).unflatten(0, (B, T))
     return h, [z.squeeze(0)[(starts + lengths) % T == 0] for z in as_tuple(last)]

@@ -90,7 +90,7 @@ def min_rnn_gradients(kind, inputs, h, dh):
 
 
 def gate_gradients(kind, keep, new, value, a, share, g, da, db):
-    """The gradients of those of keep, new, value that are not None; da and db are used up."""
+    """The gradients of those of keep, new, value that are not None; da and db are overwritten."""
     dr = da.addcmul_(g, db, value=-1).mul_(a).mul_(share)
     s = value.clamp(max=0).sigmoid_()
     # The slope of g is s - s^2 below 0; from 0 upwards s is 1/2, and 3/4 more make it 1.

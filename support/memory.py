@@ -113,7 +113,7 @@ def say_forecast(memory, s):
 
     expected = peak(s.accumulate, s.checkpoint_activations)
     state = (memory.weights + memory.optimizer) / GIB
-    where = f"{state:.1f} of it weights and Adam's averages"
+    where = f"{state:.1f} of it weights and the optimizer's averages"
     say(f"memory of a GPU: about {expected / GIB:.1f} of {there / GIB:.1f} GiB, {where}")
     if expected <= SPARE * there:
         return

@@ -11,16 +11,16 @@ from torch import nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Both optimizers' groups and state in one place; `times` in a group is its rate in those of the others."""
+    """
+    torch.optim.Muon for some weights and AdamW for the others, with one list of groups and one state. A group of
+    Muon's has `times`: its learning rate in multiples of AdamW's.
+    """
 
     def __init__(self, groups, matrices, times, **adam):
-        """`matrices` are the weights for Muon; `groups` all weights, as for AdamW, whose settings `adam` are."""
+        """`groups` of all weights, as for AdamW, whose settings `adam` are; of these, `matrices` are for Muon."""
         chosen = {id(p) for p in matrices}
-        ours, others = [], []
-        for group in groups:
-            for some, mine in ((ours, True), (others, False)):
-                some.append(group | {"params": [p for p in group["params"] if (id(p) in chosen) == mine]})
-        ours = [group | {"times": times} for group in ours]
+        ours = [g | {"params": [p for p in g["params"] if id(p) in chosen], "times": times} for g in groups]
+        others = [g | {"params": [p for p in g["params"] if id(p) not in chosen]} for g in groups]
         self.muon = torch.optim.Muon(ours, lr=times * adam["lr"], adjust_lr_fn="original")
         self.adam = torch.optim.AdamW(others, **adam)
         super().__init__(self.muon.param_groups + self.adam.param_groups, {})
@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for part, mine in ((self.muon, True), (self.adam, False)):
-            part.state = self.state  # load_state_dict makes new ones
+            part.state = self.state  # load_state_dict replaces state and groups: pass on the current ones
             part.param_groups = [group for group in self.param_groups if ("times" in group) == mine]
             part.step()
 

@@ -333,7 +333,7 @@ class Run:
 
     def refuse(self, step, what, rate=None):
         """Raise Diverged, with a command that goes on at half the rate; nothing is saved."""
-        rate = self.optimizer.param_groups[0]["lr"] if rate is None else rate
+        rate = self.optimizer.param_groups[-1]["lr"] if rate is None else rate  # the last is never Muon's
         script = "distill.py" if hasattr(self.s, "teacher") else "train.py"
         command = ["python", script, str(self.folder), f"--learning_rate={self.s.learning_rate / 2:.2g}"]
         if self.s.min_lr:

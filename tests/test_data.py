@@ -81,7 +81,7 @@ def test_the_tokenizer_of_another_corpus(prepare, refusal):
     for name, what in (
         ("mine", "is the corpus that is being made"),
         ("none", "there is no data/none"),
-        ("a/b", "cannot name"),
+        ("a/b", "tokenizer = 'a/b': name a corpus"),
     ):
         assert what in refusal(data.prepare, "mine", ["a.txt"], data.Settings(300, "val.txt", tokenizer=name))
     path = Path("data/other/tokenizer.json")

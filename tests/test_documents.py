@@ -4,7 +4,7 @@ import json
 
 import kernels
 import train
-from model import DOCUMENT_START, MIXERS, Config, LanguageModel
+from model import DOCUMENT_START, Config, LanguageModel
 from support.parallel import recompute_blocks
 
 import pytest
@@ -34,9 +34,8 @@ def build(kind, form):
     torch.manual_seed(0)
     shape = SHAPE | {"n_layer": 1, "d_model": 8, "n_head": 1, "d_state": 4} if form == "triton" else SHAPE
     model = LanguageModel(Config(**shape | {"mixer": kind, "documents": "apart"} | KINDS[kind]))
-    for (
-        parameter
-    ) in model.parameters():  # zeros and ones, as some are at first, would hide what they multiply
+    # zeros and ones, as some are at first, would hide what they multiply
+    for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     kernels.use_kernels(form, model)
     return model
@@ -120,7 +119,6 @@ def test_who_cannot_forget_says_so(mixer, refusal):
     said = refusal(Config(mixer=mixer, documents="apart").check)
     why = "cannot forget what came before; its forward has no argument `reset`"
     assert said == f"documents = 'apart': mixer {mixer.split()[-1]!r} {why}\n"
-    assert {name for name in MIXERS if name in mixer.split()} >= {mixer.split()[-1]}
 
 
 def test_training_and_validation_keep_documents_apart(workplace, tiny):
@@ -150,9 +148,8 @@ def test_recomputed_blocks_keep_them_apart(tokens):
 
 def test_a_corpus_without_documents_is_refused(workplace, tiny, refusal):
     """... one of single characters, say, whose tokenizer has no <s>."""
-    for path in (workplace / "data/tiny/tokenizer.json",):
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace('"<s>"', '"<start>"'), encoding="utf-8")
+    path = workplace / "data/tiny/tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"<s>"', '"<start>"'), encoding="utf-8")
     said = refusal(train.main, tiny(documents="apart"))
     what = "data/tiny is not cut into documents; set documents = 'joined'"
     assert said.splitlines()[-1] == f"documents = 'apart': {what}"

@@ -36,8 +36,9 @@ def test_a_word_changes_what_comes_after_it_alone(mixer):
 
 def test_the_picture_has_a_panel_a_run(workplace, tiny, refusal):
     for mixer in ("hgrn2", "s4d"):
-        train.main(tiny(run=mixer, mixer=mixer, max_steps=1))
-    figures.main(["retention", "out/hgrn2", "out/s4d", "--text=The cat sees.", "--picture=r.png"])
+        train.main(tiny(run=mixer, mixer=mixer, max_steps=2, eval_every=1))
+    runs = ["out/hgrn2", "out/s4d", "out/hgrn2/best.pt", "out/s4d/best.pt", "out/hgrn2/previous.pt"]
+    figures.main(["retention", *runs, "--text=The cat sees.", "--picture=r.png"])
     assert matplotlib.image.imread("r.png").shape[1] > 500
     figures.main(["retention", "out/s4d", "--text=The cat sees."])
     assert Path("out/s4d/retention.svg").stat().st_size > 5000

@@ -418,7 +418,7 @@ def draw_compared(results, path):
             intervals = {task: x["interval"] for task, x in found.items()}
             rows.append({"name": name, "benchmarks": scores, "intervals": intervals})
     if rows:
-        rows += paper_rows(tasks)
+        rows += paper_rows(tasks, results["settings"].get("protocol", "2024"))
         yield draw_leaderboard(rows, list(tasks), path.with_name(f"{path.stem}_benchmarks.svg"))
     if rows or results["tasks"]:
         yield from compare_phenomena([path])

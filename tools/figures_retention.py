@@ -61,7 +61,7 @@ def main(args):
         image = draw_panel(axis, run, s)
     for axis in axes.flat[len(runs) :]:
         axis.remove()
-    bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
+    bar = figure.colorbar(image, ax=list(axes.flat[: len(runs)]), aspect=40, format="{x:.0%}")
     bar.set_label("change of what is expected next")
     figure.suptitle("how much each word (row) still depends on each earlier word (column)")
     folder = Path(runs[0]) if os.path.isdir(runs[0]) else Path(runs[0]).parent
@@ -77,7 +77,7 @@ def draw_panel(axis, run, s):
     moved = retention(model, torch.tensor(tokens))
     words = [word_of(tokenizer, token) for token in tokens]
     later = torch.ones_like(moved).triu(1).bool()
-    image = axis.imshow(moved.masked_fill(later, torch.nan), cmap="magma_r", vmin=0, vmax=1)
+    image = axis.imshow(moved.masked_fill(later, torch.nan).numpy(), cmap="magma_r", vmin=0, vmax=1)
     axis.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
     axis.set_yticks(range(len(words)), words, fontsize=7)
     axis.tick_params(length=0)
