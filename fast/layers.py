@@ -205,7 +205,7 @@ class MinGates(torch.autograd.Function):
         reset, *inputs = ctx.saved_tensors
         wide = at_least_float32(*inputs)
         da = da.masked_fill(reset.unsqueeze(-1), 0.0)
-        gradients = iter(gate_gradients(ctx.kind, *wide, *min_rnn(ctx.kind, *wide), da, db.clone()))
+        gradients = iter(gate_gradients(ctx.kind, wide, min_rnn(ctx.kind, *wide), da, db.clone()))
         return None, None, *(None if x is None else next(gradients).to(x.dtype) for x in inputs)
 
 

@@ -84,13 +84,18 @@ def min_rnn(kind, keep, new, value):
 def min_rnn_gradients(kind, inputs, h, dh):
     """The gradients of those of inputs = keep, new, value, h0 that are not None."""
     *gates, h0 = inputs
-    a, share, g = min_rnn(kind, *gates)
-    da, db, dh0 = linear_gradients(a, h0, h, dh)
-    return [*gate_gradients(kind, *gates, a, share, g, da, db), dh0]
+    made = min_rnn(kind, *gates)
+    da, db, dh0 = linear_gradients(made[0], h0, h, dh)
+    return [*gate_gradients(kind, gates, made, da, db), dh0]
 
 
-def gate_gradients(kind, keep, new, value, a, share, g, da, db):
-    """The gradients of those of keep, new, value that are not None; da and db are overwritten."""
+def gate_gradients(kind, gates, made, da, db):
+    """
+    gates = keep, new, value; made = what min_rnn makes of them -> the gradients of those gates that are not None.
+    da and db are overwritten.
+    """
+    keep, new, value = gates
+    a, share, g = made
     dr = da.addcmul_(g, db, value=-1).mul_(a).mul_(share)
     s = value.clamp(max=0).sigmoid_()
     # The slope of g is s - s^2 below 0; from 0 upwards s is 1/2, and 3/4 more make it 1.
