@@ -81,9 +81,7 @@ class Settings:
     vocab_size: int = 16_000  # entries of the tokenizer, including 256 bytes and <pad> <s> </s>
     val: str = ""  # validation files, names or patterns with commas; none: a share of the documents
     val_share: float = 0.01  # that share
-    tokenizer: str = (
-        ""  # a prepared corpus whose tokenizer to use, in place of one of vocab_size from the text
-    )
+    tokenizer: str = ""  # a prepared corpus whose tokenizer to use; none: learn one of vocab_size entries
     longest: int = 0  # lines after which a document ends in any case; 0: only an empty line ends it
 
     def check(self):
