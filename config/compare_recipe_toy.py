@@ -22,6 +22,6 @@ against = "plain"
 
 models = {
     "plain": {},
-    "Muon": {"optimizer": "muon"},
+    "Muon": {"optimizer": "muon", "learning_rates": [2e-2]},
     "documents apart": {"documents": "apart"},
 }
