@@ -1,6 +1,6 @@
 # Six kinds of model, 1.8 million parameters each, on a quarter of the ten million words: HGRN2 and Llama as in
 # babyhgrn_small.py beside those that BabyHGRN and "Were RNNs All We Needed?" compare them with, one seed.
-# Learning rates: the best of babyhgrn_rates.py.
+# Learning rates: to be the best of babyhgrn_rates.py.
 
 corpus = "english"
 vocab_size = 8000

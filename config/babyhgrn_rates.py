@@ -1,5 +1,5 @@
 # The learning rate of each model of babyhgrn_small.py and babyhgrn_mixers.py: three each, 400 steps, one seed,
-# and the lowest validation loss. All have the recipe of english_small.py and 1.8 million parameters.
+# and the lowest validation loss. All have the recipe of babyhgrn_small.py and 1.8 million parameters.
 
 corpus = "english"
 vocab_size = 8000

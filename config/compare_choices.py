@@ -1,4 +1,4 @@
-# What each choice in config/english_small.py's recipe is worth: 300 steps of it, and of it with one thing
+# What each choice in babyhgrn_small.py's recipe is worth: 300 steps of it, and of it with one thing
 # changed. Losses of other vocabularies compare by the word. Their corpora are made as the one of 8,000 entries is:
 #     python data.py text english4000 corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=4000
 
