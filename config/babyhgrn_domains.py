@@ -1,22 +1,13 @@
 # Which part of the text teaches what: HGRN2 reads 1.18 million words of each of the corpus's four domains alone,
-# and as many of the text without it; no model reads a word twice. All have one tokenizer: the corpora are made by
+# and as many of the text without it; no model reads a word twice. Not run to its end yet. All have one tokenizer:
+# the corpora are made by
 #     python data.py text english_childes corpus/childes.train.txt.gz --val=corpus/childes.dev.txt.gz \
 #         --tokenizer=english
 # and so on, and english_not_childes from the other three. A word of child-directed speech is 2.1 tokens, one of
 # books 1.4; hence the steps. `python -m tools.figures phenomena results/babyhgrn_domains.json` draws them.
 
-corpus = "english"
-vocab_size = 8000
+base = "english_small.py"
 
-mixer = "hgrn2"
-n_layer = 4
-d_model = 128
-n_head = 2
-d_mlp = 352
-context = 128
-tie_embeddings = True
-
-batch_size = 32  # 32 x 128 = 4k tokens a step
 optimizer = "muon"
 learning_rate = 2e-2
 schedule = "linear"

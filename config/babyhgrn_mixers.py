@@ -1,18 +1,9 @@
 # Six kinds of model, 1.8 million parameters each, on a quarter of the ten million words: HGRN2 and Llama as in
 # babyhgrn_small.py beside those that BabyHGRN and "Were RNNs All We Needed?" compare them with, one seed.
-# Learning rates: to be the best of babyhgrn_rates.py.
+# Learning rates: to be the best of babyhgrn_rates.py. Not run yet.
 
-corpus = "english"
-vocab_size = 8000
+base = "english_small.py"
 
-n_layer = 4
-d_model = 128
-n_head = 2
-d_mlp = 352
-context = 128
-tie_embeddings = True
-
-batch_size = 32  # 32 x 128 = 4k tokens a step
 max_steps = 1136
 optimizer = "muon"
 schedule = "linear"

@@ -1,17 +1,9 @@
 # The learning rate of each model of babyhgrn_small.py and babyhgrn_mixers.py: three each, 400 steps, one seed,
-# and the lowest validation loss. All have the recipe of babyhgrn_small.py and 1.8 million parameters.
+# and the lowest validation loss. All have the recipe of babyhgrn_small.py and 1.8 million parameters. Not run
+# yet.
 
-corpus = "english"
-vocab_size = 8000
+base = "english_small.py"
 
-n_layer = 4
-d_model = 128
-n_head = 2
-d_mlp = 352
-context = 128
-tie_embeddings = True
-
-batch_size = 32  # 32 x 128 = 4k tokens a step
 max_steps = 400
 optimizer = "muon"
 schedule = "linear"

@@ -3,23 +3,14 @@
 # this, then babyhgrn_mixers.py. Models of 1.8M parameters read the ten million words once, three seeds each; the
 # taught students have seeds of their own, so that none begins where its teacher began. Learning rates: to be the
 # best of babyhgrn_rates.py; until it has run, 2e-2, the best of HGRN2 after 300 steps. A model is judged at its
-# lowest validation loss, not at its best test score.
+# lowest validation loss, not at its best test score. Not run to its end yet.
 
-corpus = "english"
-vocab_size = 8000
+base = "english_small.py"
 
-n_layer = 4
-d_model = 128
-n_head = 2
-d_mlp = 352
-context = 128
-tie_embeddings = True
-
-batch_size = 32  # 32 x 128 = 4k tokens a step
 epochs = 1
+max_steps = 0  # as epochs say
 optimizer = "muon"
 schedule = "linear"
-warmup = 100
 
 eval_every = 455
 eval_pairs = "blimp_fast"  # a fifth of BLiMP, for the curves

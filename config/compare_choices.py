@@ -1,19 +1,9 @@
-# What each choice in babyhgrn_small.py's recipe is worth: 300 steps of it, and of it with one thing
-# changed. Losses of other vocabularies compare by the word. Their corpora are made as the one of 8,000 entries is:
+# The worth of each choice in babyhgrn_small.py's recipe: 300 steps of it, and of it with one thing changed. Not
+# run to its end yet. Losses of other vocabularies compare by the word; their corpora are made like that of 8,000:
 #     python data.py text english4000 corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=4000
 
-corpus = "english"
-vocab_size = 8000
+base = "english_small.py"
 
-mixer = "hgrn2"
-n_layer = 4
-d_model = 128
-n_head = 2
-d_mlp = 352
-context = 128
-tie_embeddings = True
-
-batch_size = 32  # 32 x 128 = 4k tokens a step
 max_steps = 300
 optimizer = "muon"
 learning_rate = 2e-2

@@ -1,22 +1,11 @@
-# What Muon, and documents kept apart, change on toyland: five seeds each, against config/toy.py's recipe.
+# What Muon, and documents kept apart, change on toyland: five seeds each, against config/toy.py's recipe. Not run
+# to its end yet.
 
-corpus = "toy"
-vocab_size = 1024
+base = "toy.py"
 
-mixer = "hgrn2"
-n_layer = 3
-d_model = 128
-n_head = 2
-d_mlp = 352
-context = 128
-
-batch_size = 32  # 32 x 128 = 4k tokens a step
 max_steps = 300
-learning_rate = 4e-3
-warmup = 50
 
 eval_every = 50
-eval_pairs = "toyland"
 seeds = [0, 1, 2, 3, 4]
 against = "plain"
 

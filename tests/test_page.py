@@ -53,7 +53,7 @@ def parts(path):
 
 @pytest.fixture
 def computed(runs):
-    """What the page's program computes of TEXT for each model, run by node."""
+    """The page's program run by node on TEXT: logits, scores and shares of each model."""
     if not shutil.which("node"):
         pytest.skip("no node")
     program, content = parts(page.main([*runs, "--file=page.html"]))

@@ -1,4 +1,4 @@
-"""What is still read of each word by a model of any mixer: a word is changed, and predictions change after it."""
+"""Pictures of how long a word matters, for a model of any mixer: change it, and see which predictions change."""
 
 import os
 from dataclasses import dataclass

@@ -91,7 +91,7 @@ SHAPE = "mixer n_layer d_model n_head d_mlp expand norm_eps vocab_size tie_embed
 
 
 def model_of(model, trained):
-    """What the page knows of a model: its name, its shape, its weights."""
+    """Return a model's name, shape and weights as the page reads them."""
     weights = {name: packed(weight) for name, weight in model.state_dict().items()}
     if trained.tie_embeddings:
         del weights["head.weight"]
