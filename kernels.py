@@ -801,85 +801,59 @@ def key_gradients(
     write_rows(dg, tl.where(log_f > NOTHING, dlog_f, 0.0), first, r, c, left, H, K)
 
 
-# Widths of slices of K and V, warps, stages. Chosen with no GPU at hand, from what the compiler makes of them
-# (python -m tools.bench compile): the fewest instructions per number among those that spill at most 32 bytes of a
-# thread. Only chunk_states has a narrower slice than that, for more programs: each goes from chunk to chunk.
+CHUNK = 32  # C. No product then has the 64 rows for which Triton takes Hopper's own instruction, wgmma: the
+# assembler that comes with Triton 3.6 and 3.7 (ptxas 12.8) lets it read past the end of shared memory, and with a
+# newer one chunks of 64 were no faster on an H200.
+
+# Widths of slices of K and V, warps, stages. In bfloat16 the fastest of 24 on an H200 (results/README.md); in
+# float32 chosen by the compiler's counts alone (python -m tools.bench compile).
 TILES = {
-    "bfloat16, Hopper": dict(
-        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 128, 4, 1),
-        value_gradients=(32, 128, 4, 2), key_gradients=(32, 64, 4, 2),
+    torch.bfloat16: dict(
+        chunk_states=(32, 64, 2, 3), chunk_outputs=(32, 128, 2, 1),
+        value_gradients=(64, 64, 2, 2), key_gradients=(32, 128, 2, 1),
     ),
-    "bfloat16": dict(
-        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 256, 4, 1),
-        value_gradients=(32, 128, 4, 2), key_gradients=(16, 128, 4, 2),
-    ),
-    "bfloat16, one gate": dict(
-        chunk_states=(64, 64, 4, 2), chunk_outputs=(32, 256, 4, 1),
-        value_gradients=(32, 128, 4, 2), key_gradients=(32, 128, 4, 2),
-    ),
-    "float32": dict(
+    torch.float32: dict(
         chunk_states=(32, 32, 8, 1), chunk_outputs=(16, 32, 8, 1),
         value_gradients=(16, 32, 8, 1), key_gradients=(16, 16, 8, 1),
     ),
 }  # fmt: skip
 
 
-def is_hopper(device):
-    return generation(device) == 9
-
-
-def in_bfloat16(q, v):
-    """True if products are in bfloat16; for float16 they are in float32, as factors of a leaf would overflow."""
-    return q.dtype == v.dtype == torch.bfloat16
-
-
-def attention_chunk(q, v):
-    """The chunk length C."""
-    return 64 if in_bfloat16(q, v) and is_hopper(q.device) else 32
-
-
-def attention_tiles(q, v, log_f):
-    """The tiles of each kernel."""
-    if not in_bfloat16(q, v):
-        return TILES["float32"]
-    if is_hopper(q.device):
-        return TILES["bfloat16, Hopper"]
-    return TILES["bfloat16, one gate" if log_f.shape[3] == 1 else "bfloat16"]
+def dot_dtype(q, v):
+    """bfloat16 if both are, else float32: in float16 the factors of a leaf would overflow."""
+    return torch.bfloat16 if q.dtype == v.dtype == torch.bfloat16 else torch.float32
 
 
 def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     """Launch programs(slices of K, slices of V) programs of kernel(*tensors, ...), with its tiles."""
-    T, H, K, V, G, C = *q.shape[1:], v.shape[3], log_f.shape[3], attention_chunk(q, v)
-    bfloat16 = in_bfloat16(q, v)
-    BK, BV, warps, stages = attention_tiles(q, v, log_f)[kernel.__name__]
+    T, H, K, V, G, dtype = *q.shape[1:], v.shape[3], log_f.shape[3], dot_dtype(q, v)
+    BK, BV, warps, stages = TILES[dtype][kernel.__name__]
     BK, BV = (min(most, max(16, triton.next_power_of_2(size))) for most, size in ((BK, K), (BV, V)))
     kernel[(programs(triton.cdiv(K, BK), triton.cdiv(V, BV)),)](
-        *tensors, marks(C, torch.bfloat16 if bfloat16 else torch.float32, q.device), T,
-        H=H, K=K, V=V, G=G, TIED=k is None, C=C, BK=BK, BV=BV, DOT=tl.bfloat16 if bfloat16 else tl.float32,
-        EXACT=log_f.dtype == torch.bfloat16 or not bfloat16, **settings, num_warps=warps, num_stages=stages,
+        *tensors, marks(CHUNK, dtype, q.device), T,
+        H=H, K=K, V=V, G=G, TIED=k is None, C=CHUNK, BK=BK, BV=BV, DOT=getattr(tl, str(dtype)[6:]),
+        EXACT=torch.promote_types(log_f.dtype, dtype) == dtype, **settings, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
 def saved_by_attend_triton(q, v, keep, dtype):
     """Tensors for the states before chunks (B, H, n, K, V) and all A (B, T, H, C); of size 0 unless `keep`."""
-    (B, T, H, K), V, C = q.shape, v.shape[-1], attention_chunk(q, v)
-    dtype = torch.bfloat16 if in_bfloat16(q, v) else torch.float32
-    states = q.new_empty(B if keep else 0, H, -(-T // C), K, V, dtype=dtype)
-    return states, q.new_empty(B, T, H, C if keep else 0, dtype=dtype)
+    (B, T, H, K), V, dtype = q.shape, v.shape[-1], dot_dtype(q, v)
+    states = q.new_empty(B if keep else 0, H, -(-T // CHUNK), K, V, dtype=dtype)
+    return states, q.new_empty(B, T, H, CHUNK if keep else 0, dtype=dtype)
 
 
 def attend_triton(q, k, v, log_f, S0, results):
     """Fill results = o (B, T, H, V), the last S (B, H, K, V) and, unless of size 0, states before chunks, A."""
     o, S, states, A = results
     q, k, v, log_f, S0 = contiguous(q, k, v, log_f, S0)
-    inputs, keep, C, heads = (q, k, v, log_f), len(states) > 0, attention_chunk(q, v), q.shape[0] * q.shape[2]
-    n = triton.cdiv(q.shape[1], C)
+    inputs, keep, heads, n = (q, k, v, log_f), len(states) > 0, len(q) * q.shape[2], -(-q.shape[1] // CHUNK)
     if not keep:
         states = A.new_empty(heads, n, q.shape[3], v.shape[3])
     with torch.cuda.device_of(q):
         tensors, settings = (k, v, log_f, S0, states, S), dict(BACK=False, STARTED=S0 is not None)
         launch(chunk_states, lambda down, across: heads * down * across, tensors, *inputs, **settings)
-        tensors, settings = (q, k, v, log_f, states, o, A), dict(LEVELS=levels(C), KEEP=keep)
+        tensors, settings = (q, k, v, log_f, states, o, A), dict(LEVELS=levels(CHUNK), KEEP=keep)
         launch(chunk_outputs, lambda down, across: heads * n * across, tensors, *inputs, **settings)
 
 
@@ -888,8 +862,7 @@ def attend_backward_triton(inputs, saved, do, dS, gradients):
     q, k, v, log_f, do, dS = contiguous(*inputs[:4], do, dS)
     states, A = saved
     dq, dk, dv, dlog_f, dS0 = gradients
-    inputs, C, heads = (q, k, v, log_f), attention_chunk(q, v), q.shape[0] * q.shape[2]
-    n = triton.cdiv(q.shape[1], C)
+    inputs, heads, n = (q, k, v, log_f), len(q) * q.shape[2], -(-q.shape[1] // CHUNK)
     dstates, dS_first, dA = torch.empty_like(states), torch.empty_like(dS), torch.empty_like(A)
     dg = dlog_f if dlog_f.shape == q.shape else log_f.new_empty(q.shape, dtype=torch.float32)
     with torch.cuda.device_of(q):
@@ -898,7 +871,7 @@ def attend_backward_triton(inputs, saved, do, dS, gradients):
         tensors = k, v, log_f, A, do, dstates, dv, dA
         launch(value_gradients, lambda down, across: heads * n * across, tensors, *inputs)
         tensors = q, k, v, log_f, states, dA, do, dstates, dq, dk, dg
-        launch(key_gradients, lambda down, across: heads * n * down, tensors, *inputs, LEVELS=levels(C))
+        launch(key_gradients, lambda down, across: heads * n * down, tensors, *inputs, LEVELS=levels(CHUNK))
     if dg is not dlog_f:
         dlog_f.copy_(dg.sum(-1, keepdim=True))
     if dS0 is not None:

@@ -26,7 +26,6 @@ ON_GPU = ("test_triton.py",)  # where there is one; all else is about the CPU, o
 if torch.cuda.is_available():
     torch.cuda.init()
     torch.cuda.device_count()  # kept from here on; PyTorch 2.11 would count again below, and find none
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # from here on: scripts that tests start find no GPU
 else:
     os.environ["TRITON_INTERPRET"] = "1"  # as they are first imported, for test_triton.py; see there
     import kernels
@@ -56,6 +55,12 @@ FIGURES = ROOT / "results" / "faults.json"
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="whole batteries; writes results/faults.json")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_gpu_for_scripts():
+    """Scripts that tests start find no GPU; set here, not above, where pytest-xdist's workers would inherit it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -152,12 +152,9 @@ def test_one_gate_for_a_whole_head(kind):
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
-@pytest.mark.parametrize("name", [name for name in kernels.TILES if name != "float32"])
-def test_the_tiles_of_every_card(name, monkeypatch):
-    """Those of bfloat16, in float32: C = 64 and 32, several slices of K and of V, the last ones not full."""
-    C = 64 if "Hopper" in name else 32
-    monkeypatch.setitem(kernels.TILES, "float32", kernels.TILES[name])
-    monkeypatch.setattr(kernels, "attention_chunk", lambda q, v: C)
+def test_the_tiles_of_bfloat16(monkeypatch):
+    """In float32: several slices of K and of V, the last ones not full."""
+    monkeypatch.setitem(kernels.TILES, torch.float32, kernels.TILES[torch.bfloat16])
     for gates in (40, 1):
         inputs = attention_inputs(1, 70, 1, 40, 264, "of all kinds", gates=gates)
         assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
@@ -273,7 +270,7 @@ def assert_near(fast, loop, inputs):
         assert (x.double() - y).norm() <= 1e-2 * y.norm() + 1e-30, f"number {i} of results and gradients"
 
 
-SHAPES = [(1, 70, 1, 32, 32)]  # a chunk, of 64 steps or twice 32, and a part of one
+SHAPES = [(1, 70, 1, 32, 32)]  # two chunks and a part of one
 if ON_GPU:  # every tile as it is: several slices of K and of V, several chunks
     SHAPES += [(2, 300, 3, K, V) for K, V in ((16, 16), (64, 64), (128, 128), (256, 64), (64, 256))]
 
@@ -283,24 +280,15 @@ if ON_GPU:  # every tile as it is: several slices of K and of V, several chunks
 @pytest.mark.parametrize(
     "kind", ["at initialisation", "near 1", "near 0", "wide", "a hard reset now and then"]
 )
-def test_gated_linear_attention_in_bfloat16(kind, gates, shape, bfloat16, monkeypatch):
-    """On a CPU half of the cases: keys of its own on Hopper with float32 gates and elsewhere with bfloat16's."""
+def test_gated_linear_attention_in_bfloat16(kind, gates, shape, bfloat16):
     fast, loop = kernels.gated_linear_attention, kernels.gated_linear_attention_loop
-    for hopper in (True, False):
-        if not ON_GPU:
-            monkeypatch.setattr(kernels, "is_hopper", lambda device, answer=hopper: answer)
-        q, k, v, log_f, S0 = attention_inputs(*shape, kind)
-        q, k, v, log_f = q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f.to(gates)
-        if hopper == (gates == torch.float32):
-            assert_near(fast, loop, [q, k, v, log_f, S0])
-        else:
-            assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
+    q, k, v, log_f, S0 = attention_inputs(*shape, kind)
+    q, k, v, log_f = q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f.to(gates)
+    assert_near(fast, loop, [q, k, v, log_f, S0])
+    assert_near(tied(fast), tied(loop), [q, v, log_f, S0])
 
 
-@pytest.mark.parametrize("hopper", [True, False])
-def test_one_gate_for_a_whole_head_in_bfloat16(hopper, bfloat16, monkeypatch):
-    if not ON_GPU:
-        monkeypatch.setattr(kernels, "is_hopper", lambda device: hopper)
+def test_one_gate_for_a_whole_head_in_bfloat16(bfloat16):
     for shape in SHAPES:
         q, k, v, log_f, S0 = attention_inputs(*shape, "a hard reset now and then", gates=1)
         inputs = [q.bfloat16(), k.bfloat16(), v.bfloat16(), log_f, S0]

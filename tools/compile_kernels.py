@@ -6,8 +6,8 @@ Compile every Triton kernel for the GPUs it is to run on, on a machine that has 
 The public functions of kernels.py are called, forward and backward, on tensors without values; what Triton asks of
 its driver is answered for a GPU that is not there, and a launch compiles and ends there. So what is compiled is
 what would be launched. A kernel is wrong if it does not compile, if it needs more shared memory than the GPU has,
-or so many more registers that a thread spills over 32 bytes into memory (a few spills outside the loops cost less
-than a narrower tile), or if its bfloat16 products are not on tensor cores.
+or so many more registers that a thread spills over 320 bytes into memory (some spills cost less than a narrower
+tile), or if its bfloat16 products are not made by mma.sync, on tensor cores: see CHUNK there.
 """
 
 import os
@@ -29,7 +29,7 @@ import torch
 # Compute capability -> bytes of shared memory that one program may have: A100; A6000; L4, L40S and RTX 4090; H100
 # and H200; B200; RTX 5090 and RTX PRO 6000
 SHARED_BYTES = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-MOST_SPILLED = 32  # bytes of a thread
+MOST_SPILLED = 320  # bytes of a thread; the fastest key_gradients of those timed on an H200 spills 192
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -178,20 +178,15 @@ def examine(kernel, capability):
         "registers": registers,
         "spilled_bytes": spilled,
         "shared_bytes": kernel.metadata.shared,
-        "wgmma": ptx.count("wgmma.mma_async"),
-        "tcgen05": ptx.count("tcgen05.mma"),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
     }
-    heights = re.findall(r"tt\.dot .*: tensor<(\d+)x\d+xbf16>", kernel.asm["ttir"])
     wrong = []
     if row["shared_bytes"] > SHARED_BYTES[capability]:
         wrong.append(f"more shared memory than {SHARED_BYTES[capability]:,} bytes")
     if spilled > MOST_SPILLED:
         wrong.append("registers spill")
-    if heights and not row["wgmma"] + row["tcgen05"] + row["mma"]:
-        wrong.append("products without tensor cores")
-    if capability == 90 and "64" in heights and not row["wgmma"]:
-        wrong.append("products of 64 rows without wgmma")
+    if re.search(r"tt\.dot .*xbf16>", kernel.asm["ttir"]) and not row["mma"]:
+        wrong.append("products without mma.sync")
     return row | {"wrong": ", ".join(wrong)}
 
 
