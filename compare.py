@@ -1,27 +1,23 @@
 """
 Train many models under one recipe and compare them: BabyHGRN's first experiment.
 
-    python compare.py                             config/compare_toy.py: twelve mixers on toyland
-    python compare.py config/compare_english.py   six models on real English, ten minutes of a GPU
-    torchrun --nproc_per_node=4 compare.py config/compare_10m.py    the paper's five and minGRU, at its sizes
+    python compare.py                             twelve mixers on toyland
+    python compare.py config/compare_english.py   six models on real English
+    torchrun --nproc_per_node=4 compare.py config/compare_10m.py    at the paper's sizes
 
-Trains every model at every learning rate with every seed, and evaluates each run after every epoch (or
-eval_every steps). As in the paper, a model is judged by its best evaluation at its best learning rate: the best by
-minimal pairs if some are scored in training, unless the file says best_by = "loss". The file has the settings that
-all runs share, and
+The file has the settings that all runs share, and a dict of rows:
 
     models = {
-        "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},    a row: what differs, maybe its own rates
-        "Mamba": "config/mamba_10m.py",                             or a file, for all that is not shared
-        "student": {"mixer": "mingru", "teacher": "minGRU"},        distilled from a row above, at its best
-    }                                                               rate, from the best of its first seed,
-                                                                    of its second, ...
+        "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},  # settings of this row alone
+        "Mamba": "config/mamba_10m.py",                           # or a file with them
+        "student": {"mixer": "mingru", "teacher": "minGRU"},      # distilled from a row above
+    }
 
-Every run is an ordinary run folder, out/COMPARISON/MODEL-RATE-SEED. Stopped at any moment, the same command
-resumes. It ends with a table and writes results.json, pictures of it and results.csv, a line a run, into
-out/COMPARISON. With `tasks`, evaluate.py also scores the best runs of each row, and with `glue` finetune.py
-fine-tunes them; with `against`, all rows are compared with that one, seed by seed; with `beside`, other runs are
-scored too, such as an n-gram model of tools/ngram.py.
+Every model is trained at every learning rate with every seed, in out/COMPARISON/MODEL-RATE-SEED,
+and judged by its best evaluation at its best learning rate, as in the paper: by minimal pairs if
+training scores some, unless best_by = "loss". A student's teacher is the best run of the row that
+it names: for its first seed that of the row's first seed, and so on. After a stop, the same
+command resumes. It ends with a table, and writes results.json, results.csv and pictures.
 """
 
 import csv

@@ -1,36 +1,36 @@
 """
 Corpora: text -> tokenizer -> token files, and the blocks that training reads.
 
-    python data.py text NAME FILES... [--val=FILES]    your own text, plain or .gz, of any size
-    python data.py toy                                 toyland, a small made-up English: the default corpus
-    python data.py shakespeare [FILE]                  tiny Shakespeare in single characters; fetched unless given
-    python data.py copying [NAME] [--length=64 ...]    selective copying; copying --help lists its settings
-    python data.py babylm-10m                          BabyLM's corpus of 10 million words (fetches 112 MB)
-    python data.py babylm-100m                         the same with 100 million words (607 MB)
-    python data.py pile-10m [FILES...] [--seed=0]      10 million words of the Pile, sampled as for BabyHGRN
-    python data.py pile-100m [FILES...] [--seed=0]     the same with 100 million words; see corpora/pile.py
+    python data.py text NAME FILES... [--val=FILES]  your own text, plain or .gz, of any size
+    python data.py toy                               toyland, a small made-up English
+    python data.py shakespeare [FILE]                tiny Shakespeare in single characters
+    python data.py copying [NAME] [--length=64 ...]  selective copying; see data.py copying --help
+    python data.py babylm-10m                        BabyLM's 10 million words (112 MB)
+    python data.py babylm-100m                       the same with 100 million words (607 MB)
+    python data.py pile-10m [FILES...] [--seed=0]    10 million words of the Pile, as for BabyHGRN
+    python data.py pile-100m [FILES...] [--seed=0]   the same with 100 million words
 
 and the benchmarks for evaluate.py. FILE is an archive that you have downloaded yourself:
 
-    python data.py blimp [FILE]                        BLiMP, and BabyLM's filtered versions of it
-    python data.py supplement                          BLiMP-Supplement
-    python data.py ewok                                EWoK's fast set, and how to get the rest
-    python data.py ewok_vocabulary [FILE]              BabyLM's word list, which ewok_filtered needs
-    python data.py bear [FILE]                         BEAR and BEAR-big
-    python data.py glue [FILE]                         the GLUE and SuperGLUE tasks in BabyLM's format
-    python data.py entity_tracking                     what is in which box after each move
-    python data.py comps                               COMPS: properties of things, and of what inherits them
-    python data.py wug                                 WUG: made-up adjectives and verbs, inflected (BabyLM 2025)
-    python data.py reading                             words with the times that people took to read them
-    python data.py global_piqa                         GlobalPIQA: everyday physical common sense
+    python data.py blimp [FILE]            BLiMP, and BabyLM's filtered versions of it
+    python data.py supplement              BLiMP-Supplement
+    python data.py ewok                    EWoK's fast set, and how to get the rest
+    python data.py ewok_vocabulary [FILE]  BabyLM's word list, which ewok_filtered needs
+    python data.py bear [FILE]             BEAR and BEAR-big
+    python data.py glue [FILE]             the GLUE and SuperGLUE tasks in BabyLM's format
+    python data.py entity_tracking         what is in which box after each move
+    python data.py comps                   COMPS: properties of things, and of what inherits them
+    python data.py wug                     WUG: made-up adjectives and verbs, inflected
+    python data.py reading                 words with the times that people took to read them
+    python data.py global_piqa             GlobalPIQA: everyday physical common sense
 
-A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian), tokenizer.json
-(byte-level BPE) and meta.json (counts, SHA-256 of the sources). An empty line in the text ends a document. Each
-document becomes <s> line, newline, line, ... </s>.
+A prepared corpus is a folder data/NAME: train.bin and val.bin (token ids, 16-bit little-endian),
+tokenizer.json (byte-level BPE) and meta.json (counts, SHA-256 of the sources). An empty line in
+the text ends a document. Each document becomes <s> line, newline, line, ... </s>.
 
-Data is made in data/ in the working directory, if there is such a folder, and otherwise in the repository's data/
-(unless that is read-only). All scripts look for it in both, but first in the folder NANORNN_DATA, to which nothing
-is written.
+Data is made in data/ in the working directory, if there is such a folder, and otherwise in the
+repository's data/ (unless that is read-only). All scripts look for it in both, but first in the
+folder NANORNN_DATA, to which nothing is written.
 """
 
 import hashlib

@@ -1,14 +1,15 @@
 """
 Train a student on its data and on its teachers' predictions of every next token.
 
-    python train.py; python distill.py                              on toyland: a teacher, then its student
-    python distill.py config/hgrn2_10m.py --teacher=out/hgrn2_10m   the paper's: a student of its teacher's size
-    python distill.py config/hgrn2_10m.py config/distill_babyllama.py --teacher=out/hgrn2_10m,out/llama_10m
+    python train.py; python distill.py                              on toyland
+    python distill.py config/hgrn2_10m.py --teacher=out/hgrn2_10m   the paper's, at equal size
 
-The loss is (1 - alpha) cross-entropy + alpha temperature^2 KL(teacher || student), the mean over tokens (Hinton
-et al. 2015, arXiv:1503.02531). A teacher is a run folder, or a checkpoint in one such as out/NAME/best.pt, of any
-architecture and size that has the tokenizer of the corpus. All else is train.py's: its settings, its loop and its
-folder out/RUN, which is out/NAME_distilled where out/NAME would be the teacher's own.
+The loss is (1 - alpha) cross-entropy + alpha temperature^2 KL(teacher || student), the mean over
+tokens (Hinton et al. 2015, arXiv:1503.02531). A teacher is a run folder, or a checkpoint in one
+such as out/NAME/best.pt, of any architecture and size that has the tokenizer of the corpus;
+several are named with commas, as in config/distill_babyllama.py. All else is train.py's: its
+settings, its loop and its folder out/RUN, which is out/NAME_distilled if out/NAME would be the
+teacher's own.
 """
 
 import hashlib

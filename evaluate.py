@@ -1,11 +1,11 @@
 """
-Score a run: perplexity on its validation text, and benchmarks of grammar and of knowledge of the world.
+Score a run: perplexity on its validation text, and benchmarks of grammar and world knowledge.
 
     python evaluate.py out/toy
-    python evaluate.py out/english_small --tasks=blimp_filtered,supplement,ewok_filtered,bear --protocol=2024
-    python evaluate.py out/toy --tasks=mine.jsonl    a folder, .zip, .jsonl or .jsonl.gz in BLiMP's or EWoK's form
-    python evaluate.py out/*                         several runs side by side; see tools/leaderboard.py
-    torchrun --nproc_per_node=4 evaluate.py out/toy  the same files, sooner: the work is shared by four GPUs
+    python evaluate.py out/english_small --tasks=blimp_filtered,supplement --protocol=2025
+    python evaluate.py out/toy --tasks=mine.jsonl    pairs of your own, in BLiMP's or EWoK's form
+    python evaluate.py out/*                         several runs side by side
+    torchrun --nproc_per_node=4 evaluate.py out/toy  the same files, sooner
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
 log-probabilities behind every verdict) into the run's folder; for another checkpoint in it, such as

@@ -1,20 +1,21 @@
 """
-Fine-tune a run on (Super)GLUE, whose tasks ask for the class of a sentence or of a pair of sentences.
+Fine-tune a run on GLUE and SuperGLUE: classify a sentence, or a pair of sentences.
 
     python finetune.py out/english_small --tasks=rte,wsc --protocol=2024 --seeds="[0, 1, 2]"
-    python finetune.py out/toy/best.pt                                   every task whose files are here
-    python finetune.py out/english_small --tasks=wsc --epochs=20 --learning_rate=1e-5
+    python finetune.py out/toy/best.pt     every task whose files are here
+    torchrun --nproc_per_node=4 finetune.py out/english_small   four fits at once, same numbers
 
-A classification head reads the features of the text's last token, and all weights are trained, once for each seed.
-Inputs, lengths, head, optimiser, epochs, choice of the best epoch and metric are those of the BabyLM challenge of
-the year, see RULES, but for one: the script of 2025 reads the first token, which is always <s>. A causal model
-knows nothing there and answers with one class, so here the last token is read in every year, as in 2026. All three
-years choose the best epoch on the validation file that is then scored, which flatters: compare with the untrained
-model (same configuration, new weights), chosen alike, and with the best single label for all items ("majority").
+A classification head reads the features of the text's last token, and all weights are trained,
+once for each seed. Inputs, lengths, head, optimizer, epochs, choice of the best epoch and metric
+are those of the BabyLM challenge of the year, see RULES, with one exception: the script of 2025
+reads the first token, which is always <s>. A causal model knows nothing there and answers with one
+class, so here the last token is read in every year, as in 2026. All three years choose the best
+epoch on the validation file that is then scored, which flatters: compare with the untrained model
+(same configuration, new weights), chosen alike, and with the best single label for all items
+("majority").
 
-Prints a table and adds the benchmark `glue` to the run's results.json. Each finished fit is a line of
-glue_predictions.jsonl beside it, from which the same command resumes. Several processes make several fits at once,
-with the same numbers: torchrun --nproc_per_node=4 finetune.py out/english_small
+Prints a table and adds the benchmark `glue` to the run's results.json. Each finished fit is a line
+of glue_predictions.jsonl beside it, from which the same command resumes.
 """
 
 import copy

@@ -1,5 +1,6 @@
 """
-Text from a run, one token at a time, in memory that does not grow with its length (attention's does).
+Text from a run, one token at a time, in memory that does not grow with its length (attention's
+does).
 
     python sample.py out/toy                   asks how a text begins, and goes on
     python sample.py out/toy --samples=3       three texts

@@ -1,9 +1,10 @@
 """
 Train a language model.
 
-    python train.py                                             config/toy.py: minutes on a laptop
-    torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py    the paper's run, on four GPUs
-                                                                (torchrun ... -- train.py ... to add --run=NAME)
+    python train.py                                           config/toy.py: minutes on a laptop
+    torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py  the paper's run, on four GPUs
+                                                              (torchrun ... -- train.py ... to add
+                                                              --run=NAME)
 
 Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl,
 learning_curve.svg. Ctrl-C and SIGTERM save first; the same command again resumes, bit for bit.

@@ -1,18 +1,19 @@
 """
 Toyland: endless stories in a small made-up English, and the tests that go with them.
 
-    python -m corpora.toyland data/toyland    train.txt, val.txt, blimp/, ewok/ and bear/ in that folder
-    python -m corpora.toyland --print=200     about 200 words of stories and one minimal pair of each kind
-    python -m corpora.toyland --check         what mere counting of words scores on the minimal pairs
+    python -m corpora.toyland data/toyland   write train.txt, val.txt, blimp/, ewok/ and bear/
+    python -m corpora.toyland --print=200    show some 200 words, and a minimal pair of each kind
+    python -m corpora.toyland --check        show what counting words scores on the minimal pairs
 
-A Teller draws words. A paradigm is a function that asks a Teller for words and returns two sentences, the
-second with a mistake. A story is a small cast and a few lines about it, most of them the good sentences of
-paradigms: whatever the tests ask about, the stories show.
+A Teller draws words. A paradigm is a function that asks a Teller for words and returns two
+sentences, the second with a mistake. A story is a small cast and a few lines about it, most of
+them the good sentences of paradigms: whatever the tests ask about, the stories show.
 
-What the stories never show are the combinations that the tests ask about. A pair of a subject and a verb
-belongs to the stories or to the tests, as a hash decides, and so do a noun and "this", a noun and "there
-is", and the two sides of a comparison. Nor does it help to know which words are common: of each paradigm's
-pairs, as many have the more frequent words in the good sentence as in the bad one.
+What the stories never show are the combinations that the tests ask about. A pair of a subject and
+a verb belongs to the stories or to the tests, as a hash decides, and so do a noun and "this", a
+noun and "there is", and the two sides of a comparison. Nor does it help to know which words are
+common: of each paradigm's pairs, as many have the more frequent words in the good sentence as in
+the bad one.
 """
 
 import hashlib

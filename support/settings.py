@@ -65,6 +65,8 @@ USUAL = {  # setting or value -> its names in other projects
     "attention": "transformer gpt gpt2 llama",
 }
 NOT_PATHS = "prompt", "text"  # settings in which ~ is a letter
+HELP = {"--help", "-h", "--help=all"}
+SCREEN = 40, 100  # lines and columns that --help should fit
 
 
 def configure(defaults, args, word=None, default=None):
@@ -72,7 +74,7 @@ def configure(defaults, args, word=None, default=None):
     configure(Settings(), ["config/small.py", "--n_layer=4"]) -> Settings with those fields replaced.
 
     A bare word is a settings file (`default` if there is none) or a run folder to take settings from; or, if
-    `word` names a field, the value of that field. --help prints all settings. The result is checked.
+    `word` names a field, the value of that field. --help explains the settings. The result is checked.
     """
     settings = replace(defaults, **given(defaults, args, word, default))
     settings.check()
@@ -84,7 +86,7 @@ def given(defaults, args, word=None, default=None):
     words, settings = read_args(args, defaults)
     if default and not words:
         words = [default]
-    asked = {"--help", "-h"} & set(args)
+    asked = HELP & set(args)
     if word and len(words) > 1 and not asked:
         raise UserError(f"{' '.join(words)}: one at a time, please")
     if word == "run" and words:
@@ -94,7 +96,7 @@ def given(defaults, args, word=None, default=None):
     else:
         settings = read_files(words, defaults) | settings
     if asked:
-        print_help(replace(defaults, **settings))
+        print_help(replace(defaults, **settings), settings if "--help=all" not in args else None)
         sys.exit(0)
     return settings
 
@@ -102,7 +104,7 @@ def given(defaults, args, word=None, default=None):
 def read_args(args, defaults):
     """["config/small.py", "--n_layer=4"] -> (["config/small.py"], {"n_layer": 4})."""
     words, settings = [], {}
-    args = [arg for arg in args if arg not in ("--help", "-h")]
+    args = [arg for arg in args if arg not in HELP]
     for arg, following in zip(args, [*args[1:], ""]):
         if arg.startswith("-"):
             settings |= read_flag(arg, following, defaults)
@@ -232,7 +234,7 @@ def value_of(name, defaults, where):
     if name in names:
         return getattr(defaults, name)
     close = nearest(name, names)
-    hint = "--help lists all of them"
+    hint = "--help=all lists all of them"
     if close:
         hint = f"did you mean '{close}'?"
     if str(where).endswith(".json"):
@@ -286,21 +288,47 @@ def at_least(least, settings, *names):
             raise UserError(f"{name} = {value}: must be a number, at least {least}")
 
 
-def print_help(settings):
-    """Print each setting with its value, the comment beside it in the dataclass, and its possible values."""
-    script = sys.modules["__main__"]
-    print((script.__doc__ or "").strip() + "\n\nSettings:")
+def print_help(settings, named=None):
+    """
+    Print the script's docstring and its settings. If they do not fit a screen, only those that a file or flag has
+    `named` are explained, and the others listed; with None, all are explained.
+    """
+    script = (sys.modules["__main__"].__doc__ or "").strip()
+    explained, (lines, columns) = explain(settings), SCREEN
+    if named is None or script.count("\n") + sum(map(len, explained.values())) < lines - 3:
+        named = explained
+    else:
+        explained = explain(settings, most_choices=12)
+    print(f"{script}\n\nSettings:")
+    for name in explained:
+        if name in named:
+            print("\n".join(explained[name]))
+    others = " ".join(f"--{name}={getattr(settings, name)}" for name in explained if name not in named)
+    if others:
+        print(f"Others, which --help=all explains:\n{textwrap.fill(others, columns - 2, **WRAP)}")
+
+
+WRAP = dict(initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def explain(settings, most_choices=99):
+    """{name: lines with a setting's value, the comment beside it in the dataclass, and its possible values}"""
+    explained = {}
     for cls in reversed(type(settings).__mro__[:-1]):
-        lines = re.findall(r"^    (\w+): \w+ = .*?(?:  # (.*))?$", inspect.getsource(cls), re.MULTILINE)
-        for name, meaning in lines:
-            value = textwrap.shorten(str(getattr(settings, name)), 100, placeholder=" ...")
+        found = re.findall(r"^    (\w+): \w+ = .*?(?:  # (.*))?$", inspect.getsource(cls), re.MULTILINE)
+        for name, meaning in found:
+            value = textwrap.shorten(str(getattr(settings, name)), 80, placeholder=" ...")
             choices = choices_of(name, settings)
-            if not all(choice in meaning for choice in choices):
+            if len(choices) <= most_choices and not all(choice in meaning for choice in choices):
                 meaning = f"{meaning}; possible: {', '.join(choices)}"
-            first, *others = textwrap.wrap(meaning, 80) or [""]
-            print(f"  --{name}={value}".ljust(30) + f"  {first}")
-            for line in others:
-                print(" " * 34 + line)
+            lines = [" " * 28 + line for line in textwrap.wrap(meaning, 70)] or [""]
+            head = f"  --{name}={value}"
+            if len(head) < 27:
+                lines[0] = head.ljust(28) + lines[0].strip()
+            else:
+                lines.insert(0, head)
+            explained[name] = lines
+    return explained
 
 
 def choices_of(name, settings):

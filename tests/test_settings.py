@@ -161,9 +161,9 @@ def test_a_flag_is_never_executed(refusal, tmp_path, monkeypatch):
 
 WRONG = """
 train.py tiny.py --n_layers=3                   -> --n_layers: there is no setting 'n_layers'; did you mean
-train.py tiny.py --zzz                          -> --zzz: there is no setting 'zzz'; --help lists all
-train.py tiny.py --                             -> --help lists all
-train.py tiny.py --=3                           -> --help lists all
+train.py tiny.py --zzz                          -> --zzz: there is no setting 'zzz'; --help=all lists all
+train.py tiny.py --                             -> --help=all lists all
+train.py tiny.py --=3                           -> --help=all lists all
 train.py tiny.py --lerning_rate=1               -> did you mean 'learning_rate'
 train.py tiny.py --LR=1                         -> did you mean 'learning_rate'
 train.py tiny.py --lr=1e-3                      -> did you mean 'learning_rate'
@@ -447,28 +447,36 @@ def shortcomings(wrong, ends, folder):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_lists_every_setting_with_its_value_and_meaning(name, end_of):
-    status, said, complaint = end_of(f"{name} --help")
+    status, said, complaint = end_of(f"{name} --help=all")
     assert (status, complaint) == (0, "")
     module, file = SCRIPTS[name]
     settings = configure(module.Settings(), [str(ROOT / "config" / file)]) if file else module.Settings()
     for field in fields(settings):
         value = re.escape(str(getattr(settings, field.name)))
-        assert re.search(rf"(?m)^  --{field.name}={value} +\S", said), field.name
+        assert re.search(rf"(?m)^  --{field.name}={value}\s+\S", said), field.name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_fits_a_screen(name, end_of):
+    """Where all settings do not, those that the file names are explained, and the others listed."""
+    lines = end_of(f"{name} --help")[1].splitlines()
+    assert max(map(len, lines)) <= 100 and len(lines) <= (46 if name in ("compare.py", "distill.py") else 40)
 
 
 def test_help_shows_the_values_of_the_file_and_flags_and_what_else_there_is(end_of):
-    said = " ".join(end_of("train.py tiny.py --n_layer=3 --help")[1].split())
+    said = " ".join(end_of("train.py tiny.py --n_layer=3 --mixer=hgrn2 --help")[1].split())
     assert "--n_layer=3 blocks" in said and "--d_model=16 width" in said and "--run=tiny" in said
     assert f"possible: {', '.join(MIXERS)} --n_layer" in said
-    assert "possible: toyland, toyland_ewok" in " ".join(end_of("evaluate.py --help")[1].split())
+    assert "--help=all explains: --" in said and "--expand=1 " in said
+    assert "possible: toyland, toyland_ewok" in " ".join(end_of("evaluate.py --help=all")[1].split())
     assert "--mixer=hgrn2 what" in " ".join(end_of("train.py out/tiny --help")[1].split())
 
 
 @pytest.mark.parametrize("name", ["agree", "bench"])
 def test_help_keeps_values_and_meanings_apart(name, end_of):
-    said = end_of(f"-m tools.{name} --help")[1]
+    said = end_of(f"-m tools.{name} --help=all")[1]
     for line in said[said.index("Settings:") :].splitlines()[1:]:
-        assert re.match(r" {34}|  --\w+=.*?  ", line), line
+        assert re.match(r" {28}\S|  --\w+=.{,20}  \S|  --\w+=.{13,}$", line), line
 
 
 def test_a_home_folder_is_found_in_every_path(monkeypatch, tmp_path):

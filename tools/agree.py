@@ -2,15 +2,18 @@
 Compare our scores with another tool's, on the folder that tools/export.py makes of a run.
 
     python -m tools.agree out/english_small --peer=transformers
-    python -m tools.agree out/english_small --peer=lm_eval       with a python that has it, here lm_eval 0.4.13
+    python -m tools.agree out/english_small --peer=lm_eval  with a python that has it, here lm_eval
+                                                            0.4.13
     python -m tools.agree out/english_small --peer=minicons
 
-Prints a row for each benchmark and protocol, and adds it to results/agreement.json. Exits with status 2 if a score
-differs by more than the rounding of float32, or if a pair that is no near tie is judged differently.
+Prints a row for each benchmark and protocol, and adds it to results/agreement.json. Exits with
+status 2 if a score differs by more than the rounding of float32, or if a pair that is no near tie
+is judged differently.
 
-BLiMP and the Supplement are scored as by evaluate.py. EWoK's items, which may not be written anywhere as plain
-text, are read from their locked archive into memory and passed to the tools there. Their score is log P(target |
-context), as the BabyLM pipelines compute it, in 2024 without <s> before the context.
+BLiMP and the Supplement are scored as by evaluate.py. EWoK's items, which may not be written
+anywhere as plain text, are read from their locked archive into memory and passed to the tools
+there. Their score is log P(target | context), as the BabyLM pipelines compute it, in 2024 without
+<s> before the context.
 """
 
 import json

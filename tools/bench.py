@@ -1,20 +1,22 @@
 """
 Speed and memory: our models beside what one would otherwise run, on this machine.
 
-    python -m tools.bench train       training steps over sequence length, and the memory they take
-    python -m tools.bench generate    one token at a time, at the start of a text and far into it
-    python -m tools.bench score       minimal pairs, beside lm-eval's harness
-    python -m tools.bench start       from `python train.py` to the first step
-    python -m tools.bench minrnn      a layer of minGRU and minLSTM beside GRU's and LSTM's; see bench_minrnn.py
-    python -m tools.bench kernels     the recurrences alone, over sequence length; see bench_kernels.py
-    python -m tools.bench compile     registers and shared memory of the Triton kernels, compiled for GPUs that are
-                                      not here; see compile_kernels.py
+    python -m tools.bench train     training steps over sequence length, and the memory they take
+    python -m tools.bench generate  one token at a time, at the start of a text and far into it
+    python -m tools.bench score     minimal pairs, beside lm-eval's harness
+    python -m tools.bench start     from `python train.py` to the first step
+    python -m tools.bench minrnn    a layer of minGRU and minLSTM beside GRU's and LSTM's; see
+                                    bench_minrnn.py
+    python -m tools.bench kernels   the recurrences alone, over sequence length; see
+                                    bench_kernels.py
+    python -m tools.bench compile   registers and shared memory of the Triton kernels, compiled for
+                                    GPUs that are not here; see compile_kernels.py
 
-All models have the same width, depth and tokens and about the same number of parameters. They are measured
-alternately in one process; figures are medians. The peers come with
-`pip install transformers "lm_eval[hf]" flash-linear-attention`; one that is missing, or runs out of memory, is a
-row that says so. Each replaces its own entry in results/bench_cpu.json (or _cuda, _mps; compile.json); draw the
-figures with `python -m tools.figures results/bench_cpu.json`.
+All models have the same width, depth and tokens and about the same number of parameters. They are
+measured alternately in one process; figures are medians. The peers come with `pip install
+transformers "lm_eval[hf]" flash-linear-attention`; one that is missing, or runs out of memory, is
+a row that says so. Each replaces its own entry in results/bench_cpu.json (or _cuda, _mps;
+compile.json); draw the figures with `python -m tools.figures results/bench_cpu.json`.
 """
 
 import os

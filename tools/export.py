@@ -1,14 +1,15 @@
 """
 Export a run as a Hugging Face folder, for transformers and every tool that is built on it.
 
-    python -m tools.export out/toy                                   writes out/toy/hf/toy
+    python -m tools.export out/toy                writes out/toy/hf/toy
     python -m tools.export out/toy --to=toy_bf16 --dtype=bfloat16
-    python -m tools.export out/toy --predictions                     the BabyLM leaderboard's file of 2024 instead
+    python -m tools.export out/toy --predictions  the BabyLM leaderboard's file of 2024 instead
 
-Then, anywhere: AutoModelForCausalLM.from_pretrained("out/toy/hf/toy", trust_remote_code=True), or AutoModel, or
-AutoModelForSequenceClassification. A further argument kernels="loop" computes with nothing but the plain text.
-The folder holds the weights as safetensors, the tokenizer, a model card and the modelling code: nanoRNN's own
-files, side by side, which need only PyTorch and transformers, 4.51 or newer.
+Then, anywhere: AutoModelForCausalLM.from_pretrained("out/toy/hf/toy", trust_remote_code=True), or
+AutoModel, or AutoModelForSequenceClassification. A further argument kernels="loop" computes with
+nothing but the plain text. The folder holds the weights as safetensors, the tokenizer, a model
+card and the modelling code: nanoRNN's own files, side by side, which need only PyTorch and
+transformers, 4.51 or newer.
 """
 
 import gzip

@@ -1,9 +1,9 @@
 """
 Several runs side by side: what `python evaluate.py out/a out/b` does.
 
-Prints each run's size, training, perplexity and scores with their 95 % intervals, then the rows of BabyHGRN's
-paper, then how much each run differs from the first one, pair by pair. Also writes leaderboard.csv and draws
-leaderboard.svg, in the folder that holds the first run.
+Prints each run's size, training, perplexity and scores with their 95 % intervals, then the rows of
+BabyHGRN's paper, then how much each run differs from the first one, pair by pair. Also writes
+leaderboard.csv and draws leaderboard.svg, in the folder that holds the first run.
 """
 
 import csv

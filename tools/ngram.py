@@ -1,25 +1,31 @@
 """
-The floor that counting sets: an n-gram model of a prepared corpus, which evaluate.py scores like a run.
+The floor that counting sets: an n-gram model of a corpus, which evaluate.py scores like a run.
 
     python -m tools.ngram english --order=3         writes out/english_3gram, a run folder
     python evaluate.py out/english_3gram --tasks=blimp_filtered,supplement,ewok_filtered
 
-A model of order n predicts a token w from the n - 1 tokens before it, h. With h' for h without its first token
-and h· for h followed by any token, interpolated Kneser-Ney smoothing (Kneser & Ney 1995, in the interpolated form
-of Chen & Goodman 1999) with one discount D is
+A model of order n predicts a token w from the n - 1 tokens before it, h. With h' for h without its
+first token and h· for h followed by any token, interpolated Kneser-Ney smoothing (Kneser & Ney
+1995, in the interpolated form of Chen & Goodman 1999) with one discount D is
 
-    p(w | h) = (max(c(hw) - D, 0) + D n(h·) p(w | h')) / c(h·)        p(w | h) = p(w | h') where c(h·) = 0
+    p(w | h) = (max(c(hw) - D, 0) + D n(h·) p(w | h')) / c(h·)
+    p(w | h) = p(w | h')                                            where c(h·) = 0
 
-    c(hw)    in the model's own order: how often hw occurs; in the lower ones: how many different tokens precede it
-    c(h·)    the sum of c(hw) over w
-    n(h·)    the number of different w that follow h
+    c(hw)  in the model's own order: how often hw occurs; in the lower ones: how many different
+           tokens precede it
+    c(h·)  the sum of c(hw) over w
+    n(h·)  the number of different w that follow h
 
-and for the lowest order p(w | h') = 1 / V, so no token of the vocabulary has probability 0. Three details:
+and for the lowest order p(w | h') = 1 / V, so no token of the vocabulary has probability 0. Three
+details:
 
-* train.bin is one sequence: n-grams cross the borders of documents, as they do in the validation text.
-* What precedes <s> says nothing, so n-grams of two tokens or more that begin with <s> keep their own frequency in
-  the lower orders too. An n-gram that only begins the file counts as preceded once.
-* Where fewer than n - 1 tokens precede w in a text, h is all of them. A text that is scored begins with <s>.
+* train.bin is one sequence: n-grams cross the borders of documents, as they do in the validation
+  text.
+* What precedes <s> says nothing, so n-grams of two tokens or more that begin with <s> keep their
+  own frequency in the lower orders too. An n-gram that only begins the file counts as preceded
+  once.
+* Where fewer than n - 1 tokens precede w in a text, h is all of them. A text that is scored begins
+  with <s>.
 """
 
 import json

@@ -1,12 +1,13 @@
 """
-A page on which one sees a recurrent network remember: a single HTML file that needs no server and no network.
+A page on which one sees a recurrent network remember: one HTML file, with no server or network.
 
-    python -m tools.page out/toy                                             writes out/toy/page.html
-    python -m tools.page out/page_hgrn2 out/page_llama --file=page.html      several models of one tokenizer
+    python -m tools.page out/toy                                          out/toy/page.html
+    python -m tools.page out/page_hgrn2 out/page_llama --file=page.html   several models
 
-One types a sentence and sees what each model expects next, which earlier words it still reads, and its memory
-changing word by word. The file holds the weights, matrices in 8 bits, and the program of page.html computes HGRN2,
-minGRU or attention with rope in blocks of RMSNorm and SwiGLU. 200,000 parameters are 280 kB.
+One types a sentence and sees what each model expects next, which earlier words it still reads, and
+its memory changing word by word. The models share a tokenizer. The file holds their weights,
+matrices in 8 bits, and the program of page.html computes HGRN2, minGRU or attention with rope in
+blocks of RMSNorm and SwiGLU. 200,000 parameters are 280 kB.
 """
 
 import base64

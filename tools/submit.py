@@ -1,23 +1,26 @@
 """
-A submission to the BabyLM challenge of 2026: a model repository with a branch for each checkpoint, and the file of
-predictions and scores that its leaderboard takes.
+A submission to the BabyLM challenge of 2026: a repository with a branch for each checkpoint, and
+the file of predictions and scores that the leaderboard takes.
 
-    python -m tools.submit out/RUN                      writes out/RUN/submission
-    python -m tools.submit out/RUN --hub=OWNER/NAME     and uploads the models to the Hugging Face Hub
+    python -m tools.submit out/RUN                    writes out/RUN/submission
+    python -m tools.submit out/RUN --hub=OWNER/NAME   also uploads the models to the Hub
 
-The run has been trained with --checkpoints=babylm. The final model is the branch `main`, chck_1M.pt is `chck_1M`
-and so on, each a folder as tools/export.py writes it. On disk they lie as in the Hub's cache, because transformers
-ignores `revision` for a plain folder:
+The run has been trained with --checkpoints=babylm. The final model is the branch `main`,
+chck_1M.pt is `chck_1M` and so on, each a folder as tools/export.py writes it. On disk they have
+the layout of the Hub's cache, because transformers ignores `revision` for a plain folder:
 
-    AutoModelForCausalLM.from_pretrained("OWNER/NAME", revision="chck_1M", cache_dir="out/RUN/submission/hub",
-                                         local_files_only=True, trust_remote_code=True)
+    AutoModelForCausalLM.from_pretrained(
+        "OWNER/NAME", revision="chck_1M", cache_dir="out/RUN/submission/hub",
+        local_files_only=True, trust_remote_code=True)
 
-results.json has what the organisers' collate_preds.py makes: of `main` the text that it prefers in every item of
-the full benchmarks, of each checkpoint its scores on the fast ones. What has not been scored yet is scored first;
-GLUE is finetune.py's. A benchmark that is not here is None, and is named.
+results.json has what the organisers' collate_preds.py makes: for `main` the text that it prefers
+in every item of the full benchmarks, for each checkpoint its scores on the fast ones. Whatever has
+not been scored yet is scored first, except GLUE, which is finetune.py's. A missing benchmark is
+None, and is named.
 
-The models may be published. EWoK's texts may not: its authors ask that no item is stored in the open. So its
-predictions, which are sentences, are in the file only with --ewok, which then goes to the leaderboard alone.
+The models may be published. EWoK's texts may not: its authors ask that no item is stored in the
+open. So its predictions, which are sentences, are in the file only with --ewok, which then goes to
+the leaderboard alone.
 """
 
 import json
