@@ -1,12 +1,13 @@
 """
 All pictures, drawn from the files that runs, evaluations and benchmarks write, and put beside them.
 
-    python -m tools.figures out/toy                     the learning curve of a run, as train.py draws it
-    python -m tools.figures results/toy.json            a result file of evaluate.py, compare.py or tools/bench.py
+    python -m tools.figures out/toy           the learning curve of a run, as train.py draws it
+    python -m tools.figures results/toy.json  a result file of evaluate.py, compare.py or
+                                              tools/bench.py
 
     python -m tools.figures memory out/toy              how long each channel of a run remembers
     python -m tools.figures gates out/toy --text="..."  what each channel forgets at each word
-    python -m tools.figures retention out/a out/b       what each word still depends on, in models of any mixer
+    python -m tools.figures retention out/a out/b       what each word still depends on, for any mixer
     python -m tools.figures phenomena out/a out/b       which models fail at which phenomena
 """
 
@@ -17,7 +18,6 @@ import re
 import sys
 from collections import defaultdict
 from contextlib import contextmanager
-from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 
@@ -28,10 +28,11 @@ from support.console import run_script
 from support.run import macro_score, read_log
 from support.settings import UserError, configure, reason
 from tools.figures_bench import draw_benches
-from tools.figures_style import DOTTED, draw_heat, keep, label, plt, use_log_y
+from tools.figures_style import COLORS, DOTTED, WIDTH, draw_heat, keep, label, line_styles, plt
 
 PAPERS = Path(__file__).parents[1] / "results" / "papers.json"  # the rows of the paper's tables
-CORRECT = "correct pairs (%)"
+CORRECT = "right sentence preferred (%)"  # of the two in a minimal pair
+MEANS = {"zero-shot": "zero-shot mean", "macro": "macro average"}  # over several benchmarks
 FACTS = ("bear", "toyland_bear")  # how benchmarks that are no minimal pairs begin
 
 
@@ -51,9 +52,9 @@ def draw(log, terms, path, title):
     lines = sum(len(rows) for rows in tables.values())
     curves = 2 if scored else 1
     height = max(3.4 * curves, 0.2 * lines + 0.8 * len(tables))
-    figure = left = plt.figure(figsize=(11 if tables else 4.5, height))
+    figure = left = plt.figure(figsize=(WIDTH if tables else WIDTH / 2, height))
     if tables:
-        left, right = figure.subfigures(1, 2, width_ratios=[4.7, 6.3])
+        left, right = figure.subfigures(1, 2, width_ratios=[4, 6])
         draw_tables(right, tables, [record["step"] for record in scored])
     places = max(curves, round(height / 4.5))  # beside long heat maps, those below stay empty
     axes = left.subplots(places, squeeze=False)[:, 0]
@@ -66,20 +67,25 @@ def draw(log, terms, path, title):
 
 
 def draw_losses(axis, log, title):
-    """Draw training and validation loss over steps; of a distilled model the cross-entropy alone."""
+    """
+    Draw training and validation loss over steps; of a distilled model the cross-entropy alone. What is above the
+    first evaluation in training is left out of view: beside an untrained model's loss the rest would be flat.
+    """
     training = "ce" if any("ce" in record for record in log) else "loss"
     thin, bold = {"linewidth": 0.8, "alpha": 0.6}, {"linewidth": 2, "marker": "o"}
     for name, words, style in (training, "training", thin), ("val_loss", "validation", bold):
         points = [(record["step"], record[name]) for record in log if name in record]
         if points:
             axis.plot(*zip(*points), label=f"{words}, {points[-1][1]:.3f} at the end", **style)
+            axis.legend(frameon=True, edgecolor="none")
+    losses = [record["val_loss"] for record in log if "val_loss" in record and record["step"]]
+    low = min((min(line.get_ydata()) for line in axis.lines), default=0)
+    if losses and math.isfinite(low + max(losses)):
+        axis.set_ylim(0.99 * low, 1.01 * max(losses))
     epochs = [record["step"] / record["epoch"] for record in log if record["epoch"]]
-    axis.set_xlabel(f"step; an epoch is {epochs[0]:,.0f}" if epochs else "step")
-    axis.set_title(f"{label(title)}: loss, nats per token")
+    axis.set_xlabel(f"step ({epochs[0]:,.0f} are one pass over the text)" if epochs else "step")
+    axis.set_title(f"{label(title)}: loss per token (nats)")
     axis.grid()
-    if axis.lines:
-        use_log_y(axis)
-        axis.legend()
 
 
 def draw_accuracy(axis, records):
@@ -92,15 +98,15 @@ def draw_accuracy(axis, records):
         for task, result in record.get("pairs", {}).items():
             curves[task].append(result["score"])
     for name, scores in curves.items():
-        axis.plot(steps, scores, marker="o", label=f"{label(name)}, {scores[-1]:.1f} last")
+        axis.plot(steps, scores, marker="o", label=f"{label(name)}: {scores[-1]:.1f}")
     axis.set(title="correct answers (%)", xlabel="step")
     if "pairs" in records[0]:
         macro = [macro_score(record["pairs"]) for record in records]
         if len(curves) > 1:
-            axis.plot(steps, macro, linewidth=2, color="black", label=f"macro average, {macro[-1]:.1f} last")
+            axis.plot(steps, macro, linewidth=2, color="black", label=f"macro average: {macro[-1]:.1f}")
         best = macro.index(max(macro))
-        style = {"markersize": 14, "color": "#d7301f", "zorder": 3}
-        words = f"best, {macro[best]:.1f} at step {steps[best]:,}"
+        style = {"markersize": 14, "color": "black", "zorder": 3}
+        words = f"best: {macro[best]:.1f} at step {steps[best]:,}"
         axis.plot(steps[best], macro[best], "*", label=words, **style)
         axis.axhline(50, label="chance", **DOTTED)
         axis.set_title(CORRECT)
@@ -133,7 +139,7 @@ def draw_tables(figure, tables, steps):
     """Draw a heat map a benchmark, a row a paradigm, a column an evaluation; what was learned first is on top."""
     heights = [len(rows) for rows in tables.values()]
     axes = figure.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
-    legible = len(steps) <= 20
+    legible = len(steps) <= 12
     every = math.ceil(len(steps) / 10)  # of which the step is written
     for axis, (task, rows) in zip(axes, tables.items()):
         names = sorted(rows, key=lambda name: -sum(rows[name]))
@@ -145,12 +151,13 @@ def draw_tables(figure, tables, steps):
         axis.set_xlabel("step" if legible else "step; red is 0, yellow 50, blue 100")
 
 
-def draw_benchmarks(benchmarks, terms, path):
+def draw_benchmarks(benchmarks, terms, path, title):
     """Draw results of evaluate.py: a panel a benchmark, a bar with its interval a phenomenon. Returns the path."""
     lines = math.ceil(len(benchmarks) / 2)
     groups = {task: grouped(result["subtasks"], terms) for task, result in benchmarks.items()}
     height = 0.7 + 0.2 * max(len(names) for names in groups.values())
-    figure, axes = plt.subplots(lines, 2, figsize=(10, height * lines), squeeze=False)
+    figure, axes = plt.subplots(lines, 2, figsize=(WIDTH, height * lines), squeeze=False)
+    figure.suptitle(f"{label(title)} after training: correct answers (%) ± 95 %; dotted: chance")
     for axis, (task, result) in zip(axes.flat, benchmarks.items()):
         bars = []
         for name, group in groups[task].items():
@@ -159,7 +166,7 @@ def draw_benchmarks(benchmarks, terms, path):
             interval = math.hypot(*(x["interval"] for x in subtasks)) / len(group)
             bars.append((score, interval, label(name, 60)))
         scores, intervals, names = zip(*sorted(bars))
-        axis.barh(range(len(names)), scores, xerr=intervals, color="#74add1")
+        axis.barh(range(len(names)), scores, xerr=intervals, color=COLORS["sky"])
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.axvline(result.get("chance", 50), **DOTTED)
         axis.set(title=f"{label(task)}: {result['score']:.1f} % correct", xlim=(0, 100))
@@ -174,29 +181,48 @@ def draw_benchmarks(benchmarks, terms, path):
 
 def draw_leaderboard(rows, columns, path):
     """
-    Draw rows of tools/leaderboard.py: a panel a benchmark, a bar with its interval a row, the paper's in gray.
+    Draw rows of tools/leaderboard.py: a panel a benchmark, a dot with its interval a row, the paper's in gray.
     Benchmarks of one row alone are left out. Returns the path.
     """
     shown = [task for task in columns if sum(task in row["benchmarks"] for row in rows) > 1] or columns
     shared = [task for task in shown if all(task in row["benchmarks"] for row in rows)]
     rows = sorted(rows, key=lambda row: sum(row["benchmarks"][task] for task in shared))
     rows.sort(key=lambda row: not row.get("paper"))
-    names = [label(row["name"], 40) + (" (paper)" if row.get("paper") else "") for row in rows]
-    colors = ["#bbbbbb" if row.get("paper") else "#d7301f" for row in rows]
-    size = (3 + 1.6 * len(shown), 1 + 0.24 * len(rows))
+    size = (max(WIDTH, 4 + 1.3 * len(shown)), 1.2 + 0.24 * len(rows))
     figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)
+    pairs = []  # the panels where chance is 50, which get one scale
     for axis, task in zip(axes[0], shown):
-        scores = [row["benchmarks"].get(task, math.nan) for row in rows]
-        intervals = [row.get("intervals", {}).get(task, 0) for row in rows]
-        bars = axis.barh(range(len(rows)), scores, xerr=intervals, color=colors)
-        axis.bar_label(bars, fmt="{:.1f}", padding=2, fontsize=8)
-        axis.set_title(label(task, 20))
+        for place, row in enumerate(rows):
+            if task in row["benchmarks"]:
+                draw_score(axis, place, row, task)
+        axis.set_title(label(MEANS.get(task, task), 20))
         axis.margins(x=0.35)
+        axis.grid(axis="y")
         if not task.startswith(FACTS):  # whose chance is far below
             axis.axvline(50, **DOTTED)
-    axes[0, 0].set_yticks(range(len(rows)), names, fontsize=8)
-    figure.supxlabel("per cent correct", fontsize=9)
+            pairs.append(axis)
+    for axis in pairs[1:]:
+        axis.sharex(pairs[0])
+    axes[0, 0].set_yticks(range(len(rows)), map(name_and_size, rows), fontsize=8)
+    figure.suptitle("correct answers (%) of each model, ± 95 %; dotted: chance; M: million parameters")
     return keep(figure, path)
+
+
+def draw_score(axis, place, row, task):
+    """Draw a row's score as a dot, with its interval and number."""
+    score, interval = row["benchmarks"][task], row.get("intervals", {}).get(task, 0)
+    style = {"fmt": "s", "color": "gray"} if row.get("paper") else {"fmt": "o", "color": COLORS["vermilion"]}
+    axis.errorbar(score, place, xerr=interval, **style)
+    axis.text(score + interval, place, f"  {score:.1f}", va="center", fontsize=8)
+
+
+def name_and_size(row):
+    """The name of a row of a leaderboard, with the size of the model: "HGRN2 360M, Pile 10M (paper, 367M)"."""
+    about = ["paper"] if row.get("paper") else []
+    if row.get("parameters"):
+        about.append(f"{row['parameters'] / 1e6:,.3g}M")
+    name = label(row["name"], 40)
+    return f"{name} ({', '.join(about)})" if about else name
 
 
 def paper_rows(tasks, protocol="2024"):
@@ -214,24 +240,25 @@ def draw_comparison(results, path):
     """
     rows = {name: row for name, row in results["rows"].items() if row["best"]}
     panels = 3 if results.get("differences") else 2
-    size = (0.5 + 3.8 * panels, max(4, 0.4 * len(rows)))
-    figure, axes = plt.subplots(1, panels, figsize=size)
-    styles = {}
-    for number, (name, marker) in enumerate(zip(rows, cycle("osD^v<>PX*hp"))):
-        styles[name] = {"color": plt.cm.tab20(2 * number % 20 + number // 10), "marker": marker}
-    metric, form, title = "val_loss", ".3f", "validation loss"
+    figure, axes = plt.subplots(1, panels, figsize=(WIDTH, max(4, 0.4 * len(rows))))
+    styles = line_styles(rows)
+    metric, form, title = "val_loss", ".3f", "validation loss (nats)"
     if results["tasks"]:
         metric, form, title = "macro", ".1f", CORRECT
     draw_epochs(axes[0], rows, styles, metric)
-    axes[0].set_title(f"{label(results['comparison'], 20)}: {title}")
+    axes[0].set_ylabel(title)
     best = {name: row["best"] for name, row in rows.items()}
     draw_dots(axes[1], best, styles, metric, form)
+    axes[1].set_title("best of each model, ± 95 %")
+    axes[1].set_xlabel(f"{title}\nin brackets: numbers in a model's state")
+    if results.get("differences"):
+        axes[2].sharey(axes[1])
+        draw_differences(axes[2], results, styles)
     labels = [f"{label(name)} ({row['state']:,})" for name, row in rows.items()]
     axes[1].set_yticks(range(len(rows)), labels)
-    axes[1].set_title("the best of each")
-    axes[1].set_xlabel("in brackets: numbers in the state of a sequence", loc="right")
-    if results.get("differences"):
-        draw_differences(axes[2], results, styles)
+    axes[1].set_ylim(len(rows) - 0.5, -0.7)
+    judge = label(", ".join(results["tasks"]), 40) or "validation loss"
+    figure.suptitle(f"{label(results['comparison'])}: {len(rows)} models compared on {judge}")
     return keep(figure, path)
 
 
@@ -241,12 +268,15 @@ def draw_epochs(axis, rows, styles, metric):
     for name, row in rows.items():
         runs = [run["evaluations"] for run in runs_at_best_rate(row)]
         evaluations = list(zip(*runs))  # each with every seed
+        if len(evaluations) > 1 and not evaluations[0][0]["step"]:
+            del evaluations[0]  # an untrained model's, beside which all models look alike
         if counted:
             times = [records[0]["epoch"] * row["words"] / 1e6 for records in evaluations]
         else:
             times = [records[0]["step"] for records in evaluations]
         means = [fmean(record[metric] for record in records) for records in evaluations]
         axis.plot(times, means, **styles[name])
+    axis.set_title("in training, marked as on the right")
     axis.set_xlabel("millions of words read" if counted else "step")
     axis.grid()
 
@@ -260,26 +290,27 @@ def draw_differences(axis, results, styles):
     """Draw how far the models are from the one named `against`, in the first benchmark or else in the loss."""
     metric, form, unit = "loss", "+.3f", "nats"
     if results["tasks"]:
-        metric, form, unit = results["tasks"][0], "+.1f", "points"
+        metric, form, unit = results["tasks"][0], "+.1f", "percentage points"
     found = {name: numbers[metric] for name, numbers in results["differences"].items() if numbers}
     draw_dots(axis, found, styles, "mean", form)
     axis.axvline(0, **DOTTED)
-    against = label(results["settings"]["against"], 12)
-    axis.set_title(f"{label(metric, 12)}: {unit} above {against!r}", loc="right")
+    axis.set(title=f"difference from {label(results['settings']['against'], 12)!r}, ± 95 %")
+    axis.set_xlabel(f"{label(metric, 20)}\n{unit}")
+    axis.tick_params(axis="y", length=0, labelleft=False)
 
 
 def draw_dots(axis, found, styles, metric, form):
-    """Draw a dot with its interval and number for each of {name: {metric: ..., "interval": ...}}, from the top."""
-    for place, (name, numbers) in enumerate(found.items()):
-        value, interval = numbers[metric], numbers.get("interval")
+    """Draw {name: {metric: ..., "interval": ...}} as dots with their intervals and numbers, in order of styles."""
+    for place, name in enumerate(styles):
+        if name not in found:
+            continue
+        value, interval = found[name][metric], found[name].get("interval")
         axis.errorbar(value, place, xerr=interval, capsize=3, **styles[name])
         text = f"{value:{form}}"
         if interval is not None:
             text += f" ± {interval:{form.strip('+')}}"
         options = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         axis.annotate(text, (value, place), **options)
-    axis.set_yticks(range(len(found)), map(label, found))
-    axis.set_ylim(len(found) - 0.5, -0.7)
     axis.margins(x=0.25)
     axis.locator_params(axis="x", nbins=5)
 
@@ -341,7 +372,7 @@ def draw_phenomena(rows, path, title, terms):
     for name, group in grouped(sorted(shared), terms).items():
         columns[name] = [fmean(rows[model][uid] for uid in group) for model in models]
     names = sorted(columns, key=lambda name: -sum(columns[name]))
-    size = (max(9, 2 + 0.27 * len(names)), 2.8 + 0.25 * len(models))
+    size = (max(WIDTH, 2 + 0.27 * len(names)), 3 + 0.25 * len(models))
     figure, axis = plt.subplots(figsize=size)
     labels = [f"{label(model)}  {means[model]:.1f}" for model in models]
     draw_heat(axis, labels, list(zip(*(columns[name] for name in names))))
@@ -349,8 +380,8 @@ def draw_phenomena(rows, path, title, terms):
     style = {"fontsize": 8, "rotation": 50, "ha": "left", "rotation_mode": "anchor"}
     axis.set_xticks(range(len(names)), [label(name, 50) for name in names], **style)
     axis.tick_params(length=0)
-    words = f"{label(title, 20)}: {CORRECT}; beside the names, means of {len(shared)} paradigms"
-    axis.set_xlabel(words, loc="right")
+    means = f"beside the names: mean of {len(shared)} paradigms"
+    figure.suptitle(f"{label(title)}: {CORRECT}; {means}")
     return keep(figure, path)
 
 
@@ -403,7 +434,7 @@ def draw_evaluated(results, path):
     if log:
         yield draw(log, terms, path.with_suffix(".svg"), name_of(path))
     if rest:
-        yield draw_benchmarks(rest, terms, path.with_name(f"{path.stem}_benchmarks.svg"))
+        yield draw_benchmarks(rest, terms, path.with_name(f"{path.stem}_benchmarks.svg"), name_of(path))
 
 
 def draw_compared(results, path):
@@ -416,7 +447,8 @@ def draw_compared(results, path):
         if found:
             scores = {task: x["score"] for task, x in found.items()}
             intervals = {task: x["interval"] for task, x in found.items()}
-            rows.append({"name": name, "benchmarks": scores, "intervals": intervals})
+            about = {"name": name, "parameters": row.get("parameters")}
+            rows.append(about | {"benchmarks": scores, "intervals": intervals})
     if rows:
         rows += paper_rows(tasks, results["settings"].get("protocol", "2024"))
         yield draw_leaderboard(rows, list(tasks), path.with_name(f"{path.stem}_benchmarks.svg"))

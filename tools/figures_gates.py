@@ -14,13 +14,14 @@ from support.console import progress
 from support.devices import check_kernels
 from support.files import replacing
 from support.settings import UserError
-from tools.figures_style import DOTTED, add_legend, keep, label, plt
+from tools.figures_style import COLORS, DOTTED, WIDTH, add_legend, keep, label, plt
 
 import torch
 import torch.nn.functional as F
 
 BLOCKS = 64  # of the validation text are averaged over
 WORDS = 48  # fit under a picture
+ROWS = 64  # channels of a layer that a picture of gates has room for
 
 
 @dataclass
@@ -53,7 +54,7 @@ def draw_memory(s):
         lives[n] = half_life(means.mean(0))
     run = trained.checkpoint.parent.name
     count = sum(tokens.numel() for tokens in texts)
-    figure, axis = plt.subplots(figsize=(9, 4.4), dpi=200)
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.4), dpi=200)
     axis.set_title(f"{label(run)}: how long each channel remembers, on average over {count:,} tokens")
     axis.axhline(trained.context, label="length of its training sequences", **DOTTED)
     draw_half_lives(axis, mixers, lives, floors_of(model))
@@ -72,7 +73,7 @@ def draw_half_lives(axis, mixers, lives, floors):
     """Draw {layer number: half-lives (channels,)} above those of their floors, sorted in each head."""
     many = sum(map(len, lives.values())) > 1000  # which would make a large file if they were not pixels
     style = {"fill": True, "baseline": 1e-9, "rasterized": many}
-    blue = style | {"color": "#74add1", "label": "half-life of a channel"}
+    blue = style | {"color": COLORS["sky"], "label": "half-life of a channel"}
     dark = style | {"color": "#555555", "label": "the least its floor allows"}
     for place, (n, mixer) in enumerate(mixers.items()):
         n_head = getattr(mixer, "n_head", 1)
@@ -88,10 +89,10 @@ def draw_half_lives(axis, mixers, lives, floors):
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:,.9g}")
     axis.grid(axis="y")
-    labels = [f"{n}\n{life.median():.2g}" for n, life in lives.items()]
+    labels = [f"layer {n}\nmedian {life.median():.2g}" for n, life in lives.items()]
     axis.set_xticks([place + 0.45 for place in range(len(labels))], labels)
-    axis.set(xlim=(-0.1, len(labels)), ylabel="half-life, tokens")
-    axis.set_xlabel("layers, and the medians of their channels, which are sorted in each head")
+    axis.set(xlim=(-0.1, len(labels)), ylabel="half-life in tokens")
+    axis.set_xlabel("channels, sorted in each head")
 
 
 def draw_gates(s):
@@ -105,7 +106,7 @@ def draw_gates(s):
         raise UserError(f"text: {tokens.numel()} tokens, and a picture has room for {WORDS}: shorten it")
     gates = forget_gates(model, mixers, tokens)
     height = 1.6 + min(9, 1.5 * len(gates))
-    figure, axes = plt.subplots(len(gates), figsize=(9, height), squeeze=False)
+    figure, axes = plt.subplots(len(gates), figsize=(WIDTH, height), squeeze=False)
     axes = axes[::-1, 0]
     for axis, (n, log_f) in zip(axes, gates.items()):
         image = draw_forgotten(axis, log_f, getattr(mixers[n], "n_head", 1))
@@ -117,20 +118,24 @@ def draw_gates(s):
         axes[-1].xaxis.tick_top()
         axes[-1].set_xticks(range(len(words)), words, ha="left", **style)
     bar = figure.colorbar(image, ax=axes, aspect=40, format="{x:.0%}")
-    bar.set_label("forgotten of what a channel holds")
+    bar.set_label("share that a channel forgets")
     run = label(trained.checkpoint.parent.name)
-    figure.suptitle(f"{run}: what each channel forgets at each word; in each head, the least is on top")
+    rows = f"rows are channels, at most {ROWS} a layer, in each head the slowest on top"
+    figure.suptitle(f"{run}: how much is forgotten at each word\n{rows}")
     return keep(figure, s.picture or trained.checkpoint.with_name("gates.svg"))
 
 
 def draw_forgotten(axis, log_f, n_head):
-    """Draw 1 - f as an image, from log f (T, channels): a row a channel, sorted in each head."""
+    """
+    Draw 1 - f as an image, from log f (T, channels): a row a channel, sorted in each head. Of more than ROWS
+    channels it draws every second, third, ...
+    """
+    every = math.ceil(log_f.shape[1] / ROWS)
     heads = []
     for gates in log_f.T.chunk(n_head):
         order = gates.mean(1).argsort(descending=True)
-        heads.append(1 - gates[order].exp())
-    style = {"cmap": "magma_r", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
-    image = axis.imshow(torch.cat(heads).numpy(), **style)
+        heads.append(1 - gates[order[::every]].exp())
+    image = axis.imshow(torch.cat(heads).numpy(), cmap="magma_r", vmin=0, vmax=1, aspect="auto")
     for head in range(1, n_head):
         axis.axhline(head * len(heads[0]) - 0.5, color="white", linewidth=2)
     axis.set(xticks=[], yticks=[])

@@ -62,8 +62,8 @@ def main(args):
     for axis in axes.flat[len(runs) :]:
         axis.remove()
     bar = figure.colorbar(image, ax=list(axes.flat[: len(runs)]), aspect=40, format="{x:.0%}")
-    bar.set_label("change of what is expected next")
-    figure.suptitle("how much each word (row) still depends on each earlier word (column)")
+    bar.set_label("change of the prediction")
+    figure.suptitle("how much the prediction after each word (row) depends on each earlier word (column)")
     folder = Path(runs[0]) if os.path.isdir(runs[0]) else Path(runs[0]).parent
     return keep(figure, s.picture or folder / "retention.svg")
 

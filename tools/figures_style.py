@@ -11,10 +11,25 @@ matplotlib.use("svg")
 from support.files import replacing
 
 import matplotlib.pyplot as plt
+from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.ticker import LogLocator, NullLocator
 
+COLORS = {  # Okabe and Ito's, which the colour-blind can tell apart
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+    "black": "black",
+}
+
 matplotlib.rcParams |= {
+    "axes.prop_cycle": cycler(color=COLORS.values()),
+    "axes.titlesize": 10,
+    "figure.titlesize": 11,
+    "image.interpolation": "none",  # a cell is one value: nothing is computed between two
     "svg.hashsalt": "nanornn",  # the same picture drawn again is the same file
     "text.parse_math": False,  # a run may be called "$x^{$"
     "figure.constrained_layout.use": True,
@@ -25,6 +40,7 @@ matplotlib.rcParams |= {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+WIDTH = 10  # inches of most pictures, so that their letters are equally large on a page
 DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1}  # lines at chance and the like
 
 
@@ -58,6 +74,16 @@ def font_type(figure):
     return "path" if all(ord(letter) in known or letter == "\n" for letter in letters) else "none"
 
 
+def line_styles(names):
+    """{name: colour, dashes and marker of its line}, all different."""
+    styles, colors = {}, list(COLORS.values())
+    for number, name in enumerate(names):
+        dashes = ("-", "--", ":")[number // len(colors) % 3]
+        marker = "osD^v<>PX*hp"[number % 12]
+        styles[name] = {"color": colors[number % len(colors)], "linestyle": dashes, "marker": marker}
+    return styles
+
+
 def use_log_y(axis):
     """Make the y axis logarithmic, with a plain number at every tick. Call it when all lines are drawn."""
     axis.set_yscale("log")
@@ -68,17 +94,17 @@ def use_log_y(axis):
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def add_legend(figure, columns):
-    """Name the lines of all panels once, below them."""
+def add_legend(figure, columns, loc="outside lower center"):
+    """Name the lines of all panels once: below them, or elsewhere."""
     handles = {}
     for axis in figure.axes:
         for handle, words in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(words, handle)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+    figure.legend(handles.values(), handles, loc=loc, ncols=columns)
 
 
 def draw_heat(axis, labels, rows, numbers=True):
-    """Draw rows of percentages as colours that the colour-blind can tell apart, and as numbers."""
+    """Draw rows of percentages from red over yellow to blue, and as numbers."""
     axis.imshow(rows, cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
     axis.set_yticks(range(len(labels)), labels)
     axis.spines[:].set_visible(False)
