@@ -1,8 +1,8 @@
 """
-The tests of exercises.md: test_exercise[03] holds exercise 3 of my.py, if there is one, to what is asked.
+The tests of exercises.md: test_exercise[03] checks exercise 3 in my.py, or is skipped if it is not there yet.
 
-The others hold these tests and the text to account: an exercise can be solved within its own beginning, and
-neither that alone nor a near miss will do. The answers are in answers.py; look there last.
+The other tests check these tests and the text. The answers in answers.py are green and only fill the holes of the
+given code; the given code alone and answers with a usual mistake are red.
 """
 
 import importlib.util
@@ -15,7 +15,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import kernels
+from corpora import toyland
 from model import HGRN2, MIXERS, Config, MinGRU, MinLSTM
+from tools import ngram
 
 import pytest
 import test_model
@@ -34,7 +36,7 @@ SHAPE = Config(**test_model.SHAPE)
 
 @pytest.fixture(autouse=True)
 def no_traces():
-    """What a student's file adds to MIXERS is gone after a test."""
+    """Remove from MIXERS what a student's file has added to it."""
     torch.manual_seed(0)
     with patch.dict(MIXERS):
         yield
@@ -46,7 +48,7 @@ def same(what, ours, exact):
 
 
 def same_scan(ours):
-    """The values and the gradients of the loop."""
+    """Assert that the values and the gradients are those of the loop."""
     inputs = torch.rand(2, 7, 5), torch.randn(2, 7, 5), torch.randn(2, 5)
     same("h", ours(*inputs), kernels.linear_scan_loop(*inputs))
     results = [values_and_gradients(f, inputs, torch.float64) for f in (ours, kernels.linear_scan_loop)]
@@ -62,7 +64,7 @@ def same_in_parts(mixer, x):
 
 
 # ----------------------------------------------------------------------------------------------------
-# What is asked, by number
+# The checks, in the order of the exercises
 
 
 def check_scan(my):
@@ -118,6 +120,71 @@ def check_no_floors(my):
         same(f"half-life in the layer with floor {floor:.2f}", torch.as_tensor(half_life), exact)
 
 
+def check_documents(my):
+    """Row 0 begins in the middle of a document, row 1 with the first token of one."""
+    z, c, h0 = torch.rand(2, 9, 5), torch.randn(2, 9, 5), torch.randn(2, 5)
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    h = my.mingru_with_reset(z.clone(), c.clone(), h0.clone(), reset.clone())
+    same("h without a reset", h, kernels.linear_scan_loop(1 - z, z * c, h0))
+    reset[0, [3, 4]] = True
+    reset[1, [0, 6]] = True
+    h = my.mingru_with_reset(z.clone(), c.clone(), h0.clone(), reset.clone())
+    rest = (0, 0, 3, h0[:1])  # of the document that began before row 0
+    whole = [(0, 3, 4, None), (0, 4, 9, None), (1, 0, 6, None), (1, 6, 9, None)]
+    for row, begin, end, past in (rest, *whole):
+        document = slice(row, row + 1), slice(begin, end)
+        alone = kernels.linear_scan_loop(1 - z[document], (z * c)[document], past)
+        same(f"h of row {row}, {begin} <= t < {end}, beside this document alone", h[document], alone)
+
+
+def check_ngram(my):
+    """On toyland's words. Some words and contexts of the held-out text do not occur in the training text."""
+    words = [word for story in toyland.stories(words=3000) for word in ("<s>", *story.split())]
+    vocabulary = sorted(set(words))
+    tokens = torch.tensor([vocabulary.index(word) for word in words])
+    V, train, held_out = len(vocabulary), tokens[:2000], tokens[2000:]
+    for d in (0.75, 0.4):
+        p = my.bigram(train.clone(), V, d)
+        assert isinstance(p, torch.Tensor), f"p should be a tensor, not {p!r}"
+        assert p.shape == (V, V), f"p should have the shape {(V, V)}, not {tuple(p.shape)}"
+        same(f"sum of p(w | h) over w, for every h, with d = {d}", p.sum(dim=1), torch.ones(V, dtype=p.dtype))
+        model = ngram.NGram(ngram.count(train.numpy(), 2, V), d, V)
+        (log_p,) = model.score_texts([(held_out.tolist(), 1)])
+        loss = -p[held_out[:-1], held_out[1:]].double().log().mean()
+        exact = torch.tensor(-log_p / (len(held_out) - 1), dtype=torch.float64)
+        same(f"loss on a held-out text, beside tools/ngram.py's, with d = {d}", loss, exact)
+
+
+def check_own_mixer(my):
+    MIXERS["mine"] = my.Mine
+    mixer, x = my.Mine(SHAPE, layer=0), torch.randn(2, 20, 32)
+    y, other = (mixer(torch.cat([past, x[:, 12:]], dim=1))[0][:, 12] for past in (x[:, :12], -x[:, :12]))
+    assert not torch.equal(y, other), "a token's y is the same whatever came before it"
+    same_in_parts(mixer, x)
+    test_model.test_reading_in_parts_changes_nothing(test_model.build(mixer="mine"))
+    test_model.test_the_future_does_not_leak(test_model.build(mixer="mine"))
+    test_model.test_gradients_reach_every_parameter(test_model.build(mixer="mine"))
+    test_model.test_every_mixer_learns_a_sentence_by_heart(test_model.build(mixer="mine"))
+
+
+def check_bug(my):
+    mixer, original, x = my.BuggyMinLSTM(SHAPE, layer=0), MinLSTM(SHAPE, layer=0), torch.randn(2, 20, 32)
+    mixer.load_state_dict(original.state_dict())
+    same("y of a whole text, beside model.MinLSTM's", mixer(x)[0], original(x)[0])
+    same_in_parts(mixer, x)
+
+
+def check_distillation(my):
+    teacher = torch.randn(5, 9)
+    for temperature in (1, 2, 5):
+        student = torch.randn(5, 9, requires_grad=True)
+        soft = (teacher / temperature).softmax(dim=-1)
+        exact = temperature**2 * F.cross_entropy(student / temperature, soft)
+        loss, gradient = my.distillation_loss(student, teacher, temperature)
+        same(f"loss at temperature {temperature}", loss, exact.detach())
+        same(f"gradient at temperature {temperature}", gradient, *torch.autograd.grad(exact, student))
+
+
 def check_gradients(my):
     same_scan(my.Scan.apply)
 
@@ -158,44 +225,14 @@ def check_chunks(my):
     assert calls[0] == calls[1], f"{calls[0]} operations for chunks of 16, {calls[1]} for chunks of 32"
 
 
-def check_own_mixer(my):
-    MIXERS["mine"] = my.Mine
-    mixer, x = my.Mine(SHAPE, layer=0), torch.randn(2, 20, 32)
-    y, other = (mixer(torch.cat([past, x[:, 12:]], dim=1))[0][:, 12] for past in (x[:, :12], -x[:, :12]))
-    assert not torch.equal(y, other), "a token's y is the same whatever came before it"
-    same_in_parts(mixer, x)
-    test_model.test_reading_in_parts_changes_nothing(test_model.build(mixer="mine"))
-    test_model.test_the_future_does_not_leak(test_model.build(mixer="mine"))
-    test_model.test_gradients_reach_every_parameter(test_model.build(mixer="mine"))
-    test_model.test_every_mixer_learns_a_sentence_by_heart(test_model.build(mixer="mine"))
-
-
-def check_bug(my):
-    mixer, original, x = my.BuggyMinLSTM(SHAPE, layer=0), MinLSTM(SHAPE, layer=0), torch.randn(2, 20, 32)
-    mixer.load_state_dict(original.state_dict())
-    same("y of a whole text, beside model.MinLSTM's", mixer(x)[0], original(x)[0])
-    same_in_parts(mixer, x)
-
-
-def check_distillation(my):
-    teacher = torch.randn(5, 9)
-    for temperature in (1, 2, 5):
-        student = torch.randn(5, 9, requires_grad=True)
-        soft = (teacher / temperature).softmax(dim=-1)
-        exact = temperature**2 * F.cross_entropy(student / temperature, soft)
-        loss, gradient = my.distillation_loss(student, teacher, temperature)
-        same(f"loss at temperature {temperature}", loss, exact.detach())
-        same(f"gradient at temperature {temperature}", gradient, *torch.autograd.grad(exact, student))
-
-
-CHECKS = [check_scan, check_three_gates, check_retnet, check_no_floors, check_gradients]
-CHECKS += [check_kernel, check_chunks, check_own_mixer, check_bug, check_distillation]
+CHECKS = [check_scan, check_three_gates, check_retnet, check_no_floors, check_documents, check_ngram]
+CHECKS += [check_own_mixer, check_bug, check_distillation, check_gradients, check_kernel, check_chunks]
 NAMES = [check.__name__.removeprefix("check_") for check in CHECKS]
 CHECKS = dict(zip(BEGINNINGS, CHECKS, strict=True))
 
 
 def load(path):
-    """A student's file; its Triton kernels are interpreted."""
+    """Import a student's file, with Triton's interpreter for its kernels."""
     specification = importlib.util.spec_from_file_location("my", path)
     my = importlib.util.module_from_spec(specification)
     with pytest.MonkeyPatch.context() as patched:
@@ -205,9 +242,9 @@ def load(path):
 
 
 def ask(number, path):
-    """Check an exercise, or skip it by name where it is not there yet."""
+    """Check an exercise in the file at `path`; skip it if what it asks for is not there yet."""
     if "triton" in BEGINNINGS[number] and not kernels.triton:
-        pytest.skip(f"exercise {number}: Triton is not installed; there is one for Linux")
+        pytest.skip(f"exercise {number}: Triton is not installed; it is available on Linux")
     my = load(path) if path.exists() else None
     for name in re.findall(r"^(?:class|def) (\w+)", BEGINNINGS[number], re.MULTILINE):
         if not hasattr(my, name):
@@ -217,17 +254,17 @@ def ask(number, path):
 
 @pytest.mark.parametrize("number", CHECKS)
 def test_exercise(number):
-    """What a student turns green."""
+    """The test that turns green for a right answer."""
     ask(number, MY)
 
 
 # ----------------------------------------------------------------------------------------------------
-# That a test turns green for the answer, and for nothing else
+# Tests of the checks above: green for the answer, red for everything else
 
 ANSWERS = re.split(r"^# -+\n# ", (ROOT / "tests/answers.py").read_text(encoding="utf-8"), flags=re.M)
 ANSWERS = {answer[:2]: FRAME.replace("# your answers", "# " + answer) for answer in ANSWERS[1:]}
 BUG = "values[:, 0] if past else None"
-NEAR_MISSES = [  # what to replace in an answer, and by what
+NEAR_MISSES = [  # usual mistakes: the exercise, what to replace in its answer, and by what
     ("01", "h, hs = h0", "h, hs = 0 * h0"),
     ("01", "append(h)", "append(h.detach() if t == 3 else h)"),
     ("02", "T - 1, -1, -1", "T"),
@@ -240,21 +277,35 @@ NEAR_MISSES = [  # what to replace in an answer, and by what
     ("04", "block(x, None, floor)", "block(x)"),
     ("04", "block.mixer_norm(x)", "x"),
     ("04", "x, _ =", "_ ="),
-    ("05", "a_next.flip", "a.flip"),
-    ("05", "h0[:, None], h[:, :-1]", "h"),
-    ("06", "state, mask=inside", "state"),
-    ("06", "(sequence * T + t)", "t"),
-    ("07", ".tril()", ".tril(-1)"),
-    ("07", "(D[-1] * k / D)", "(k / D)"),
-    ("07", "A @ v", "sum(A[:, j, None] * v[j] for j in range(len(v)))"),
-    ("08", "self.output(h)", "self.output(x) + 0 * h"),
-    ("08", "self.value(x), state", "self.value(x), None"),
-    ("08", "self.output(h)", "self.output(h - h.mean(dim=1, keepdim=True))"),
-    ("09", "h0 = state", f"h0 = {BUG}"),
-    ("09", "h0 = state", "h0 = None"),
-    ("10", "-(temperature**2) *", "-"),
-    ("10", "temperature * (", "temperature**2 * ("),
-    ("10", "log_p.exp() - r", "log_p.exp() - F.one_hot(r.argmax(-1), 9)"),
+    ("05", "keep =", "z = z.masked_fill(reset[..., None], 1)\n    keep ="),
+    ("05", "keep =", "z[reset] = 1\n    keep ="),
+    ("05", "z * c", "(z * c).masked_fill(reset[..., None], 0)"),
+    ("05", "reset[..., None]", "reset.roll(1, dims=1)[..., None]"),
+    ("05", "reset[..., None]", "reset.any(dim=0)[:, None]"),
+    ("05", "z * c, h0", "z * c, 0 * h0"),
+    ("06", "(c > 0).sum(dim=0)", "c.sum(dim=0)"),
+    ("06", "(c > 0).sum(dim=0)", "(c > 0).sum(dim=1)"),
+    ("06", "/ vocab_size", "/ (preceding > 0).sum() * (preceding > 0)"),
+    ("06", "d * followers * lower", "d * lower"),
+    ("06", "d * followers * lower", "d * followers / vocab_size"),
+    ("06", "(c - d).clamp(min=0) + d * followers * lower", "(1 - d) * c + d * total * lower"),
+    ("06", "p, lower)", "p, 1 / vocab_size)"),
+    ("06", "torch.where(total > 0, p, lower)", "p"),
+    ("07", "self.output(h)", "self.output(x) + 0 * h"),
+    ("07", "self.value(x), state", "self.value(x), None"),
+    ("07", "self.output(h)", "self.output(h - h.mean(dim=1, keepdim=True))"),
+    ("08", "h0 = state", f"h0 = {BUG}"),
+    ("08", "h0 = state", "h0 = None"),
+    ("09", "-(temperature**2) *", "-"),
+    ("09", "temperature * (", "temperature**2 * ("),
+    ("09", "log_p.exp() - r", "log_p.exp() - F.one_hot(r.argmax(-1), 9)"),
+    ("10", "a_next.flip", "a.flip"),
+    ("10", "h0[:, None], h[:, :-1]", "h"),
+    ("11", "state, mask=inside", "state"),
+    ("11", "(sequence * T + t)", "t"),
+    ("12", ".tril()", ".tril(-1)"),
+    ("12", "(D[-1] * k / D)", "(k / D)"),
+    ("12", "A @ v", "sum(A[:, j, None] * v[j] for j in range(len(v)))"),
 ]
 
 
@@ -289,7 +340,7 @@ def test_an_exercise_not_begun_is_skipped_by_name(tmp_path, asked):
 
 
 def test_scripts_started_through_my_py_know_its_mixers(tmp_path):
-    """It is another setting that is refused here."""
+    """--mixer=retnet is accepted; what train.py refuses is the other setting."""
     (tmp_path / "my.py").write_text(ANSWERS["03"].replace("dict()", "dict(retnet=RetNet)"), encoding="utf-8")
     command = [sys.executable, tmp_path / "my.py", "train.py", "--mixer=retnet", "--warmup=-1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -297,5 +348,7 @@ def test_scripts_started_through_my_py_know_its_mixers(tmp_path):
     assert ended.returncode == 2 and ended.stderr.startswith("warmup = -1"), ended.stderr
 
 
-def test_exercises_are_short():
-    assert len(CHECKS) == 10 and len(TEXT.splitlines()) < 250
+def test_exercises_are_twelve_in_order_and_short():
+    headings = re.findall(r"^## (\d+)\. .+ \(\d+ minutes\)$", TEXT, re.MULTILINE)
+    assert headings == [str(number) for number in range(1, 13)] and len(CHECKS) == 12
+    assert len(TEXT.splitlines()) < 340
