@@ -1,9 +1,9 @@
 """
-The mixers that HGRN2, minGRU and minLSTM are compared with, each behind the same contract as those of model.py:
+The mixers that HGRN2, minGRU and minLSTM are compared with, each with the same interface as those in model.py:
 
     forward(x, state=None, reset=None) -> y, state      x, y (B, T, D); state None before the first token
 
-S4D and Hyena have no `reset`: what they remember follows from the time that has passed alone.
+S4D and Hyena have no `reset`: what they forget depends only on how many tokens ago it was.
 
 Shapes:  B batch   T time   D model width   H heads   E expanded width   N states of a channel   K width of a head
 """
@@ -29,7 +29,7 @@ class LSTM(nn.Module):
         c_t = f_t c_{t-1} + i_t tanh(W_g x_t + R_g h_{t-1} + b_g)    the memory                    (E,)
         h_t = o_t tanh(c_t)                                          what the gates see            (E,)
 
-    The output is W_o h_t. `cell` holds the weights, named and initialised as torch.nn.LSTM's.
+    The output is W_o h_t. `cell` holds the weights, named and initialised as in torch.nn.LSTM.
     """
 
     library = nn.LSTM
@@ -104,7 +104,7 @@ class Aaren(nn.Module):
         a_t = e^(m_{t-1} - m_t) a_{t-1} + e^(s_t - m_t) [v_t 1]     sums of values and of weights    (V + 1,)
         o_t = a_t[:V] / a_t[V]                                      the average of all v so far      (V,)
 
-    which is softmax over s_1 .. s_t, and as a scan is minGRU's. The output is W_o o_t.
+    which is a softmax over s_1 .. s_t. a_t is a linear scan, as in minGRU. The output is W_o o_t.
     """
 
     no_decay = ("query",)
@@ -137,13 +137,13 @@ class MLSTM(nn.Module):
     xLSTM's matrix memory (Beck et al. 2024, arXiv:2405.04517). With u, z = W_u x, W_z x and c =
     silu(conv(u)), q, k = W_q c, W_k c / sqrt(K) and v = W_v u, in each head
 
-        log i_t, log f_t = W_i [q k v], logsigmoid(W_f [q k v])     to add, to keep, of the whole head    (1,)
+        log i_t, log f_t = W_i [q k v], logsigmoid(W_f [q k v])     input, forget gate of a whole head    (1,)
         m_t = max(log f_t + m_{t-1}, log i_t)                       the stabiliser                        (1,)
         S_t = e^(log f_t + m_{t-1} - m_t) S_{t-1} + e^(log i_t - m_t) k_t [v_t 1]^T     the memory    (K, V + 1)
-        h_t = S_t^T q_t [:V] / max(|S_t^T q_t [V]|, e^-m_t)         what it answers                       (V,)
+        h_t = S_t^T q_t [:V] / max(|S_t^T q_t [V]|, e^-m_t)         the output                            (V,)
 
-    The output is W_o ((norm(h) + skip c) silu(z)). It is as wide inside as an MLP, so xLSTM's blocks with it have
-    no other MLP. expand = 2 is the paper's.
+    The output is W_o ((norm(h) + skip c) silu(z)). It is as wide inside as an MLP, so xLSTM's mLSTM blocks
+    have no separate MLP. The paper has expand = 2.
     """
 
     def __init__(self, config, layer):
@@ -175,13 +175,13 @@ class MLSTM(nn.Module):
         k = k * (torch.exp(log_i.unsqueeze(-1) - m) * k.shape[-1] ** -0.5).to(k.dtype)
         log_f, v = log_f.unsqueeze(-1) + m_before - m, F.pad(v, (0, 1), value=1.0)
         h, S = gated_linear_attention(q, k, v, log_f, S)  # (B, T, H, V + 1), (B, H, K, V + 1)
-        n = torch.maximum(h[..., -1:].abs(), torch.exp(-m)) + 1e-6  # infinite is right too: then h is 0
+        n = torch.maximum(h[..., -1:].abs(), torch.exp(-m)) + 1e-6  # inf is fine, too: then h is 0
         h = self.norm(h[..., :-1] / n)  # (B, T, E)
         return self.output((h + self.skip * c) * F.silu(z)), (past, S, m[:, -1, :, 0].clone())
 
     @staticmethod
     def check(config):
-        """Raise UserError if blocks of 4 do not divide the width inside."""
+        """Raise UserError unless the inner width is a multiple of 4."""
         width = config.expand * config.d_model
         if width % 4:
             raise UserError(f"mixer = 'mlstm' needs expand x d_model to be a multiple of 4, not {width}")
@@ -190,11 +190,12 @@ class MLSTM(nn.Module):
 @torch.no_grad()
 def stabiliser(log_f, log_i, m):
     """
-    log_f, log_i (B, T, H), m_0 (B, H) -> all m_t = max(log_f_t + m_{t-1}, log_i_t), (B, T + 1, H). Two steps in a
-    row are one step of the same form, whose log f is their sum: so in each round steps reach back twice as far.
+    log_f, log_i (B, T, H), m_0 (B, H) -> all m_t = max(log_f_t + m_{t-1}, log_i_t), (B, T + 1, H). Two
+    consecutive steps make one of the same form, whose log f is the sum of theirs, so each round of the loop
+    doubles how far back a step reaches.
     """
     m, reach = torch.cat([m.unsqueeze(1), log_i], dim=1), 1
-    log_f = F.pad(log_f, (0, 0, 1, 0), value=-math.inf)  # of m_0, before which there is nothing
+    log_f = F.pad(log_f, (0, 0, 1, 0), value=-math.inf)  # for m_0, before which there is nothing
     while reach < m.shape[1]:
         m = torch.cat([m[:, :reach], torch.maximum(log_f[:, reach:] + m[:, :-reach], m[:, reach:])], dim=1)
         log_f = torch.cat([log_f[:, :reach], log_f[:, reach:] + log_f[:, :-reach]], dim=1)
@@ -204,8 +205,8 @@ def stabiliser(log_f, log_i, m):
 
 class SLSTM(nn.Module):
     """
-    xLSTM's scalar memory: an LSTM with exponential gates (Beck et al. 2024, arXiv:2405.04517). With
-    silu(conv(x)) in x's place for i and f, W and R one block per head,
+    xLSTM's scalar memory: an LSTM with exponential gates (Beck et al. 2024, arXiv:2405.04517). The
+    gates i and f read silu(conv(x)) in place of x; W and R have one block per head:
 
         i~, f~, z~, o~ = W x_t + R h_{t-1} + b, each with its own weights
         log i_t, log f_t, z_t, o_t = i~, logsigmoid(f~), tanh(z~), sigmoid(o~)          gates, new value  (D,) each
@@ -280,7 +281,7 @@ class GEGLU(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm of each head apart, without a bias: (B, T, H, V) -> (B, T, H V), in float32 at least."""
+    """LayerNorm of each head separately, without a bias: (B, T, H, V) -> (B, T, H V), in float32 at least."""
 
     def __init__(self, width, eps):
         super().__init__()
@@ -305,7 +306,7 @@ class BlockLinear(nn.Module):
 
 class CausalConv1d(nn.Conv1d):
     """
-    y_t = bias + sum_i weight_i x_{t-i}, each channel apart: forward(x, state=None, reset=None) -> y, state, with x
+    y_t = bias + sum_i weight_i x_{t-i} in each channel: forward(x, state=None, reset=None) -> y, state, with x
     and y (B, T, channels). The state is the last width - 1 inputs so far; before the first token they are 0.
     """
 
@@ -335,15 +336,15 @@ class CausalConv1d(nn.Conv1d):
 
 class Mamba(nn.Module):
     """
-    A state space whose step and read-out the input selects, S6 (Gu & Dao 2023, arXiv:2312.00752).
+    A state space model whose step, input and readout depend on the token, S6 (Gu & Dao 2023, arXiv:2312.00752).
 
         x_t = silu(conv4(W_x u_t)),  z_t = W_z u_t        of the input u_t               (E,)
         dt_t = softplus(W_dt W_r x_t)                     how far to step                (E,)
         B_t, C_t = W_B x_t, W_C x_t                       where to write, where to read  (N,)
         h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        the memory, A negative         (E, N)
-        y_t = W_o (silu(z_t) * (h_t C_t + skip * x_t))    what it answers                (D,)
+        y_t = W_o (silu(z_t) * (h_t C_t + skip * x_t))    the output                     (D,)
 
-    A large dt_t forgets and writes, a small one passes x_t by. It is a whole block: give it mlp = "none".
+    A large dt_t forgets and writes, a small one skips x_t. Mamba is a whole block: use it with mlp = "none".
     """
 
     no_decay = ("log_A",)
@@ -377,13 +378,13 @@ class Mamba(nn.Module):
 
 class S4D(nn.Module):
     """
-    Diagonal state spaces, the same at every step (Gu et al. 2022, arXiv:2206.11893).
+    A diagonal state space model with the same dynamics at every step (Gu et al. 2022, arXiv:2206.11893).
 
         h_t = exp(dt A) h_{t-1} + x_t                                       the memory, complex  (D, N/2)
-        y_t = 2 Re(sum over N/2 of C (exp(dt A) - 1) / A h_t) + skip x_t    what it answers      (D,)
+        y_t = 2 Re(sum over N/2 of C (exp(dt A) - 1) / A h_t) + skip x_t    the output           (D,)
 
     and a gated linear layer of gelu(y_t). No weight here depends on the input, so a whole text can also be
-    convolved at once with the response to a single 1 (fast/convolution.py). d_state = N counts real numbers: N/2
+    convolved at once with the impulse response (fast/convolution.py). d_state = N counts real numbers: N/2
     decaying waves, each with its conjugate.
     """
 
@@ -425,15 +426,15 @@ class S4D(nn.Module):
 
 class Hyena(nn.Module):
     """
-    A long convolution between two gates, its filter made by a network (Poli et al. 2023, arXiv:2302.10866).
+    A long convolution between two gates, its filter made by a small network (Poli et al. 2023, arXiv:2302.10866).
 
         q_t, k_t, v_t = conv3(W x)_t                                          two gates, a value   (D,)
         y_t = W_o (q_t * (sum over s <= t of filter_{t-s} u_s + skip u_t))    u_t = k_t * v_t      (D,)
         filter_i = MLP(position_i) * exp(-rate i / (L - 1))                   i < L = context      (D,)
 
     Order 2, as in the authors' language models: the MLP has two layers of 64 inside and the activation sin(w ...),
-    and reads positions of 33 numbers, which are trained too. The state is every u_s so far, since the filter
-    weighs each anew at each step: it grows, and with it the cost of a token. So Hyena does not generate cheaply.
+    and reads position encodings of 33 numbers, which are trained too. The state is every u_s so far, since the
+    filter reweights all of them at each step. It grows, and so does the cost of a token: generation is slow.
     """
 
     no_decay = ("positions", "filter", "filter_output")
@@ -565,7 +566,7 @@ def init_s4d(mixer, config):
 
 
 def log_uniform(x, low, high):
-    """Fill x with logarithms of numbers between low and high."""
+    """Fill x uniformly between log(low) and log(high)."""
     return x.uniform_(math.log(low), math.log(high))
 
 

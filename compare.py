@@ -16,8 +16,8 @@ The file has the settings that all runs share, and a dict of rows:
 Every model is trained at every learning rate with every seed, in out/COMPARISON/MODEL-RATE-SEED,
 and judged by its best evaluation at its best learning rate, as in the paper: by minimal pairs if
 training scores some, unless best_by = "loss". A student's teacher is the best run of the row that
-it names: for its first seed that of the row's first seed, and so on. After a stop, the same
-command resumes. It ends with a table, and writes results.json, results.csv and pictures.
+it names, seed by seed: its first seed learns from that row's first seed, and so on. After a stop,
+the same command resumes. The end is a table, results.json, results.csv and pictures.
 """
 
 import csv
@@ -75,19 +75,19 @@ class Settings(train.Settings):
     models: dict = field(default_factory=dict)  # name of the row: {setting: value}, or a settings file
     learning_rates: list = field(default_factory=list)  # tried with each model; none: learning_rate
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
-    tasks: str = ""  # benchmarks for the best run of each row and seed, in the end, with commas
+    tasks: str = ""  # benchmarks to score at the end on the best runs, comma-separated
     glue: str = ""  # (Super)GLUE tasks to fine-tune these runs on, such as rte,wsc
     protocol: str = (
         "2024"  # year of the BabyLM challenge whose rules hold for tasks and glue: 2024, 2025, 2026
     )
-    beside: str = ""  # other run folders to score on `tasks`, with commas, such as out/english_3gram
+    beside: str = ""  # other run folders to score on `tasks`, such as out/english_3gram,out/toy
     against: str = ""  # the row that the others are compared with
     results: str = ""  # also write the results here, such as results/compare_toy.json
 
 
 @dataclass
 class RowSettings(distill.Settings):
-    """A value of `models`: what a run may have, teachers included, and rates and seeds of its own."""
+    """The settings of one row of `models`: those of a run or student, and its own rates and seeds."""
 
     learning_rates: list = field(default_factory=list)
     seeds: list = field(default_factory=list)
@@ -237,8 +237,8 @@ def row_settings(model, shared):
 
 def check_rows(rows, file):
     """
-    Check what each row needs -> {row: {"parameters": how many, "state": numbers in it after a context, "words":
-    of its corpus, "tokens_per_word": of the validation text, by which losses of two tokenizers compare}}.
+    Check what each row needs -> {row: {"parameters": how many, "state": how many numbers after a context, "words":
+    of its corpus, "tokens_per_word": of the validation text, to compare losses between tokenizers}}.
     """
     sizes, above = {}, {}
     for name, runs in progress(rows.items(), desc="models", unit="model"):
@@ -249,7 +249,7 @@ def check_rows(rows, file):
 
 
 def check_row(run, above):
-    """Refuse a corpus or a teacher that does not fit; build the model and let it read. Returns its sizes."""
+    """Refuse a corpus or teacher that does not fit; build the model and run it once. Returns its sizes."""
     corpus = data.find_for(run)
     if not data.Blocks(corpus / "train.bin", run.context).n:
         raise UserError(f"context = {run.context}: longer than the text of {corpus}; lower it")
@@ -305,12 +305,12 @@ def refuse_another_recipe(run, may_change=frozenset()):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Training: one run after the other, in this process, because processes of their own would survive a kill -9 of
-# this one and continue to write. A run depends on nothing that the one before leaves behind: train.main seeds it.
+# Training: one run after another in this process, because child processes would survive a kill -9 of it and go on
+# writing. No run depends on what an earlier one leaves behind: train.main sets the seed.
 
 
 def train_all(rows):
-    """Train all runs that are not finished; students when their teachers are."""
+    """Train all unfinished runs, students after their teachers."""
     runs = [(row, run) for row in rows.values() for run in row]
     for number, (row, run) in enumerate(runs, start=1):
         if isinstance(run, distill.Settings):
@@ -338,7 +338,7 @@ def train_one(run, title):
 
 
 def clean_up():
-    """Free the memory that the last model held, and what torch.compile has made for it."""
+    """Free the memory of the last model and of its compiled code."""
     gc.collect()
     torch.cuda.empty_cache()
     if "torch._dynamo" in sys.modules:
@@ -351,7 +351,7 @@ def seeds_of(runs):
 
 
 def with_teachers(run, place, rows):
-    """A student's settings, with a row's best checkpoint where they name a row: of its seed in this place."""
+    """A student's settings, with each row it names as teacher replaced by the best checkpoint of seed `place`."""
     teachers = []
     for name in run.teacher.split(","):
         if name in rows:
@@ -365,7 +365,7 @@ def with_teachers(run, place, rows):
 
 
 def read_finished(run):
-    """The end of a run, {"diverged": ..., "corpus": its digest}; None if it is not finished."""
+    """How a run ended, {"diverged": ..., "corpus": its digest}; None if it is not finished."""
     try:
         ended = json.loads(Path("out", run.run, "finished.json").read_text(encoding="utf-8"))
         return {"diverged": ended["diverged"], "corpus": ended["corpus"]}
@@ -411,7 +411,7 @@ def score_of(record, by):
 
 
 def mean_over_seeds(runs):
-    """Means of the best evaluations at one rate, with their 95 % interval; of a single run, with its pairs'."""
+    """Means of the best evaluations at one rate, with a 95 % interval over seeds or, for one run, over pairs."""
     best = [run["best"] for run in runs]
     pairs = best[0].get("pairs", {})
     found = {"learning_rate": runs[0]["learning_rate"]}
@@ -432,7 +432,7 @@ def mean_over_seeds(runs):
 
 
 def runs_at_best_rate(row):
-    """A row's runs at its best learning rate, one a seed; [] if the row has no best."""
+    """A row's runs at its best learning rate, one per seed; [] if the row has no best."""
     if not row["best"]:
         return []
     return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
@@ -440,7 +440,7 @@ def runs_at_best_rate(row):
 
 def evaluate_best(s, rows):
     """
-    Score the best checkpoint of each row and seed with evaluate.py and finetune.py, unless its results are there,
+    Score the best checkpoint of each row and seed with evaluate.py and finetune.py, unless that is done already,
     and add "benchmarks" to these runs and, as means over seeds, to their rows.
     """
     tasks = [evaluate.name_of(task) for task in s.tasks.split(",") if task]
@@ -496,7 +496,7 @@ def fine_tuned(s, file, seed):
 
 
 def mean_benchmark(results):
-    """evaluate.py's results on a benchmark, one a seed -> mean scores and the 95 % interval."""
+    """evaluate.py's results on a benchmark, one per seed -> mean scores and the 95 % interval."""
     scores = [x["score"] for x in results]
     interval = half_width(scores) if len(scores) > 1 else results[0]["interval"]
     subtasks = {}
@@ -507,7 +507,7 @@ def mean_benchmark(results):
 
 
 def row_difference(row, other):
-    """A row less another, at their best rates -> {"loss" or task: {"mean": over seeds, "interval": 95 %}}."""
+    """Difference of two rows at their best rates -> {"loss" or task: {"mean": over seeds, "interval": 95 %}}."""
     values = defaultdict(list)
     for run, its in zip(runs_at_best_rate(row), runs_at_best_rate(other)):
         others = all_scores(its)
@@ -588,7 +588,7 @@ def print_results(results):
 
 
 def in_words(result):
-    """A score with its interval; "" if there is none, as of a counting model that is not fine-tuned."""
+    """A score with its interval; "" if there is none, as for an n-gram model, which is not fine-tuned."""
     return f"{result['score']:.1f} ± {result['interval']:.1f}" if result else ""
 
 

@@ -18,8 +18,8 @@ and the benchmarks for evaluate.py. FILE is an archive that you have downloaded 
     python data.py ewok_vocabulary [FILE]  BabyLM's word list, which ewok_filtered needs
     python data.py bear [FILE]             BEAR and BEAR-big
     python data.py glue [FILE]             the GLUE and SuperGLUE tasks in BabyLM's format
-    python data.py entity_tracking         what is in which box after each move
-    python data.py comps                   COMPS: properties of things, and of what inherits them
+    python data.py entity_tracking         which box holds what after some moves
+    python data.py comps                   COMPS: properties of concepts, also inherited ones
     python data.py wug                     WUG: made-up adjectives and verbs, inflected
     python data.py reading                 words with the times that people took to read them
     python data.py global_piqa             GlobalPIQA: everyday physical common sense
@@ -30,7 +30,7 @@ the text ends a document. Each document becomes <s> line, newline, line, ... </s
 
 Data is made in data/ in the working directory, if there is such a folder, and otherwise in the
 repository's data/ (unless that is read-only). All scripts look for it in both, but first in the
-folder NANORNN_DATA, to which nothing is written.
+folder NANORNN_DATA, which is only read.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ RECIPES = {  # corpora that can be made or fetched -> the module of corpora/ tha
 @dataclass
 class Settings:
     vocab_size: int = 16_000  # entries of the tokenizer, including 256 bytes and <pad> <s> </s>
-    val: str = ""  # validation files, names or patterns with commas; none: a share of the documents
+    val: str = ""  # validation files, comma-separated names or patterns; none: a share of the documents
     val_share: float = 0.01  # that share
     tokenizer: str = ""  # a prepared corpus whose tokenizer to use; none: learn one of vocab_size entries
     longest: int = 0  # lines after which a document ends in any case; 0: only an empty line ends it
@@ -344,8 +344,8 @@ def hold_out_the_end(train, val, tokenizer, share):
 
 def find(name, needed=True):
     """
-    The folder of a corpus. One that has a recipe is made first, by one process while others wait. If it is not
-    needed, only toy is made; for any other that is missing, the result is None.
+    The folder of a corpus. One that has a recipe is made first, by one process while others wait. With
+    needed=False only toy is made, and any other missing corpus gives None.
     """
     meta = look_for(f"{name}/meta.json")
     if meta and not lock_of(name).exists():
@@ -367,8 +367,8 @@ def find(name, needed=True):
 
 def find_for(s):
     """
-    The folder of the corpus. If need be the first process makes it, then the first one of each other machine whose
-    folders are its own. UserError, in all processes, if it is not the same everywhere or does not fit the model.
+    The folder of the corpus. If need be, the first process makes it, then the first one of each machine that has
+    its own folders. UserError, in all processes, if it is not the same everywhere or does not fit the model.
     """
     for makes in (rank() == 0, local_rank() == 0):
         with together():
@@ -406,7 +406,7 @@ def check_fit(corpus, s):
 
 
 def refuse_different(corpus):
-    """Raise UserError if the corpus, given by its folder, is another one on another machine."""
+    """Raise UserError if the corpus, given by its folder, differs between machines."""
     from support.run import data_digest  # not above: it imports the model
 
     first, *others = from_all((data_digest(corpus), corpus, platform.node()))
@@ -443,8 +443,8 @@ def data_folder():
 def making(name):
     """
     Hold the lock of data/NAME, or of a folder given by its absolute path, while this is open; a second process
-    waits here. The lock's file is deleted in the end; if the process is killed, the file stays, but unlocked. On
-    Windows nobody waits.
+    waits here. The lock's file is deleted in the end; if the process is killed, the file stays, but unlocked.
+    Windows has no such locks.
     """
     path = lock_of(name)
     file = lock(path) if find_spec("fcntl") else None
@@ -470,7 +470,7 @@ def lock(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "w")
-        except OSError:  # said where the data itself is written
+        except OSError:  # reported when the data itself is written
             return None
         try:
             flock(file, LOCK_EX | LOCK_NB)
@@ -566,8 +566,8 @@ class Blocks:
 
     def in_order(self, count, tokens=0):
         """
-        Yield every token once: batches of `count` blocks in order, then the shorter rest of the text. Of a text
-        with more than so many tokens, unless that is 0, yield as many, in blocks spread evenly over it.
+        Yield every token once: batches of `count` blocks in order, then the shorter rest of the text. If
+        `tokens` is not 0 and the text has more, yield only that many, in blocks spread evenly over it.
         """
         if 0 < tokens < len(self.tokens):
             n = max(1, tokens // self.context)
@@ -581,7 +581,7 @@ class Blocks:
 
 
 def on_device(x, device):
-    """A tensor on the device. To a GPU it is copied while the CPU goes on, from memory that stays in place."""
+    """A tensor on the device. The copy to a GPU is asynchronous, from pinned memory."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 

@@ -7,9 +7,9 @@ Train a student on its data and on its teachers' predictions of every next token
 The loss is (1 - alpha) cross-entropy + alpha temperature^2 KL(teacher || student), the mean over
 tokens (Hinton et al. 2015, arXiv:1503.02531). A teacher is a run folder, or a checkpoint in one
 such as out/NAME/best.pt, of any architecture and size that has the tokenizer of the corpus;
-several are named with commas, as in config/distill_babyllama.py. All else is train.py's: its
-settings, its loop and its folder out/RUN, which is out/NAME_distilled if out/NAME would be the
-teacher's own.
+several are separated by commas, as in config/distill_babyllama.py. Everything else is as in
+train.py: settings, training loop and the folder out/RUN, which is out/NAME_distilled if out/NAME
+is the teacher's.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Settings(train.Settings):
     temperature: float = 1.0  # both distributions are softened by it; BabyLlama: 2
     mean_of: str = "logits"  # what is averaged over several teachers: logits or probabilities
     sum_positions: bool = False  # multiply the divergence by context, as BabyLlama's code does
-    teacher_is: str = ""  # filled in: hashes of the teachers' checkpoints, which a resumed run compares
+    teacher_is: str = ""  # filled in: hashes of the teachers' checkpoints, checked when a run resumes
 
     def check(self):
         super().check()
@@ -55,7 +55,7 @@ class Settings(train.Settings):
 
 
 class Distillation(nn.Module):
-    """Cross-entropy of the next token and divergence from the teachers, in the place of model.NextToken."""
+    """Cross-entropy of the next token and divergence from the teachers, in place of model.NextToken."""
 
     def __init__(self, model, teachers, s):
         super().__init__()
@@ -111,7 +111,7 @@ def main(s, progress=progress):
 def find_teachers(s, planned=()):
     """
     {name: (model, SHA-256 of its tokenizer, of its checkpoint)}; UserError if a teacher is missing, damaged or
-    does not fit. Those that are yet to be trained are in `planned`, {name: settings}; they have a tokenizer only.
+    does not fit. Teachers yet to be trained are in `planned`, {name: settings}: only their tokenizer is returned.
     """
     teachers = {}
     for name in s.teacher.split(","):

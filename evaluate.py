@@ -5,20 +5,22 @@ Score a run: perplexity on its validation text, and benchmarks of grammar and wo
     python evaluate.py out/english_small --tasks=blimp_filtered,supplement --protocol=2025
     python evaluate.py out/toy --tasks=mine.jsonl    pairs of your own, in BLiMP's or EWoK's form
     python evaluate.py out/*                         several runs side by side
-    torchrun --nproc_per_node=4 evaluate.py out/toy  the same files, sooner
+    torchrun --nproc_per_node=4 evaluate.py out/toy  the same results, sooner
 
 Prints a table by phenomenon and writes results.json (scores in per cent) and pairs_TASK.jsonl (the
 log-probabilities behind every verdict) into the run's folder; for another checkpoint in it, such as
-out/toy/best.pt, best_results.json and so on. Stopped in the middle, the same command resumes.
+out/toy/best.pt, best_results.json and so on. After a stop, the same command resumes.
 
-The score of a sentence is the sum of log p(token | <s>, tokens before), not divided by its length.
+Most benchmarks are minimal pairs: a good and a bad sentence that differ in one point, of which the
+good one should score higher. The score of a sentence is the sum of log p(token | <s>, tokens
+before), not divided by its length.
 protocol is the year of the BabyLM challenge whose rules hold:
 
     2024    " " + sentence is scored, and EWoK's targets after a context without <s>
     2025    the sentence alone; contexts begin with <s>
     2026    as 2025, but EWoK asks which context makes a target likelier, and ties are half right
 
-At the end stands the year's own mean over benchmarks, as far as they have been scored.
+At the end comes the year's own mean over benchmarks, as far as they have been scored.
 """
 
 import errno
@@ -75,9 +77,9 @@ AGGREGATES = {  # year -> {its means: over these benchmarks}; the aggregate is t
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one; several are compared
-    tasks: str = ""  # benchmarks or files, with commas; none: by the corpus
+    tasks: str = ""  # benchmarks or files, comma-separated; none: those that suit the corpus
     protocol: str = "2024"  # year of the BabyLM challenge whose rules hold: 2024 (the paper's), 2025, 2026
-    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    device: str = "auto"  # cuda, mps, cpu; auto: the first one available
     dtype: str = "float32"  # float32, bfloat16 or float64
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
     results: str = ""  # also write the results here, such as results/toy.json
@@ -150,8 +152,8 @@ def check_same(run, *parts):
 
 
 def load_any(path, device="cpu", kernels="auto"):
-    """model.load, of a trained model as of a model that counts (tools/ngram.py)."""
-    from tools import ngram  # not above: few runs are of its kind
+    """Load a trained model as model.load does, or an n-gram model (tools/ngram.py)."""
+    from tools import ngram  # not above: few runs are n-gram models
 
     return ngram.load(path) if ngram.is_ngram(path) else load_run(path, device, kernels)
 
@@ -232,7 +234,7 @@ def read_results(path, what):
 
 def save_results(results, rows, what, checkpoint):
     """
-    Write results.json, with what it holds of the same model, and pairs_TASK.jsonl: {task: {uid: verdicts}}.
+    Write results.json, keeping what it holds of the same model, and pairs_TASK.jsonl: {task: {uid: verdicts}}.
     Returns the content of results.json.
     """
     with in_turn(checkpoint.with_name("tokenizer.json")):
@@ -257,7 +259,7 @@ def write_json(path, content):
 
 @contextmanager
 def in_turn(path):
-    """Lock a file while this is open, once other processes have released it. Not on Windows."""
+    """Context manager: wait for the lock of a file and hold it. Windows has no such locks."""
     with open(path, "rb") as file:
         if find_spec("fcntl"):
             import fcntl
@@ -282,7 +284,7 @@ def can_write(folder):
 
 def encode(tokenizer, texts, protocol="2024"):
     """
-    [(context, text), ...] -> [(ids, first), ...]: what is read, and the first token of it that is scored.
+    [(context, text), ...] -> [(ids, first), ...]: the tokens to read, and the index of the first one to score.
 
         a text without context    <s> text, all but <s> scored
         a text after a context    context text, in 2024 without <s>, later with it; the text's tokens scored
@@ -315,8 +317,8 @@ def encode_all(tokenizer, texts):
 def score_texts(model, texts, each_batch=lambda done: None):
     """
     [(ids, first), ...] -> the natural logarithm of p(ids[first:] | ids[:first]) of each, in order; `first` is at
-    least 1. Batches are dealt out to the processes. each_batch(number of texts finished) is called after one of
-    each, on all of them. UserError if a score is NaN.
+    least 1. Batches are dealt out to the processes. After each has finished one, all call each_batch(number of
+    texts finished). UserError if a score is NaN.
     """
     if counts(model):
         scores = model.score_texts(texts, each_batch)
@@ -335,7 +337,7 @@ def score_batches(model, texts, each_batch):
     if kernels.form == "loop":
         batches, score_batch = plain_batches(texts), score_plainly
     else:
-        from fast.scoring import score_tree, tree_batches  # the same scores, shared beginnings are read once
+        from fast.scoring import score_tree, tree_batches  # same scores, shared prefixes read once
 
         batches, score_batch = tree_batches(texts, model.embed.weight.device), score_tree
     scores = [0.0] * len(texts)
@@ -348,7 +350,7 @@ def score_batches(model, texts, each_batch):
 
 
 def plain_batches(texts):
-    """Batches of texts of like lengths, by their numbers."""
+    """Batches of the indices of texts of similar length."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
     return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
 
@@ -530,7 +532,7 @@ def validation(model, batches, each_batch=lambda: None):
     """
     Batches (tokens, targets), dealt out to the processes -> the mean loss per target, in nats; and, if only some
     positions have targets, as in copying, {"tokens": % right, "sequences": % with all right}, else {}.
-    each_batch() is called after one batch of each process, on all of them.
+    After each process has read one batch, all call each_batch().
     """
     if counts(model):
         return loss_by_scores(model, batches), {}
@@ -561,7 +563,7 @@ def loss_by_scores(model, batches):
 
 
 def tally(loss_of, tokens, targets):
-    """Summed loss and number of targets; for answers also those right, sequences all right, sequences; else 0."""
+    """Summed loss, number of targets; for answers also correct ones, all-correct sequences, sequences; else 0s."""
     there = targets != -100
     count = there.sum().item()
     loss = loss_of(tokens, targets)["loss"].item() * count
@@ -624,7 +626,7 @@ def aggregate(results):
 
 
 def print_aggregate(results):
-    """Print the year's mean, and what is missing in it."""
+    """Print the year's mean, and the benchmarks missing from it."""
     score, missing = aggregate(results)
     if score is not None:
         year = results["protocol"]

@@ -11,8 +11,8 @@ are those of the BabyLM challenge of the year, see RULES, with one exception: th
 reads the first token, which is always <s>. A causal model knows nothing there and answers with one
 class, so here the last token is read in every year, as in 2026. All three years choose the best
 epoch on the validation file that is then scored, which flatters: compare with the untrained model
-(same configuration, new weights), chosen alike, and with the best single label for all items
-("majority").
+(same configuration, new weights), chosen in the same way, and with the best single label for all
+items ("majority").
 
 Prints a table and adds the benchmark `glue` to the run's results.json. Each finished fit is a line
 of glue_predictions.jsonl beside it, from which the same command resumes.
@@ -70,8 +70,8 @@ INPUTS = {  # task -> its first text and, for pairs, its second one, with the fi
     "sst2": ("{sentence}",),
     "wsc": ('Does "{span2_text}" refer to "{span1_text}" in this passage?', "{text}"),
 }
-METRICS_OF = {"mrpc": "f1", "qqp": "f1", "cola": "mcc"}  # of the others: accuracy
-ALSO_SCORED = {"mnli": "mnli-mm"}  # by the model of the first: MNLI's sentences from other sources
+METRICS_OF = {"mrpc": "f1", "qqp": "f1", "cola": "mcc"}  # all others: accuracy
+ALSO_SCORED = {"mnli": "mnli-mm"}  # with the same model: MNLI's sentences from other sources
 ROWS = GLUE | GLUE_OF_2024  # file -> lines that it has in BabyLM's data
 SAMPLED = {"mnli": 392_702, "qqp": 363_846}  # training rows in 2024; since 2025 there are 10,000 of each
 PREDICTIONS = "glue_predictions.jsonl"
@@ -102,7 +102,7 @@ def mlp_head(width, classes):
 
 @dataclass
 class Rules:
-    """How a year fine-tunes."""
+    """The fine-tuning recipe of one year."""
 
     tasks: str
     length: int  # tokens that a text is cut to
@@ -111,7 +111,7 @@ class Rules:
     of_task: dict = field(default_factory=dict)  # {task: settings in which it differs}
     warmup: float = 0.0  # share of the steps
     final: float = 0.0  # the last learning rate, as a share of the highest
-    patience: int = 0  # epochs without a better one, after which a fit ends; 0: it never ends early
+    patience: int = 0  # epochs without improvement after which a fit ends; 0: never early
     drop_last: bool = False  # leave out the last batch of an epoch, which is smaller
 
 
@@ -143,17 +143,17 @@ CHANGEABLE = "learning_rate", "batch_size", "epochs"
 @dataclass
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
-    tasks: str = ""  # tasks of the year, with commas; none: all of them whose files are here
+    tasks: str = ""  # tasks of the year, comma-separated; none: all whose files are here
     protocol: str = "2024"  # the BabyLM challenge of 2024, 2025 or 2026
     seeds: list = field(default_factory=lambda: [0])  # each task is fine-tuned once with each of them
     untrained: bool = True  # also fine-tune a model with new weights, to compare with
-    learning_rate: float = 0.0  # the highest one; 0: the year's
+    learning_rate: float = 0.0  # its peak; 0: the year's
     batch_size: int = 0  # 0: the year's
     epochs: int = 0  # 0: the year's
-    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    device: str = "auto"  # cuda, mps, cpu; auto: the first one available
     dtype: str = "auto"  # of training: float32, bfloat16, float16; auto: the fastest that is safe here
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
-    compile: str = "no"  # torch.compile: yes, no; auto: on CUDA; its minutes pay in large tasks
+    compile: str = "no"  # torch.compile: yes, no; auto: on CUDA; worth its minutes only for large tasks
     results: str = ""  # also write the results here, such as results/toy.json
 
     def check(self):
@@ -172,7 +172,7 @@ class Settings:
             if type(seed) is not int or not 0 <= seed < 2**32:
                 raise UserError(f"seeds = {self.seeds}: must be whole numbers, from 0 to 2^32 - 1")
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        with alone():  # no batch is shared by processes
+        with alone():  # processes do not share batches here
             recipe(self, "rte", 0, 1).check()
         evaluate.Settings(device=self.device, results=self.results).check()
 
@@ -384,7 +384,7 @@ class Classifier(nn.Module):
         self.model, self.head = model, head
 
     def forward(self, tokens, targets):
-        """tokens, targets (B, T), -100 but for the label, which is at the last token -> {"loss": mean}."""
+        """tokens, targets (B, T), -100 except at the last token, the label -> {"loss": mean}."""
         last = (targets != -100).int().argmax(dim=1)
         labels = targets.gather(1, last[:, None]).squeeze(1)
         return {"loss": F.cross_entropy(self.classify(tokens, last), labels)}
@@ -420,7 +420,7 @@ class Fit:
 
 
 class Batches:
-    """The training items in random batches, other ones each epoch; a batch is sorted by length and padded."""
+    """The training items in random batches, reshuffled each epoch; a batch is sorted by length and padded."""
 
     def __init__(self, items, how):
         self.items, self.seed = items, how.seed
@@ -532,7 +532,7 @@ METRICS = {"accuracy": accuracy, "f1": f1, "mcc": mcc}
 
 
 def half_width(values):
-    """Half of the 95 % interval of a mean over seeds, by Student's t; of more than ten a little too wide."""
+    """Half of the 95 % interval of a mean over seeds, by Student's t; slightly too wide for more than ten."""
     n = len(values)
     return STUDENT_T[min(n, 10) - 2] * stdev(values) / n**0.5
 
@@ -579,8 +579,8 @@ class Fits:
 
     def complete(self, s, tasks, make_model):
         """
-        Find all fits that s asks for, and make those that are not in the file: each process its own, at the same
-        time as the others. Large tasks come first, so that fits of like sizes are made together.
+        Find all fits that s asks for, and make those that are not in the file, one per process at a time. Large
+        tasks come first, so that fits of similar size run side by side.
         """
         missing = []
         for task in sorted(tasks, key=lambda task: -len(task.train.labels)):
@@ -649,7 +649,7 @@ def result_of(s, task, name, fits):
 def merged(s, found, how, model, trained, writable):
     """
     The run's results.json with these tasks in benchmarks.glue, beside those that were fine-tuned in the same way
-    before, and what else is known of this checkpoint. It is written, if it can be.
+    before, and what else is known of this checkpoint. It is written if the folder can be written to.
     """
     path = beside(trained.checkpoint, "results.json")
     what = {"protocol": s.protocol, "checkpoint": trained.digest}

@@ -1,12 +1,12 @@
 """
-A language model with a socket for its sequence mixer.
+A language model with an exchangeable sequence mixer, the part of a layer that lets a token use earlier ones.
 
     tokens -> embed -> n_layer x [ x + mixer(norm(x)), then x + mlp(norm(x)) ] -> norm -> logits
 
-Read downwards. All models share Config, LanguageModel and Block; the mixers below them make each model different.
-All of it is plain PyTorch and runs as it stands. By default kernels.use_kernels puts faster forms in its place,
-with the same results; a class that you change runs as you wrote it. To add a mixer, write a class with the same
-forward and name it in MIXERS.
+Read from top to bottom. All models share Config, LanguageModel and Block, and differ in the mixers further down.
+All of it is plain PyTorch and runs as it stands. By default, kernels.use_kernels swaps in faster forms with the
+same results; a class that you change runs as you wrote it. To add a mixer, write a class with the same forward
+and name it in MIXERS.
 
 Shapes:  B batch   T time   D model width   H heads   K, V key and value width of a head   E expanded width
 """
@@ -32,13 +32,13 @@ DOCUMENT_START = 1  # the id of <s> in the tokenizers of data.py
 class Config:
     """The shape of a model. `mixer` may name a pattern that repeats over the layers: "hgrn2 hgrn2 attention"."""
 
-    mixer: str = "hgrn2"  # what mixes along time, such as mingru (MIXERS has all), or a pattern of them
+    mixer: str = "hgrn2"  # what mixes along time, such as mingru (MIXERS has all), or a pattern of several
     n_layer: int = 6  # blocks
-    d_model: int = 256  # width of the stream
+    d_model: int = 256  # width of the residual stream
     n_head: int = 4  # heads of HGRN2, attention, mLSTM, sLSTM and Aaren
     d_mlp: int = 704  # width inside the MLP, the same in all layers
     expand: int = 1  # width inside minGRU, LSTM, Mamba and others, in multiples of d_model
-    d_state: int = 16  # numbers that a channel of Mamba or S4D remembers
+    d_state: int = 16  # size of the state of each channel of Mamba or S4D
     context: int = 256  # tokens in a training sequence
     vocab_size: int = 16_000  # entries of the tokenizer, at most 65,536
     dropout: float = 0.0  # share of features dropped after the embedding and after each mixer and MLP
@@ -48,7 +48,7 @@ class Config:
     position: str = "none"  # how attention knows the order: none, rope (Llama) or learned (GPT-2)
     conv: int = 0  # width of a causal convolution before each mixer (minRNN's language models: 4); 0: none
     tie_embeddings: bool = False  # one matrix for the embedding and the output layer
-    documents: str = "joined"  # in a training sequence: joined, or apart (at a <s> the past is forgotten)
+    documents: str = "joined"  # in a training sequence: joined, or apart (each <s> clears the state)
 
     def check(self):
         """Raise UserError if no such model can be built."""
@@ -98,8 +98,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens, states=None, reset=None):
         """
-        tokens (B, T) -> logits (B, T, vocab), and what each layer remembers after the last token. Where reset
-        (B, T) is True, all that came before is forgotten first; see document_starts.
+        tokens (B, T) -> logits (B, T, vocab), and the state of each layer after the last token. Where reset
+        (B, T) is True, everything before that token is forgotten; see document_starts.
         """
         x, states = self.features(tokens, states, reset)
         return self.head(x), states
@@ -116,7 +116,7 @@ class LanguageModel(nn.Module):
         return self.norm(x), new_states
 
     def document_starts(self, tokens):
-        """tokens (B, T) of documents in a row -> the `reset` that keeps them apart; None if they are joined."""
+        """tokens (B, T) of consecutive documents -> the `reset` that keeps them apart; None if they are joined."""
         return tokens == DOCUMENT_START if self.apart else None
 
 
@@ -145,7 +145,7 @@ class NextToken(nn.Module):
 
 
 class Block(nn.Module):
-    """Mix along time, then along channels. Each normalises its input and adds to the stream."""
+    """A mixer along time, then an MLP over channels; each normalises its input and adds to the residual stream."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -157,7 +157,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None, *floor, **reset):
-        """x (B, T, D) -> x, state. The rest goes to the mixer; only HGRN2 is given a `floor`, see ForgetFloors."""
+        """x (B, T, D) -> x, state. The mixer gets the rest; only HGRN2 has a `floor`, see ForgetFloors."""
         y, state = self.mixer(self.mixer_norm(x), state, *floor, **reset)
         x = x + self.dropout(y)
         if self.mlp:
@@ -185,7 +185,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x): Llama's and HGRN2's (Shazeer 2020, arXiv:2002.05202)."""
+    """down(silu(gate x) * up x), the MLP of Llama and HGRN2 (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
@@ -220,7 +220,7 @@ class LearnedPositions(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None, reset=None):
-        """x (B, T, D) -> x plus positions, tokens read. UserError if these may be more than were learned."""
+        """x (B, T, D) -> x plus positions, tokens read. UserError if there may be more tokens than positions."""
         start, known = 0 if state is None else state, self.table.num_embeddings
         end = x.shape[1] + (start if isinstance(start, int) else int(start.max()))
         if end > known:
@@ -249,9 +249,9 @@ class CausalConv(nn.Module):
 # ----------------------------------------------------------------------------------------------------
 # The mixers. All have one signature: forward(x, state=None, reset=None) -> y, state
 #     x, y    (B, T, D)
-#     state   all that the mixer remembers of the past, recurrences in float32; None before the first token
-#     reset   (B, T), True where a document begins: there the state is multiplied by 0, and the weight of the new
-#             input stays what it was. A mixer without this argument is for documents = "joined" alone.
+#     state   everything the mixer remembers of the past, float32 in recurrences; None before the first token
+#     reset   (B, T), True where a document begins: there the old state is multiplied by 0, while the weight of
+#             the new input is unchanged. A mixer without this argument works only with documents = "joined".
 
 
 class HGRN2(nn.Module):
@@ -260,10 +260,10 @@ class HGRN2(nn.Module):
 
         f_t = floor + (1 - floor) * sigmoid(W_f x_t)     what to keep      (K,)
         S_t = diag(f_t) S_{t-1} + (1 - f_t) i_t^T        the memory        (K, V)
-        o_t = S_t^T q_t                                  what it answers   (V,)
+        o_t = S_t^T q_t                                  the output        (V,)
 
     Row k of S is a running average of the inputs i; f_t[k] is how slowly it moves. The floor rises with depth, so
-    upper layers are made to remember for longer. q is scaled by K^-1/2, as in flash-linear-attention.
+    upper layers have to remember for longer. q is scaled by K^-1/2, as in flash-linear-attention.
     """
 
     def __init__(self, config, layer):
@@ -280,7 +280,7 @@ class HGRN2(nn.Module):
         """`floor` (D,) comes from the model's ForgetFloors."""
         q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
         log_f = log_forget_gate(self.forget(x), floor)
-        k = -torch.expm1(log_f)  # 1 - f, exact also where f is near 1
+        k = -torch.expm1(log_f)  # 1 - f, exact even where f is near 1
         log_f = fill(log_f, reset, -math.inf)
         i = self.input(x)
         q, k, i, log_f = (z.unflatten(-1, (self.n_head, -1)) for z in (q, k, i, log_f))  # (B, T, H, K or V)
@@ -291,7 +291,7 @@ class HGRN2(nn.Module):
 def log_forget_gate(z, floor):
     """
     z (..., D), floor (D,) in [0, 1) -> log f, where f = floor + (1 - floor) sigmoid(z), in float32 at least. It is
-    computed as logsigmoid(log(floor + e^z) - log(1 - floor)), which is exact also where f is near 1.
+    computed as logsigmoid(log(floor + e^z) - log(1 - floor)), which is exact even where f is near 1.
     """
     z, floor = at_least_float32(z, torch.as_tensor(floor, device=z.device))
     return F.logsigmoid(torch.logaddexp(z, floor.log()) - torch.log1p(-floor))
@@ -320,13 +320,13 @@ class ForgetFloors(nn.Module):
 
 class MinGRU(nn.Module):
     """
-    A GRU whose gates do not see the state, so that all steps train at once (Feng et al. 2024, arXiv:2410.01201).
+    A GRU whose gates do not see the state, so all steps train in parallel (Feng et al. 2024, arXiv:2410.01201).
 
         z_t = sigmoid(W_z x_t)                      how much is new     (E,)
         h_t = (1 - z_t) h_{t-1} + z_t g(W_h x_t)    the memory          (E,)
 
     with g(x) = x + 0.5 for x >= 0, else sigmoid(x), which keeps h positive, as the paper's log space requires. The
-    output is W_o h_t. Unlike in the paper's code, the scan is in real space, which is more exact.
+    output is W_o h_t. Unlike the paper's code, we scan in real space, which is more accurate.
     """
 
     no_decay = ("update", "candidate")  # as in the official code
@@ -340,7 +340,7 @@ class MinGRU(nn.Module):
 
     def forward(self, x, state=None, reset=None):
         gate, candidate = at_least_float32(self.update(x), self.candidate(x))
-        z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)  # keep = 1 - z, exact also where z is near 1
+        z, keep = torch.sigmoid(gate), torch.sigmoid(-gate)  # keep = 1 - z, exact even where z is near 1
         h = linear_scan(fill(keep, reset, 0.0), z * g(candidate), state)  # (B, T, E)
         return self.output(h), h[:, -1].clone()
 
@@ -367,7 +367,7 @@ class MinLSTM(nn.Module):
 
     def forward(self, x, state=None, reset=None):
         f, i, candidate = at_least_float32(self.forget(x), self.input(x), self.candidate(x))
-        log_ratio = F.logsigmoid(f) - F.logsigmoid(i)  # log(f_t / i_t), finite also where both underflow
+        log_ratio = F.logsigmoid(f) - F.logsigmoid(i)  # log(f_t / i_t), finite even where both underflow
         keep, new = torch.sigmoid(log_ratio), torch.sigmoid(-log_ratio)  # f / (f + i), i / (f + i)
         h = linear_scan(fill(keep, reset, 0.0), new * g(candidate), state)  # (B, T, E)
         return self.output(h), h[:, -1].clone()
@@ -380,8 +380,8 @@ class Attention(nn.Module):
         o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
 
     position = "rope": Llama's, with rotated q and k and no biases; "learned": GPT-2's, with biases.
-    The state is the keys and values of all tokens so far, the one state here that grows, and where documents are
-    apart, the number of the token (B, 1) with which the last one began.
+    The state is the keys and values of all tokens so far (the only state in this file that grows) and, where
+    documents are apart, the index (B, 1) of the token that began the current one.
     """
 
     def __init__(self, config, layer):
@@ -392,7 +392,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(D, D, bias)
         self.output = nn.Linear(D, D, bias)
         self.n_head, self.rope = config.n_head, config.position == "rope"
-        self.dropout = config.dropout if config.position == "learned" else 0.0  # of weights, as GPT-2
+        self.dropout = config.dropout if config.position == "learned" else 0.0  # of the weights, as in GPT-2
 
     def forward(self, x, state=None, reset=None):
         q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, D)
@@ -403,23 +403,23 @@ class Attention(nn.Module):
         if state is not None:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
         T, mask, first = q.shape[2], None, state[2:] if state else ()
-        if start > 0 and T > 1:  # several tokens after others: each sees those up to itself
+        if start > 0 and T > 1:  # several tokens after earlier ones: each sees up to itself
             mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        if reset is not None or first:  # each sees its own document
+        if reset is not None or first:  # each token sees only its own document
             begins = document_begins(x, reset, start, *first)  # (B, T)
             t = torch.arange(start + T, device=x.device)
             mask = ((t <= t[start:, None]) & (t >= begins.unsqueeze(-1))).unsqueeze(1)  # (B, 1, T, start + T)
             first = (begins[:, -1:],)
         dropout = self.dropout if self.training else 0.0
-        causal = mask is None and T > 1  # one token sees all there are
+        causal = mask is None and T > 1  # a single token sees all of them
         o = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)  # (B, H, T, K)
         return self.output(o.transpose(1, 2).flatten(2)), (k, v, *first)
 
 
 def document_begins(x, reset, start=0, first=0):
     """
-    The number of the token with which the document of each token of x (B, T, D) begins, (B, T): until a reset,
-    that is `first`, a number or (B, 1). The tokens are numbered from `start` on.
+    For each token of x (B, T, D), the index (B, T) of the token that begins its document; before any reset, that
+    is `first`, an int or (B, 1). Indices count from `start`.
     """
     t = torch.arange(start, start + x.shape[1], device=x.device)
     reset = torch.zeros_like(x[..., 0], dtype=torch.bool) if reset is None else reset
@@ -484,13 +484,13 @@ def initialise(model, config):
 
 def load(path, device="cpu", kernels="auto"):
     """
-    A run folder (its checkpoint.pt) or a checkpoint file in one -> (model in eval mode, tokenizer, settings).
+    Load a run folder's checkpoint.pt, or another checkpoint in it -> (model in eval mode, tokenizer, settings).
 
-    settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the updates it has had;
-    newer settings have their defaults. `kernels` is the form for use_kernels; None leaves the plain one. UserError
-    if there is no checkpoint, or if it is damaged or of another version.
+    settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the number of updates;
+    settings that the checkpoint does not have yet get their defaults. `kernels` is passed to use_kernels; None
+    keeps the plain form. UserError if the checkpoint is missing, damaged or of another version.
     """
-    from data import read_tokenizer  # not above: a model alone needs none of these
+    from data import read_tokenizer  # not above: a model alone needs neither
     from support.files import read
 
     if kernels is not None:
@@ -505,7 +505,7 @@ def load(path, device="cpu", kernels="auto"):
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[-1].strip()
-        if isinstance(error, KeyError):  # a mixer of somebody's own, say
+        if isinstance(error, KeyError):  # a custom mixer, say
             why = f"nothing here is called {why}"
         remedy = "use the version, and the script, that trained it"
         raise UserError(f"{path}: not a model of this version of nanoRNN ({why}); {remedy}") from error

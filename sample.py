@@ -1,8 +1,8 @@
 """
-Text from a run, one token at a time, in memory that does not grow with its length (attention's
-does).
+Generate text from a run, one token at a time, in memory that does not grow with the text (unless
+the model has attention).
 
-    python sample.py out/toy                   asks how a text begins, and goes on
+    python sample.py out/toy                   asks how a text begins, and continues it
     python sample.py out/toy --samples=3       three texts
     python sample.py out/toy --prompt="Mia saw" --temperature=0.8 --seed=1
 """
@@ -25,13 +25,13 @@ from tokenizers.decoders import DecodeStream
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     prompt: str = ""  # how the text begins
-    samples: int = 0  # texts; 0: one, or as many as are asked for on a terminal, if there is no prompt
+    samples: int = 0  # texts; 0: one, or without a prompt, on a terminal, as many as you ask for
     tokens: int = 200  # the most to generate for each; fewer if the text ends
     temperature: float = 0.8  # below 1: likely tokens become likelier; 0: always the likeliest
     top_k: int = 0  # choose among this many likeliest tokens; 0: all
     top_p: float = 1.0  # choose among the fewest tokens that together have this probability
     seed: int = 0  # the same seed gives the same text; the next text has the next seed
-    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    device: str = "auto"  # cuda, mps, cpu; auto: the first one available
     kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
     cuda_graph: bool = False  # launch each token's work at once, as a CUDA graph; not yet checked on a GPU
 
@@ -63,7 +63,7 @@ def on_terminal():
 
 
 def converse(model, tokenizer, s):
-    """Ask how a text begins and go on with it, again and again, until Ctrl-D."""
+    """Ask how a text begins and continue it, again and again, until Ctrl-D."""
     print("How does the text begin? Ctrl-D ends.")
     for seed in count(s.seed):
         try:
@@ -107,7 +107,7 @@ def generate(model, tokens, s):
 
 def choose(logits, s, generator):
     """logits (B, vocab) -> one token each, (B, 1)."""
-    if s.temperature < 1e-6:  # as good as 0, and float32 can divide by no number much smaller
+    if s.temperature < 1e-6:  # in effect 0, and float32 cannot divide by much less
         return logits.argmax(dim=-1, keepdim=True)
     logits = (logits - logits.max()) / s.temperature
     p, tokens = logits.softmax(dim=-1).sort(dim=-1, descending=True)

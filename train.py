@@ -36,37 +36,37 @@ class Settings(Config):
     """A model and how to train it."""
 
     corpus: str = "toy"  # a folder under data/; see data.py
-    run: str = "run"  # the folder under out/ that everything goes to; the settings file's name unless given
+    run: str = "run"  # the folder under out/ for all output; by default named like the settings file
     batch_size: int = 16  # sequences in a step, over all processes
     accumulate: int = 1  # passes into which a process splits its share of the batch, to save memory
     epochs: int = 1  # times through the corpus
-    max_steps: int = 0  # steps to take; 0: as epochs say
+    max_steps: int = 0  # steps to take; 0: as many as the epochs need
     optimizer: str = "adamw"  # adamw, adam, or muon for the matrices of the layers and adamw for the rest
-    learning_rate: float = 1e-3  # the highest one
+    learning_rate: float = 1e-3  # its peak, after the warmup
     muon_times: float = 1.0  # Muon's learning rate, in multiples of learning_rate
-    min_lr: float = 0.0  # the last one
-    warmup: int = 0  # steps to rise from 0 to the highest
+    min_lr: float = 0.0  # learning rate at the end
+    warmup: int = 0  # steps in which the learning rate rises from 0 to its peak
     schedule: str = "cosine"  # linear, cosine, constant or wsd (constant, then down in the last fifth)
     weight_decay: float = 0.1  # for matrices; not for norms, biases, floors, minRNN's gates
     beta1: float = 0.9  # Adam's memory of the gradient
     beta2: float = 0.95  # and of its square
     grad_clip: float = 1.0  # norm that the gradient is clipped to; 0: no clipping
-    seed: int = 0  # of the initial weights, the order of the data, dropout
-    device: str = "auto"  # cuda, mps, cpu; auto: the first of these there is
+    seed: int = 0  # for the initial weights, the order of the data, dropout
+    device: str = "auto"  # cuda, mps, cpu; auto: the first one available
     dtype: str = "auto"  # float32, bfloat16, float16, float64; auto: the fastest that is safe here
     kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
     compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA; never with kernels = loop
     parallel: str = "ddp"  # of several processes: each has the whole model (ddp) or a share of it (fsdp)
-    checkpoint_activations: bool = False  # compute a block's inside again for the gradient: saves memory
+    checkpoint_activations: bool = False  # recompute each block in the backward pass: saves memory
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
-    eval_tokens: int = 0  # the most tokens of the validation text to read then, spread evenly; 0: all
+    eval_tokens: int = 0  # at most so many tokens of validation text each time, spread evenly; 0: all
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
-    checkpoints: str = ""  # babylm: also keep what a submission needs, chck_1M.pt for 1M words read and so on
+    checkpoints: str = ""  # babylm: also keep what a submission needs, chck_1M.pt after 1M words and so on
     eval_pairs: str = ""  # minimal pairs to score at each evaluation, in training's dtype, such as toyland
     best_by: str = "loss"  # what best.pt is best at: loss (on the validation text) or pairs (macro score)
     from_run: str = ""  # --from=RUN: begin with the weights of that run folder or checkpoint
-    fresh: bool = False  # forget what out/RUN holds and start anew
+    fresh: bool = False  # discard what out/RUN holds and start over
 
     def check(self):
         super().check()
@@ -122,12 +122,12 @@ def main(s, objective=NextToken, progress=progress):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
     module = objective(model)
-    use_kernels(s.kernels, module)  # fast forms in place of what is written in model.py and above
+    use_kernels(s.kernels, module)  # swaps in the fast forms of the plain classes
     if s.parallel == "fsdp" and world_size() > 1:
         shard(module, device)  # each process keeps its share of the weights
     module.to(device)
     if device.type == "cuda":
-        from support.memory import say_memory  # not above: a CPU does without
+        from support.memory import say_memory  # not above: only GPUs need it
 
         say_memory(module, s, autocast, compiles(s, device))
     if compiles(s, device):
@@ -196,7 +196,7 @@ def take_step(run, module, autocast, train):
     norm = whole(nn.utils.clip_grad_norm_(run.model.parameters(), s.grad_clip or math.inf))
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=not ddp)  # DDP's lie in its buckets, and stay there
+    run.optimizer.zero_grad(set_to_none=not ddp)  # DDP keeps gradients in its buckets
     run.took_step(rate, sums, norm)
 
 
@@ -265,21 +265,21 @@ def finish(run):
 
 
 def make_optimizer(model, s):
-    """The optimizer. Matrices decay; norms, biases and what its module names in `no_decay` do not."""
+    """The optimizer. Matrices get weight decay; norms, biases and what a module lists in `no_decay` do not."""
     spared = {id(p) for p in undecayed(model)}
     decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in spared]
     others = [p for p in model.parameters() if p.ndim <= 1 or id(p) in spared]
     groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}]
     how = {"lr": s.learning_rate, "betas": (s.beta1, s.beta2), "fused": True}
     if s.optimizer == "muon":
-        from support.muon import Muon, matrices_of_layers  # not above: the others do without
+        from support.muon import Muon, matrices_of_layers  # not above: only Muon needs it
 
         return Muon(groups, matrices_of_layers(model), s.muon_times, **how)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer](groups, **how)
 
 
 def undecayed(model):
-    """Yield the parameters that their module names in `no_decay`: its own, or all of a module inside it."""
+    """Yield the parameters that a module lists in `no_decay`, which names its parameters or whole submodules."""
     for module in model.modules():
         for name in getattr(module, "no_decay", ()):
             part = getattr(module, name)

@@ -1,5 +1,5 @@
 # Does a teacher help? config/toy.py's model teaches config/distill_toy.py's student, which also learns alone. Five
-# seeds: a teacher and its students have the same one, and so have a student with and without.
+# seeds: a teacher and its students share one, and so does the student that learns alone.
 
 corpus = "toy"
 vocab_size = 1024

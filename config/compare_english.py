@@ -6,7 +6,7 @@
 # (xLSTM's one sLSTM layer goes step by step and takes longer), four times BLiMP, 5 to 10 s, half a minute to
 # compile. On two CPU cores: 18.6M tokens at 6,500/s and four times 60,000 pairs at 170/s are 70 minutes each, 7
 # hours in all.
-# The learning rate is HGRN2's on toyland, and for Llama its own there, the lower one: no sweep of this corpus yet.
+# Learning rates are those of toyland, HGRN2's for all but Llama, which has its own: no sweep on this corpus yet.
 
 corpus = "english"
 vocab_size = 8000

@@ -1,5 +1,5 @@
-# minGRU copies 8 letters out of 64 tokens of noise: minutes of a laptop's CPU, after "Were RNNs All We Needed?".
-# --mixer=minlstm does too; with --n_layer=1 neither, for a gate sees one token, and all markers look alike to it.
+# minGRU copies 8 letters out of 64 tokens of noise: minutes on a laptop's CPU, after "Were RNNs All We Needed?".
+# --mixer=minlstm works, too. With --n_layer=1 neither does: a gate sees one token, and all markers look alike.
 
 corpus = "copying"  # made on the spot; data.py copying --help has its sizes
 vocab_size = 16

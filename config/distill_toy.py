@@ -1,6 +1,6 @@
-# A small student of config/toy.py's model, on the same text, in minutes of a laptop's CPU:
+# A small student of config/toy.py's model, on the same text, in minutes on a laptop's CPU:
 #     python train.py; python distill.py
-# and, to compare, the same student without: python distill.py --alpha=0 --run=alone
+# and, to compare, the student without a teacher: python distill.py --alpha=0 --run=alone
 
 base = "toy.py"
 teacher = "out/toy"

@@ -1,4 +1,4 @@
-# HGRN2 on ten million words of English, small enough for half an hour of a laptop's CPU. Make the corpus first:
+# HGRN2 on ten million words of English, small enough for half an hour on a laptop's CPU. Make the corpus first:
 #     python data.py text english corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=8000
 
 corpus = "english"

@@ -1,5 +1,5 @@
 # minGRU on the characters of Shakespeare, small enough for a laptop: 711,424 parameters, with the recipe of
-# mingru_shakespeare.py. By the processor time of short runs, 15 to 20 minutes of two cores; not run to its end.
+# mingru_shakespeare.py. Estimated from short runs: 15 to 20 minutes on two cores; not run to its end.
 
 base = "mingru_shakespeare.py"
 d_model = 128

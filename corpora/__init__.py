@@ -1,1 +1,1 @@
-"""Where text and tests come from: toyland, downloads, the Pile's shares, the benchmarks' files."""
+"""Where text and tests come from: toyland, downloads, samples of the Pile, the benchmarks' files."""

@@ -36,8 +36,8 @@ BABYLM = {  # folder -> repository@revision, megabytes, ending of the file names
 def make(name):
     """
     Make data/babylm-10m or -100m -> its folder. A line of these files is an utterance, a paragraph or a title.
-    Empty lines end documents, but speech has none for very long, so a document also ends after 20 lines. So <s>,
-    which every score starts from, is read some 50,000 times in 10 million words.
+    Empty lines end documents; transcripts of speech go on without one for very long, so a document also ends after
+    20 lines. <s>, which every score starts from, is thus read some 50,000 times in 10 million words.
     """
     files = text_files(name)
     with data.making("babylm-dev"):

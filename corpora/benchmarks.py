@@ -13,9 +13,10 @@ The benchmarks: where their files are, how they are read, and what each record a
 A tie counts as right in 2024 and 2025, as the challenge had it. In 2026 it breaks ties at random; here 1 of k tied
 candidates counts 1/k, what that gives on average.
 
-A record's fields tell its kind. The subtasks are BLiMP's paradigms, EWoK's domains, BEAR's relations, or files.
-BabyLM's files of EWoK, ewok_fast among them, hold each item swapped in a row of its own, so their rows are asked
-as they stand, one way. EWoK's authors ask that their items are never stored as plain text, so they are read inside
+A record's fields tell its kind. The subtasks are BLiMP's paradigms, each for one contrast of grammar, EWoK's
+domains, BEAR's relations, or files.
+BabyLM's files of EWoK, such as ewok_fast, have a second row with each item swapped, so each row is scored only as
+it stands. EWoK's authors ask that their items are never stored as plain text, so they are read inside
 their locked archive, and evaluate.py writes no text of any benchmark, only numbers.
 """
 
@@ -117,7 +118,7 @@ class Subtask(NamedTuple):
 
 def check_tasks(name, tasks, protocol="2024"):
     """
-    Refuse a setting's value, names with commas between, if one is neither a benchmark nor a file, or is no task of
+    Refuse a setting's value, comma-separated names, if one is neither a benchmark nor a file, or is no task of
     the protocol's year.
     """
     for task in tasks.split(",") if tasks else []:

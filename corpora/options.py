@@ -1,5 +1,5 @@
 """
-Tasks with options: a model is right if it finds the right one of some candidates the most likely.
+Tasks with options: a model is right if it finds the right candidate the most likely.
 
     form     candidates of a record                                         subtasks
     entity   each of five options after input_prefix (entity tracking)      regular_0_ops, ... of three files
@@ -7,7 +7,7 @@ Tasks with options: a model is right if it finds the right one of some candidate
     piqa     each solution after prompt, divided by its tokens (GlobalPIQA) parallel, nonparallel
     wug      two sentences, whose preference is correlated with people's    the file's name
 
-Each form has a function (record, file name) -> (kind, uid, term, fields), in which every form is the same:
+Each form has a function (record, file name) -> (kind, uid, term, fields), with the same layout for every form:
 fields["options"] is [[context, text], ...] and fields["right"] the number of the right one. A wrong record raises
 ValueError, KeyError or TypeError.
 """

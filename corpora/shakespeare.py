@@ -2,8 +2,8 @@
 Tiny Shakespeare in single characters, as nanoGPT and the papers use it: python data.py shakespeare [FILE]
 
 The first 90 % is the training text, the rest is for validation. The vocabulary is the text's own 65 characters,
-and the text is one stream without <s>, so that losses compare with the papers': a text begins as after a line
-break. A character that Shakespeare does not use is read as a space.
+and the text is one stream without <s>, so that losses compare with the papers': a text begins as if after a
+line break. A character that Shakespeare does not use is read as a space.
 """
 
 import gzip

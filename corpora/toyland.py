@@ -12,8 +12,8 @@ them the good sentences of paradigms: whatever the tests ask about, the stories 
 What the stories never show are the combinations that the tests ask about. A pair of a subject and
 a verb belongs to the stories or to the tests, as a hash decides, and so do a noun and "this", a
 noun and "there is", and the two sides of a comparison. Nor does it help to know which words are
-common: of each paradigm's pairs, as many have the more frequent words in the good sentence as in
-the bad one.
+common: in each paradigm, as many pairs have the more frequent words in the good sentence as in the
+bad one.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ PASTS = """sleep slept slept sing sang sung run ran run swim swam swum fall fell
     throw threw thrown choose chose chosen shake shook shaken see saw seen bite bit bitten know knew known
     forget forgot forgotten catch caught caught feed fed fed hurt hurt hurt teach taught taught
     hear heard heard say said said think thought thought"""
-STATES = "see know forget hear believe".split()  # "is knowing" is no English
+STATES = "see know forget hear believe".split()  # "is knowing" is not English
 DOUBLED = "run swim drop hug forget".split()  # running, dropped
 
 # Short words are met more often than long ones, as in life.
@@ -572,7 +572,7 @@ QUESTIONS = {  # what a story may ask before it states a fact
     "MADE_OF": "what is [X] made of?",
     "EATS": "what does [X] eat?",
 }
-OPPOSITES = {  # domain: two concepts, and two wordings of one thing; X and Y exchanged, they say the contrary
+OPPOSITES = {  # domain: two concepts, and two wordings of one thing; with X and Y exchanged, of the opposite
     "spatial-relations": """
         above below | [X] is above [Y]. | [Y] is below [X].
         left right | [X] is to the left of [Y]. | [Y] is to the right of [X].
@@ -771,7 +771,7 @@ HAPPENINGS += [counting]
 
 
 def attempt(t, make):
-    """A sentence or pair; anew where the words drawn left none for the rest of it."""
+    """A sentence or pair, drawn again if the first words leave none for the rest of it."""
     while True:
         try:
             return make(t)

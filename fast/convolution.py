@@ -1,11 +1,11 @@
 """
 S4D and Hyena as long convolutions, in place of baselines.py's loop over time and of its direct convolution.
 
-One Fourier transform of a whole text would let the rounding errors of later tokens into earlier outputs. So the
-text is halved until its pieces are short, and each piece is multiplied by a Toeplitz matrix. Then, from pairs
-of pieces up to the two halves of the text, the contribution of each first half to its second half, for which
-all of it is past, is computed by Fourier transforms. This is O(T log^2 T), and later tokens change no bit of
-earlier outputs.
+One Fourier transform of a whole text would leak rounding errors of later tokens into earlier outputs. So the text
+is halved until its pieces are short, and each piece is multiplied by a Toeplitz matrix. Then, from pairs of
+pieces up to the two halves of the text, Fourier transforms compute what each first half, which lies entirely in
+the past of its second half, contributes to it. This is O(T log^2 T), and later tokens change no bit of earlier
+outputs.
 """
 
 import math
@@ -17,7 +17,7 @@ PIECE = 64  # tokens, at most
 
 
 def hyena_convolve(self, u, f, T):
-    """baselines.Hyena's convolve"""
+    """Fast form of baselines.Hyena.convolve."""
     past = u.shape[1] - T
     y = causal_convolution(u[:, past:], f[:T])
     if past:
@@ -26,7 +26,7 @@ def hyena_convolve(self, u, f, T):
 
 
 def s4d_run(self, x, log_decay, C, h):
-    """baselines.S4D's run: the decaying waves of the state, summed over time and read after each step"""
+    """Fast form of baselines.S4D.run: the state's decaying waves, summed over time and read after each step."""
     T = x.shape[1]
     y, last = causal_convolution(x, waves(C, log_decay, T)), sum_of_waves(x, log_decay)
     if h is not None:

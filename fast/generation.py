@@ -1,6 +1,6 @@
 """
-Generation by CUDA graphs. A token takes hundreds of small operations, and to launch them takes longer than to run
-them on a GPU. So they are recorded once, and launched together for every token.
+Generation by CUDA graphs. A token takes hundreds of small operations, and launching them takes longer than a GPU
+takes to run them. So they are recorded once, and launched together for every token.
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch
 class StepGraph:
     """
     model.features for one token after another. Each launch reads the same memory, so the token and the states are
-    copied to where they were when the graph was recorded. ValueError if the states cannot be.
+    copied to where they were when the graph was recorded. ValueError if that is not possible.
     """
 
     def __init__(self, model, states):
@@ -37,7 +37,7 @@ class StepGraph:
 
 
 def features_by_graph(model, states):
-    """A StepGraph that goes on from the states or, with a line on why it cannot be, model.features."""
+    """A StepGraph that continues from the states or, after a line that says why not, model.features."""
     try:
         return StepGraph(model, states)
     except Exception as error:  # of many kinds: not everything can be recorded

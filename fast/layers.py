@@ -1,10 +1,10 @@
 """
-Layers with gradients by hand, put in place of the plain ones of model.py and baselines.py: faster or smaller,
-with the same results and the same parameters.
+Layers with hand-written gradients, put in place of the plain ones of model.py and baselines.py: faster or
+smaller, with the same results and the same parameters.
 
     nn.Linear      y_t = W x_t + b, by oneDNN on CPUs with AVX-512
     RMSNorm        half the passes over x
-    SwiGLU         silu(gate) * up, keeping its inputs alone for the gradient
+    SwiGLU         silu(gate) * up, keeping only its inputs for the gradient
     HGRN2          log(floor + (1 - floor) sigmoid(z)) likewise, and 1 - f made inside the recurrence
     minGRU, ...    gates made inside the recurrence; LSTM and GRU by PyTorch's own cells
 
@@ -27,12 +27,12 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 
 def linear_forward(self, x):
-    """nn.Linear's forward"""
+    """Fast form of nn.Linear.forward."""
     return linear(x, self.weight, self.bias)
 
 
 def block_linear_forward(self, x):
-    """baselines.BlockLinear's forward, with four small blocks in one, and zeros between, where that is faster"""
+    """Fast form of baselines.BlockLinear.forward: four blocks in one, zeros between, where that is faster."""
     weight = self.weight
     if weight.shape[1] < 16 and len(weight) % 4 == 0:
         apart = torch.eye(4, dtype=x.dtype, device=x.device)
@@ -73,16 +73,16 @@ def rms_norm(x, weight, eps):
 
 
 def rms_norm_forward(self, x):
-    """model.RMSNorm's forward"""
+    """Fast form of model.RMSNorm.forward."""
     return rms_norm(x, self.weight, self.eps)
 
 
 # ---------------------------------------------------------------------------------------------------
 # gates:  silu(gate) * up   and   log(floor + (1 - floor) sigmoid(z))
 
-# For the gradient of a chain of elementwise functions PyTorch keeps all intermediate results. These two keep their
-# inputs alone and compute the rest again: a quarter less memory for a whole model, in the same time. A compiler
-# does so by itself; and torch 2.11's gets steps that work in place wrong inside a Function, without a word.
+# For the gradient of a chain of elementwise functions PyTorch keeps all intermediate results. These two keep only
+# their inputs and recompute the rest: a quarter less memory for a whole model, in the same time. torch.compile
+# does so by itself, and in torch 2.11 it silently gets in-place steps inside a Function wrong.
 
 
 class GatedUnit(torch.autograd.Function):
@@ -131,7 +131,7 @@ def forget_gate(z, floor):
 def forget_gates(z, floor, reset=None):
     """
     z (B, T, D), floor (D,) in [0, 1) -> log f of f = floor + (1 - floor) sigmoid(z), and k, both (B, T, D). log f
-    is in float32 at least, for in bfloat16 1 - f would be 0 or 1/256 and nothing between; and finite, at least
+    is in float32 at least, since in bfloat16 1 - f would be 0 or 1/256, nothing between; and finite, at least
     log 1e-37. Without reset, k is None: the recurrence computes 1 - f. With reset (B, T), k is 1 - f, and log f is
     -inf where reset is True.
     """
@@ -145,7 +145,7 @@ def forget_gates(z, floor, reset=None):
 
 
 def swiglu_forward(self, x):
-    """model.SwiGLU's forward"""
+    """Fast form of model.SwiGLU.forward."""
     gate, up = self.gate(x), self.up(x)
     return self.down(F.silu(gate) * up if torch.compiler.is_compiling() else GatedUnit.apply(gate, up))
 
@@ -155,7 +155,7 @@ def swiglu_forward(self, x):
 
 
 def hgrn2_forward(self, x, state=None, floor=0.0, reset=None):
-    """model.HGRN2's forward"""
+    """Fast form of model.HGRN2.forward."""
     q = F.silu(self.query(x)) * (x.shape[-1] // self.n_head) ** -0.5  # (B, T, D)
     z = self.forget(x)
     log_f, k = forget_gates(z, torch.as_tensor(floor, device=z.device).expand(z.shape[-1]), reset)
@@ -167,7 +167,7 @@ def hgrn2_forward(self, x, state=None, floor=0.0, reset=None):
 
 
 def min_gru_forward(self, x, state=None, reset=None):
-    """model.MinGRU's forward"""
+    """Fast form of model.MinGRU.forward."""
     if reset is None:
         h = min_gru(*for_states(self.update(x), self.candidate(x)), state)
     elif torch.compiler.is_compiling():
@@ -178,7 +178,7 @@ def min_gru_forward(self, x, state=None, reset=None):
 
 
 def min_lstm_forward(self, x, state=None, reset=None):
-    """model.MinLSTM's forward"""
+    """Fast form of model.MinLSTM.forward."""
     if reset is None:
         h = min_lstm(*for_states(self.forget(x), self.input(x), self.candidate(x)), state)
     elif torch.compiler.is_compiling():
@@ -190,7 +190,7 @@ def min_lstm_forward(self, x, state=None, reset=None):
 
 
 class MinGates(torch.autograd.Function):
-    """The inputs a and b of the linear scan that minGRU or minLSTM is, a = 0 where reset (B, T) is True."""
+    """The inputs a and b of the linear scan in minGRU or minLSTM; a = 0 where reset (B, T) is True."""
 
     @staticmethod
     def forward(ctx, kind, reset, *inputs):
@@ -210,20 +210,20 @@ class MinGates(torch.autograd.Function):
 
 
 def for_states(*projections):
-    """The projections, without gradients in float32 at least: a state kept in bfloat16 loses small updates."""
+    """The projections; without gradients in float32 at least, as a state kept in bfloat16 loses small updates."""
     return projections if torch.is_grad_enabled() else at_least_float32(*projections)
 
 
 @torch.compiler.disable  # it would unroll all steps
 def lstm_run(self, x, state, reset=None):
-    """baselines.LSTM's run, by the library's cell"""
+    """Fast form of baselines.LSTM.run, by PyTorch's own cell."""
     h, last = run_cell(self.cell, x, state, reset)
     return h, tuple(last)
 
 
 @torch.compiler.disable
 def gru_run(self, x, state, reset=None):
-    """baselines.GRU's run, by the library's cell"""
+    """Fast form of baselines.GRU.run, by PyTorch's own cell."""
     h, (last,) = run_cell(self.cell, x, None if state is None else (state,), reset)
     return h, last
 
@@ -231,7 +231,7 @@ def gru_run(self, x, state, reset=None):
 def run_cell(cell, x, state, reset):
     """
     x (B, T, D), state [(B, E), ...] or None, reset (B, T) or None -> every h_t (B, T, E), the last state. The cell
-    knows no reset, but takes sequences of many lengths: each row is cut into its documents.
+    has no reset, but takes sequences of different lengths, so each row is cut into its documents.
     """
     B, T, _ = x.shape
     if reset is None:
@@ -242,7 +242,7 @@ def run_cell(cell, x, state, reset):
     starts = begins.flatten().nonzero().flatten()  # of the pieces into which rows are cut
     lengths = starts.diff(append=starts.new_tensor([B * T]))
     pieces = pack_sequence(x.flatten(0, 1).split(lengths.tolist()), enforce_sorted=False)
-    if state is not None:  # for the pieces that begin a row and no document
+    if state is not None:  # for the pieces that begin a row but no document
         continued = (starts % T == 0) & ~reset.flatten()[starts]
         state = [(z[starts // T] * continued.unsqueeze(-1)).unsqueeze(0) for z in state]
     h, last = cell(pieces, as_cells(cell, state))

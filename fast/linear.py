@@ -48,7 +48,7 @@ class Product(torch.autograd.Function):
         dx = product(dy, weight.T) if ctx.needs_input_grad[0] else None
         x, dy = x.flatten(0, -2), dy.flatten(0, -2)
         dweight = None
-        if ctx.needs_input_grad[1]:  # of the two transposed factors oneDNN copies the first: the narrower one
+        if ctx.needs_input_grad[1]:  # oneDNN copies the first of two transposed factors: the narrower one
             dweight = product(x.T, dy.T).T if x.shape[1] < dy.shape[1] else product(dy.T, x.T)
         return dx, dweight, dy.sum(0) if ctx.has_bias else None
 

@@ -25,13 +25,13 @@ SLICE_ON_GPU = 2**24  # logits: 64 MiB in float32
 
 
 def next_token_forward(self, tokens, targets):
-    """model.NextToken's forward"""
+    """Fast form of model.NextToken.forward."""
     x = features_of(self.model, tokens)
     return {"loss": linear_cross_entropy(x, self.model.head.weight, targets)}
 
 
 def distillation_forward(self, tokens, targets):
-    """distill.Distillation's forward"""
+    """Fast form of distill.Distillation.forward."""
     with torch.no_grad():
         taught = [(features_of(teacher, tokens), teacher.head.weight) for teacher in self.teachers]
     x = features_of(self.model, tokens)
@@ -122,12 +122,12 @@ summed_losses.register_autograd(scale_gradients, setup_context=save_gradients)
 
 
 def rows_of_slice(x, V):
-    """Tokens in a slice of x: on a GPU more than on a CPU, or its launches would take longer than its work."""
+    """Tokens in a slice of x: more on a GPU than on a CPU, or launches would take longer than the work."""
     return max(SLICE, SLICE_ON_GPU // V) if x.device.type == "cuda" else SLICE
 
 
 def sliced_losses(x, weight, targets, teachers, how, dtype, with_gradient):
-    """The inside of summed_losses; teachers [(features, head), ...] in dtype."""
+    """The body of summed_losses; teachers [(features, head), ...] in dtype."""
     wide = torch.promote_types(x.dtype, torch.float32)
     real = (targets != -100).unsqueeze(-1)  # (N, 1)
     targets = targets.unsqueeze(-1).where(real, 0)
@@ -184,7 +184,7 @@ def next_token_log_p(x, weight, rows, tokens):
     size = rows_of_slice(x, len(weight))
     wanted, rows = rows.unique(return_inverse=True)
     rows, order = rows.sort()
-    counts = torch.bincount(rows // size).tolist()  # of questions to each slice
+    counts = torch.bincount(rows // size).tolist()  # how many are asked of each slice
     rows, tokens = (z.to(x.device).split(counts) for z in (rows % size, tokens[order]))
     slices = (at_least_float32(linear(part, weight))[0] for part in x[wanted.to(x.device)].split(size))
     log_p = [y.log_softmax(dim=-1)[row, token] for y, row, token in zip(slices, rows, tokens)]

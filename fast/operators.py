@@ -1,6 +1,6 @@
 """
-The recurrences of kernels.py in their fast forms, each as one operator of PyTorch's (torch.library), forward and
-backward, whose inside torch.compile leaves alone: by Triton, in kernels.py, or by PyTorch, in recurrences.py.
+The recurrences of kernels.py in their fast forms, each as one PyTorch operator (torch.library), forward and
+backward, that torch.compile treats as opaque: by Triton, in kernels.py, or by PyTorch, in recurrences.py.
 """
 
 import functools
@@ -23,9 +23,9 @@ def fast_form(x):
 
 def check(**tensors):
     """
-    check(a=(a, "BTD"), h0=(h0, "BD")): a letter is the same length everywhere, at least 1, or a ValueError
-    names the argument; None fits. Text is made only for an error, or torch.compile would compile for every
-    length.
+    check(a=(a, "BTD"), h0=(h0, "BD")): raise a ValueError that names the argument unless each letter stands for
+    one length everywhere, at least 1; None fits. The message is built only for an error, or torch.compile would
+    compile for every length.
     """
     lengths, places = {"1": 1}, {}
     for name, (x, letters) in tensors.items():
@@ -99,25 +99,25 @@ scan.register_autograd(run_scan_backward, setup_context=save_for_scan_backward)
 
 
 def scan_linear(a, b, h0=None):
-    """kernels.linear_scan"""
+    """Fast form of kernels.linear_scan."""
     check(b=(b, "BTD"), a=(a, "BTD"), h0=(h0, "BD"))
     return scan_any("linear", a, None, b, h0)
 
 
 def scan_min_gru(gate, candidate, h0=None):
-    """kernels.min_gru"""
+    """Fast form of kernels.min_gru."""
     check(candidate=(candidate, "BTD"), gate=(gate, "BTD"), h0=(h0, "BD"))
     return scan_any("min_gru", None, gate, candidate, h0)
 
 
 def scan_min_lstm(forget, input, candidate, h0=None):
-    """kernels.min_lstm"""
+    """Fast form of kernels.min_lstm."""
     check(candidate=(candidate, "BTD"), forget=(forget, "BTD"), input=(input, "BTD"), h0=(h0, "BD"))
     return scan_any("min_lstm", forget, input, candidate, h0)
 
 
 def scan_any(kind, keep, new, value, h0):
-    """every h_t (B, T, D) of a scan of this kind, in value's type."""
+    """Every h_t (B, T, D) of a scan of this kind, in value's type."""
     h0 = value.new_zeros(value[:, 0].shape) if h0 is None else h0
     if runs_triton(value):
         return scan(kind, keep, new, value, h0)
@@ -140,7 +140,7 @@ def attention(
 
 @attention.register_fake
 def attention_results(q, k, v, log_f, S0, keep):
-    """The results, empty."""
+    """Empty tensors for the results."""
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
     states, A = fast_form(q)["saved_by_attend"](q, v, keep, dtype)
     return v.new_empty(v.shape), q.new_empty(len(q), *q.shape[2:], v.shape[-1], dtype=dtype), states, A
@@ -185,7 +185,7 @@ attention.register_autograd(run_attention_backward, setup_context=save_for_atten
 
 
 def attend(q, k, v, log_f, S0=None):
-    """kernels.gated_linear_attention"""
+    """Fast form of kernels.gated_linear_attention."""
     gates = "BTHK" if log_f.shape[-1:] == q.shape[-1:] else "BTH1"
     check(q=(q, "BTHK"), k=(k, "BTHK"), v=(v, "BTHV"), log_f=(log_f, gates), S0=(S0, "BHKV"))
     if v.shape[3] > 256 and v.shape[3] % 8 and runs_triton(v):  # mLSTM's 513: unaligned rows take registers
@@ -237,7 +237,7 @@ def selective_form(x, A):
 
 @selective.register_fake
 def selective_results(x, dt, A, B, C, h0, keep):
-    """The results, empty."""
+    """Empty tensors for the results."""
     dtype = functools.reduce(torch.promote_types, (z.dtype for z in (x, dt, A, B, C, h0)), torch.float32)
     tiles = -(-x.shape[1] // STEPS) if keep else 0
     states = x.new_empty(len(x), tiles, *A.mT.shape, dtype=dtype)
@@ -273,7 +273,7 @@ selective.register_autograd(run_selective_backward, setup_context=save_for_selec
 
 
 def scan_selective(x, dt, A, B, C, h0=None):
-    """kernels.selective_scan"""
+    """Fast form of kernels.selective_scan."""
     check(x=(x, "BTE"), dt=(dt, "BTE"), A=(A, "EN"), B=(B, "BTN"), C=(C, "BTN"), h0=(h0, "BEN"))
     h0 = A.new_zeros(len(x), *A.shape) if h0 is None else h0
     inputs = x, dt, A, B, C, h0

@@ -1,6 +1,6 @@
 """
-The recurrences of kernels.py in few large PyTorch operations, with gradients by hand: the form for CPUs, and for
-GPUs on which Triton does not run. Results are those of the loops.
+The recurrences of kernels.py in a few large PyTorch operations, with hand-written gradients: the form for CPUs,
+and for GPUs on which Triton does not run. Results are those of the loops.
 
 Shapes:  B batch   T time   D, E width   H heads   K, V key and value width of a head   N states of a channel
          C chunk length   n chunks
@@ -17,7 +17,7 @@ GPU_FACTOR = 32  # times as many numbers at once as on a CPU, where starting an 
 # ---------------------------------------------------------------------------------------------------
 # linear scan:  h_t = a_t h_{t-1} + b_t
 
-# All chunks of C steps at a time. Over a chunk, h_out = p h_in + s: p is the product of its gates and s is
+# All chunks of C steps advance together. Over a chunk, h_out = p h_in + s: p is the product of its gates and s is
 # what it would leave behind if it started from nothing.
 #
 #     1. p and s of all chunks at once: C steps, each over (B, n, D)
@@ -76,7 +76,7 @@ def min_rnn(kind, keep, new, value):
     if kind == "min_gru":
         r = -new
     else:
-        r = F.logsigmoid(keep) - F.logsigmoid(new)  # finite also where f and i underflow
+        r = F.logsigmoid(keep) - F.logsigmoid(new)  # finite even where f and i underflow
     g = value.clamp(max=0).sigmoid_().add_(value.clamp(min=0))  # kernels.g
     return torch.sigmoid(r), torch.sigmoid(-r), g
 
@@ -146,8 +146,8 @@ def scan_backward(kind, inputs, h, dh):
 # in place of 1, which rounds nothing and cancels, every factor stays between 2^-96 and 2^96. What overflows
 # lies above the diagonal, and is dropped.
 #
-# Everywhere else gates are taken as they are, also 0: a product that underflows is right. No row's factors know
-# a later gate, so the future cannot leak into the past even by rounding.
+# Everywhere else gates are taken as they are, even 0: a product that underflows is right. No row's factors
+# depend on a later gate, so the future cannot leak into the past even by rounding.
 
 LEAF, CHUNK = 8, 32  # rows
 SEGMENT = 2**17  # numbers of q (or v) that are worked on at once, so that they stay in a core's own cache
@@ -252,7 +252,7 @@ def attend(q, k, v, log_f, S, o_out, S_out):
 # Backwards, each sum is transposed. The gradient of the gates needs no sum over pairs of its own: log f_t is in
 # every D_ij with i >= t > j, and dL / dlog D_ij is q_i dq_i = k_j dk_j. So dlog_f_t is the sum of q_i dq_i over
 # rows i >= t less that of k_j dk_j over rows j >= t, which removes the pairs whose rows are both from t on. Pairs
-# with i = j know no gate: they are left out, or their rounding would drown the gradient of gates near 0.
+# with i = j contain no gate: they are left out, or their rounding would drown the gradient of gates near 0.
 
 
 def attend_backward(q, k, v, log_f, S, do, dS, outs):
@@ -289,7 +289,7 @@ def between_halves(q, k, v, do, since_start, to_end, dq, dk, dv):
 
 
 def between_chunks(q, k, v, since_start, to_end, S, do, dS, dq, dk, dv):
-    """Add the gradients through the states -> the dS before all, and dlog_f but for pairs inside leaves."""
+    """Add the gradients through the states -> dS before the first chunk, dlog_f except for pairs inside leaves."""
     q_start, k_end, across = q * since_start, k * to_end, since_start[:, -1]  # (n B H, C, K), (n B H, K)
     steps = across.view(-1, len(S), across.shape[-1], 1)
     S_before = carry(S, steps, (k_end.mT, v))[:-1].flatten(0, 1)  # (n B H, K, V)

@@ -1,8 +1,8 @@
 """
-Log-probabilities of texts whose shared beginnings are read once: in place of evaluate.score_plainly, with the same
-result.
+Log-probabilities of texts, with each shared prefix read only once: in place of evaluate.score_plainly, with the
+same result.
 
-Texts that begin alike are a tree, one node for each token after its past:
+Texts with shared prefixes form a tree, one node for each token after its past:
 
     <s> The cats that Mary saw - sleep .          10 nodes in place of 22 tokens; the last one
                                - sleeps .         of a text is asked for, not read
@@ -11,7 +11,7 @@ Texts that begin alike are a tree, one node for each token after its past:
 What a causal model computes at a node depends on its past alone, and is the same in every text. So nearly all
 of a model, embedding, norms, MLPs, logits, reads the nodes (1, N). Only what mixes along time reads the texts
 (B, T), padded on the right, and inside it the linear layers that map each token by itself (PER_TOKEN) read the
-nodes again. So every mixer gains, also one with a large state or one that grows, and no state is ever copied.
+nodes again. So every mixer gains, even one with a large or growing state, and no state is ever copied.
 """
 
 from contextlib import contextmanager
@@ -45,13 +45,13 @@ PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each tok
 
 
 def tree_batches(texts, device):
-    """Batches of texts, by their numbers, in which neighbours begin alike."""
+    """Batches of the indices of texts, in which neighbours share long prefixes."""
     order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])
     return batches(order, texts, BATCH_TOKENS[device.type])
 
 
 def score_tree(model, texts):
-    """evaluate.score_plainly for a batch of tree_batches, reading shared beginnings once."""
+    """evaluate.score_plainly for a batch of tree_batches, reading each shared prefix once."""
     device = model.embed.weight.device
     tokens, paths = as_tree([ids[:-1] for ids, _ in texts])
     with reading_nodes(model, *layouts(paths, device)):
@@ -63,7 +63,7 @@ def score_tree(model, texts):
 
 
 def batches(order, texts, most):
-    """Yield the numbers of texts in order, as many at once as make a tree of about `most` nodes."""
+    """Yield indices of texts in order, as many at a time as make a tree of about `most` nodes."""
     some, nodes, longest, before = [], 0, 0, []
     for i in order:
         ids = texts[i][0][:-1]
@@ -90,7 +90,7 @@ def as_tree(rows):
 
 
 def common(one, other):
-    """The length of the beginning that two lists share."""
+    """The length of the prefix that two lists share."""
     for count, (a, b) in enumerate(zip(one, other)):
         if a != b:
             return count

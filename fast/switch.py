@@ -1,8 +1,8 @@
 """
-Which classes have faster methods, and the subclasses that have them in place.
+The classes that have faster methods, and the subclasses that use them.
 
 A fast method does what the plain one did when the fast one was written. If the plain text has been changed since,
-by a student, say, the plain method runs and a warning says so: no change is without effect.
+by a student, say, the plain method runs and a warning says so: every change takes effect.
 """
 
 import functools
@@ -79,7 +79,7 @@ def subclass(plain, name, method):
 
 
 def reduce_to_plain(self, protocol):
-    """Tell pickle and copy to go by the plain class, which can be found by its name, and to make it fast again."""
+    """Have pickle and copy store the plain class, which can be found by its name, and make it fast again."""
     return new_module, (self.plain,), self.__dict__
 
 

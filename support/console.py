@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 def run_script(main):
     """
-    Run main(arguments). A UserError, lack of memory or a file that cannot be used is one line on stderr and exit
-    status 2; Ctrl-C and SIGTERM, which raise KeyboardInterrupt here, are one line and exit status 130.
+    Run main(arguments). A UserError, lack of memory or an unusable file ends with one line on stderr and exit
+    status 2; Ctrl-C and SIGTERM, which raise KeyboardInterrupt here, with one line and exit status 130.
     """
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="replace")  # where a screen or file knows few letters
+        sys.stdout.reconfigure(errors="replace")  # for screens and files that lack some letters
     if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = repeat_ctrl_c
@@ -51,14 +51,14 @@ def run_script(main):
 
 
 def refuse_torchrun():
-    """Raise UserError in a script of one process: several would overwrite each other's files."""
+    """Raise UserError in a single-process script: several processes would overwrite each other's files."""
     if launched() > 1:
         raise UserError("this script is one process: start it with python, not torchrun")
 
 
 @contextmanager
 def only_first_speaks():
-    """While open, all processes but the first print nothing, and do not say that they are stopped."""
+    """Context manager: all processes but the first print nothing, not even that they were stopped."""
     if rank() == 0:
         yield
         return

@@ -9,7 +9,7 @@ import torch
 
 
 def find_device(name, dtype="float32"):
-    """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first of them that is there."""
+    """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first one available."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")

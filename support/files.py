@@ -21,7 +21,7 @@ from support.settings import UserError, reason
 
 import torch
 
-DIGEST = 64  # letters in a SHA-256
+DIGEST = 64  # hex digits of a SHA-256
 ALTERED = "its SHA-256 does not match: cut short, altered, or not written by nanoRNN"
 SUFFIX = struct.pack("<H", DIGEST)  # a zip archive ends with the length of its comment, then the comment
 
@@ -81,7 +81,7 @@ def with_current_names(saved):
     if old:
         floors = [weights.pop(name) for name in old]
         weights["floors.table"] = floors[0]
-        saved.pop("optimizer", None)  # its numbers are in the order of the weights then
+        saved.pop("optimizer", None)  # its state is in the old order of the weights
     return saved
 
 
@@ -95,7 +95,7 @@ def damage(path):
 
 
 def intact_digest(file):
-    """The SHA-256 that an open checkpoint carries, if it is that of its bytes; else None."""
+    """The SHA-256 that an open checkpoint carries, if it matches its bytes; else None."""
     digest = hashlib.sha256()
     left = os.fstat(file.fileno()).st_size - len(SUFFIX) - DIGEST
     while left > 0:
@@ -121,7 +121,7 @@ def replacing(path, mode="w", previous=None):
     `previous`. If writing fails, the old file is untouched, the new one removed, and UserError says why.
     """
     path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two may write one path
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # two processes may write one path
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     file = None
     try:
@@ -175,7 +175,7 @@ def not_written(path, size, error):
 
 @contextmanager
 def alone_in(folder):
-    """Lock a run's folder while this is open: two processes in it would mix their logs. Not on Windows."""
+    """Context manager that locks a run's folder (not on Windows): two processes in it would mix their logs."""
     handle = None
     with together():
         if rank() == 0 and find_spec("fcntl"):

@@ -1,10 +1,10 @@
 """
-The GPU memory that training is going to take, said before it begins.
+The GPU memory that training will take, reported before it begins.
 
     peak = weights + optimizer + gradients + sequences of a pass x what each keeps for the gradient
 
-The last term is measured: passes of two sizes tell apart what each sequence keeps from what a pass of any size
-takes, such as copies of the weights in bfloat16. All else is counted.
+The last term is measured: two passes of different sizes separate what each sequence keeps from what any pass
+takes, such as copies of the weights in bfloat16. The other terms are computed.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Memory:
     compiled: bool
 
     def peak(self, rows, parts, recompute, ddp):
-        """Bytes at most, if a pass reads so many sequences and a step has so many parts."""
+        """The peak in bytes if a pass reads `rows` sequences and a step has `parts` parts."""
         blocks = self.inputs + max(self.blocks) if recompute else sum(self.blocks)
         passing = self.fixed + rows * (self.each + blocks * (COMPILED if self.compiled else 1))
         held = self.gradients if parts > 1 or ddp else 0  # there while a pass begins
@@ -91,12 +91,12 @@ def say_memory(module, s, autocast, compiled):
     try:
         memory = measure(module, s, autocast, compiled)
     except torch.OutOfMemoryError:
-        if world_size() > 1:  # the others may have had enough, and wait for this one
+        if world_size() > 1:  # the others may have had enough memory, and wait for this one
             raise
         memory = None
     if memory:
         say_forecast(memory, s)
-    else:  # now that the error is gone, and with it what it held
+    else:  # the error is gone by now, and with it what it held
         torch.cuda.empty_cache()
         say("memory of a GPU: too little is free to measure what training takes; it may still fit")
 

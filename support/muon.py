@@ -1,9 +1,9 @@
 """
 Muon for the matrices inside the layers and AdamW for all other weights, as one optimizer.
 
-Of a matrix's momentum U diag(s) V^T, Muon steps along U V^T, so that rare directions move as far as common ones
+A matrix with momentum U diag(s) V^T takes a step along U V^T, so that rare directions move as far as common ones
 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). U V^T is found by five Newton-Schulz iterations,
-in bfloat16: other hardware or threads may round a step otherwise.
+in bfloat16, so a step may round differently on other hardware or with other threads.
 """
 
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 
 class Muon(torch.optim.Optimizer):
     """
-    torch.optim.Muon for some weights and AdamW for the others, with one list of groups and one state. A group of
-    Muon's has `times`: its learning rate in multiples of AdamW's.
+    torch.optim.Muon for some weights and AdamW for the others, with one list of groups and one state. A group
+    for Muon has `times`: its learning rate in multiples of AdamW's.
     """
 
     def __init__(self, groups, matrices, times, **adam):

@@ -25,7 +25,7 @@ def attribute_of_package(script, name):
 
 
 def load_package(name):
-    """The installed package, loaded as if there were no module of ours; that stays what the name stands for."""
+    """The installed package, loaded as if we had no module of that name; afterwards the name means ours again."""
     elsewhere = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
     if "." in name or not PathFinder.find_spec(name, elsewhere):
         return None

@@ -1,5 +1,5 @@
 """
-Compile, recompute and shard a model for training; and keep a checkpoint of shards as one file.
+Compile, recompute and shard a model for training; and save a sharded model as one checkpoint file.
 
 All of it is done to the modules in place, block by block. The names of the weights stay the same, so a checkpoint
 can be resumed with any other setting of `parallel`, `compile` and `checkpoint_activations`.
@@ -70,7 +70,7 @@ def shard(module, device):
 
 
 def whole(x):
-    """A tensor, whole: if it is a shard, all processes have to call this."""
+    """The whole of a tensor; if it is sharded, all processes have to call this."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 

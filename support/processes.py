@@ -14,9 +14,9 @@ from support.settings import UserError
 import torch
 import torch.distributed as dist
 
-USUAL = timedelta(minutes=30)  # that processes wait for another in a step, say
+USUAL = timedelta(minutes=30)  # how long a process waits for others in a step, say
 PATIENCE = timedelta(hours=12)  # and where one may have to fetch a corpus
-patient = None  # the group of all processes that waits so long
+patient = None  # the group of all processes with this longer timeout
 
 
 def rank():
@@ -46,7 +46,7 @@ def world_size():
 
 @contextmanager
 def alone():
-    """Within this, the process acts as if it were the only one, for work that each does on its own GPU."""
+    """Context manager: the process acts as if it were the only one, for work that each does on its own GPU."""
     names = {"RANK", "WORLD_SIZE"} & os.environ.keys()
     hidden = {name: os.environ.pop(name) for name in names}
     try:
@@ -92,9 +92,9 @@ def join_processes(device):
 
 def count_restarts(store):
     """
-    Give all processes the same restarts(). torchrun counts on each machine apart, and there only what failed
-    first; the store outlives restarts, so the first process counts them in it, and answers the others there. Each
-    asks under a name of its own, for the store still holds what was asked and answered before a restart.
+    Give all processes the same restarts(). torchrun counts on each machine separately, and only the failures that
+    began there. The store outlives restarts, so the first process keeps the count in it and answers the others.
+    Each asks under its own name, because the store still holds the questions and answers of before a restart.
     """
     if rank() > 0:
         me = uuid4().hex
@@ -174,7 +174,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """While open, Ctrl-C and SIGTERM are only noted; check() raises Stopped in all processes at one step."""
+    """Context manager: Ctrl-C and SIGTERM are only noted; check() raises Stopped in all processes at one step."""
 
     def __enter__(self):
         self.asked, self.handlers_before = None, {}  # the time of the first signal

@@ -45,7 +45,7 @@ MARKS = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
 
 
 def differences(then, now, may_change):
-    """The settings that differ from those of before, in words; "" if none does."""
+    """The settings that have changed since, in words; "" if none has."""
     changed = [x for x in then | now if x not in may_change and then.get(x) != now.get(x)]
     return "; ".join(f"{name} {then.get(name)!r} then, {now.get(name)!r} now" for name in changed)
 
@@ -121,12 +121,12 @@ class Run:
         return saved | {"planned": planned}
 
     def tensors(self):
-        """The tensors that a checkpoint's are to be like: an optimizer's state is like its weight."""
+        """The tensors that those of a checkpoint are placed and sharded like; optimizer state like its weight."""
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         return {"model": self.model.state_dict(), "optimizer": {"state": dict(enumerate(weights))}}
 
     def load(self, start):
-        """Take what find_start has found."""
+        """Load what find_start has found."""
         for name in ("model", "optimizer", "scaler"):
             if start.get(name):  # the scaler's is empty unless it was used
                 getattr(self, name).load_state_dict(start[name])
@@ -215,9 +215,9 @@ class Run:
 
     def keep_weights(self):
         """
-        Write chck_1M.pt, say, if this is its step: the weights without the optimizer; and before_decay.pt. It is
-        called before anything saves the step, so the marks up to any step that a run resumes from are on disk. An
-        intact one is kept.
+        Write chck_1M.pt, say, if this is its step: the weights without the optimizer; and before_decay.pt. This is
+        called before a step is saved, so all marks up to the step that a run resumes from are on disk. A mark that
+        is intact is not written again.
         """
         for name in self.marks.get(self.step, ()):
             self.check_weights()
@@ -269,7 +269,7 @@ class Run:
         self.check_finite()
         means = sum_over_processes(*(x.item() / world_size() for x in losses.values()))
         losses = dict(zip(losses, means))
-        norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 left out
+        norm = norm.item() if norm.isfinite() else None  # none: a step that the scaler of float16 skipped
         self.log(losses | {"grad_norm": norm, "learning_rate": rate})
         self.log_time()
         shown = "".join(f"{name} {losses[name]:.3f}, " for name in losses)
@@ -311,7 +311,7 @@ class Run:
 
     def check_finite(self):
         """Raise Diverged if a loss or gradient since the last check is NaN or inf, before anything is saved."""
-        scaled = self.scaler.is_enabled()  # a float16 gradient may overflow: the scaler leaves out that step
+        scaled = self.scaler.is_enabled()  # a float16 gradient may overflow: the scaler skips that step
         bad = [x for x in self.unchecked if not (x[2]["loss"].isfinite() and (scaled or x[3].isfinite()))]
         if sum_over_processes(len(bad))[0]:  # one process with a bad loss is enough: all end at one step
             if not bad:
@@ -332,7 +332,7 @@ class Run:
             self.refuse(self.step, f"{bad[0] if bad else 'a weight'} contains NaN or inf")
 
     def refuse(self, step, what, rate=None):
-        """Raise Diverged, with a command that goes on at half the rate; nothing is saved."""
+        """Raise Diverged, with a command that resumes at half the rate; nothing is saved."""
         rate = self.optimizer.param_groups[-1]["lr"] if rate is None else rate  # the last is never Muon's
         script = "distill.py" if hasattr(self.s, "teacher") else "train.py"
         command = ["python", script, str(self.folder), f"--learning_rate={self.s.learning_rate / 2:.2g}"]

@@ -39,7 +39,7 @@ def naming(where):
 # Setting -> the script that has it, for a hint in the others.
 OF_ANOTHER = dict.fromkeys(("models", "learning_rates", "seeds", "against"), "compare.py")
 OF_ANOTHER |= dict.fromkeys(("teacher", "alpha", "temperature"), "distill.py")
-FLAGS = {"from": "from_run"}  # a word of Python cannot be a field's name
+FLAGS = {"from": "from_run"}  # a Python keyword cannot name a field
 USUAL = {  # setting or value -> its names in other projects
     "learning_rate": "lr rate",
     "batch_size": "bs",
@@ -64,7 +64,7 @@ USUAL = {  # setting or value -> its names in other projects
     "bfloat16": "bf16",
     "attention": "transformer gpt gpt2 llama",
 }
-NOT_PATHS = "prompt", "text"  # settings in which ~ is a letter
+NOT_PATHS = "prompt", "text"  # settings in which ~ is not the home folder
 HELP = {"--help", "-h", "--help=all"}
 SCREEN = 40, 100  # lines and columns that --help should fit
 

@@ -7,8 +7,8 @@ Compare our scores with another tool's, on the folder that tools/export.py makes
     python -m tools.agree out/english_small --peer=minicons
 
 Prints a row for each benchmark and protocol, and adds it to results/agreement.json. Exits with
-status 2 if a score differs by more than the rounding of float32, or if a pair that is no near tie
-is judged differently.
+status 2 if a score differs by more than the rounding of float32, or if a pair that is not a near
+tie is judged differently.
 
 BLiMP and the Supplement are scored as by evaluate.py. EWoK's items, which may not be written
 anywhere as plain text, are read from their locked archive into memory and passed to the tools
@@ -50,7 +50,7 @@ PROTOCOLS = ("2024", "2025")
 class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     peer: str = "transformers"  # transformers, lm_eval or minicons
-    tasks: str = "blimp,supplement,ewok_filtered"  # with commas: pairs or EWoK, named or a file
+    tasks: str = "blimp,supplement,ewok_filtered"  # comma-separated: pairs or EWoK, by name or file
     each: int = 40  # records of each subtask, evenly spaced; 0: all
     kernels: str = "auto"  # form that our model runs in: auto, loop, torch or triton; see use_kernels
     results: str = "results/agreement.json"  # where the rows go
@@ -175,11 +175,11 @@ def save_rows(path, rows):
 
 
 def some_texts(task, count):
-    """[(context, text)], good and bad by turns, of `count` records of each subtask, evenly spaced; 0: of all."""
+    """[(context, text)], good and bad in turn, of `count` records of each subtask, evenly spaced; 0: of all."""
     texts = []
     for subtask in read_benchmark(task).values():
         if subtask.kind == "bear":
-            raise UserError(f"{task}: BEAR's statements are no pairs; name pairs or EWoK")
+            raise UserError(f"{task}: BEAR's statements are not pairs; name pairs or EWoK")
         records = subtask.records
         if count:
             step = max(1, len(records) // count)

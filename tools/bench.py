@@ -53,7 +53,7 @@ EXAMPLES = {"shapes": "8x256", "sizes": "64x512x64", "positions": "16"}
 @dataclass
 class Settings:
     what: str = ""  # train, generate, score, start, minrnn, kernels or compile
-    models: str = ""  # which, with commas between; none: all
+    models: str = ""  # which models, comma-separated; none: all
     d_model: int = 256  # width of all models
     n_layer: int = 6  # blocks of ours and of the Transformers; the LSTM and GRU have more, to be as large
     n_head: int = 4
@@ -64,10 +64,10 @@ class Settings:
     positions: str = "16 256 1024 4096"  # tokens already read when generation is timed
     pairs: str = "blimp"  # minimal pairs to score: toyland, blimp, a file; see evaluate.py
     pairs_each: int = 1000  # of each paradigm
-    recurrences: str = ""  # which ones, with commas between; none: all
+    recurrences: str = ""  # which ones, comma-separated; none: all
     repeats: int = 9  # timings to take the median of
     threads: int = 0  # of the CPU; 0: as many as PyTorch takes
-    device: str = "auto"  # cuda, cuda:1, mps, cpu; auto: the first of these there is
+    device: str = "auto"  # cuda, cuda:1, mps, cpu; auto: the first one available
     compiled: str = "auto"  # training steps by torch.compile, peers' too: yes, no; auto: on CUDA both
     dtype: str = "float32"  # float32, or bfloat16 by autocast
     results: str = ""  # the file that figures are added to; none: results/bench_DEVICE.json

@@ -5,11 +5,11 @@ The recurrences alone: ours beside the loop and, on a GPU, flash-linear-attentio
     python -m tools.bench kernels --recurrences=linear_scan    one of them
 
 Each is timed over the length of a sequence at about the same number of tokens, without a gradient ("forward")
-and with it, all ways to compute it in turn. On a GPU inputs are bfloat16, except for HGRN2's log f and Mamba's dt,
-float32 as in training under autocast, and the times are the GPU's own, without the launches. A row's floor_seconds
-is what the card needs for the numbers alone: each input and result moved once, at the speed of a copy measured
-beside it, or for selective_scan its exponentials. A way that is not installed, or fails, is a row that says so,
-{"failed": reason}.
+and with it, alternating between the ways to compute it. On a GPU inputs are bfloat16, except for HGRN2's log f
+and Mamba's dt, float32 as in training under autocast, and the times are the GPU's own, without the launches. A
+row's floor_seconds is the least time that the card needs: to move each input and result once, at the speed of a
+copy measured beside it, or for selective_scan to compute its exponentials. A way that is not installed, or fails,
+is a row that says so, {"failed": reason}.
 """
 
 import functools

@@ -7,7 +7,7 @@ of one layer over the length of a sequence.
 
 Forward, a loss and backward in float32, all layers in turn. The loops are GRU and LSTM as one writes them in
 PyTorch, the paper's baseline; torch's are those of a library, cuDNN's on a GPU. Times include the launches.
-`times_the_loop` is how many times as fast as its own loop a layer is.
+`times_the_loop` is the speedup of a layer over its own loop.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """
 Training, generation, scoring and the start of a run: our language models beside those of transformers and PyTorch.
 
-All have about the same number of parameters. A model that is not installed, or that fails, as by running out of
+All have about the same number of parameters. A model that is not installed, or that fails, say for lack of
 memory, is a row {"failed": reason}. Called by tools.bench, whose settings `s` are those of every function here.
 """
 
@@ -45,7 +45,7 @@ def ours(s, **options):
 
 
 class Theirs(nn.Module):
-    """A model of transformers, or made like those, with its own loss."""
+    """A model of transformers, or one with the same interface, with its own loss."""
 
     def __init__(self, model):
         super().__init__()

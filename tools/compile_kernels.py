@@ -3,8 +3,8 @@ Compile every Triton kernel for the GPUs it is to run on, on a machine that has 
 
     python -m tools.bench compile
 
-The public functions of kernels.py are called, forward and backward, on tensors without values; what Triton asks of
-its driver is answered for a GPU that is not there, and a launch compiles and ends there. So what is compiled is
+The public functions of kernels.py are called, forward and backward, on tensors without values. Triton's questions
+to its driver are answered for a GPU that is not there, and a launch stops after compiling, so what is compiled is
 what would be launched. A kernel is wrong if it does not compile, if it needs more shared memory than the GPU has,
 or so many more registers that a thread spills over 320 bytes into memory (some spills cost less than a narrower
 tile), or if its bfloat16 products are not made by mma.sync, on tensor cores: see CHUNK there.
@@ -71,7 +71,7 @@ def call(function, *inputs):
 
 
 def configurations():
-    """Yield (name, function, its arguments) for all that our models come to launch."""
+    """Yield (name, function, its arguments) for every kind of call that our models make."""
     cases = []
     for kind, inputs in (("linear_scan", 2), ("min_gru", 2), ("min_lstm", 3)):
         for shape in ({}, dict(shape=(8, 77, 20)), dict(shape=(1, 1, 1))):

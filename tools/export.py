@@ -6,8 +6,8 @@ Export a run as a Hugging Face folder, for transformers and every tool that is b
     python -m tools.export out/toy --predictions  the BabyLM leaderboard's file of 2024 instead
 
 Then, anywhere: AutoModelForCausalLM.from_pretrained("out/toy/hf/toy", trust_remote_code=True), or
-AutoModel, or AutoModelForSequenceClassification. A further argument kernels="loop" computes with
-nothing but the plain text. The folder holds the weights as safetensors, the tokenizer, a model
+AutoModel, or AutoModelForSequenceClassification. With the extra argument kernels="loop" only the
+plain code runs. The folder holds the weights as safetensors, the tokenizer, a model
 card and the modelling code: nanoRNN's own files, side by side, which need only PyTorch and
 transformers, 4.51 or newer.
 """
@@ -37,7 +37,7 @@ from safetensors.torch import save
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
 ENDLESS = 1_000_000  # tokens: the max_position_embeddings of a model that reads texts of any length
-NO_LIMIT = int(1e30)  # how transformers writes that a tokenizer truncates and pads to no length of its own
+NO_LIMIT = int(1e30)  # how transformers writes that a tokenizer has no maximum length
 CLASSES = {
     "AutoConfig": "NanoRNNConfig",
     "AutoModel": "NanoRNNModel",

@@ -33,7 +33,7 @@ from tools.figures_style import COLORS, DOTTED, WIDTH, draw_heat, keep, label, l
 PAPERS = Path(__file__).parents[1] / "results" / "papers.json"  # the rows of the paper's tables
 CORRECT = "right sentence preferred (%)"  # of the two in a minimal pair
 MEANS = {"zero-shot": "zero-shot mean", "macro": "macro average"}  # over several benchmarks
-FACTS = ("bear", "toyland_bear")  # how benchmarks that are no minimal pairs begin
+FACTS = ("bear", "toyland_bear")  # how the names of benchmarks without minimal pairs begin
 
 
 def learning_curve(folder):
@@ -136,7 +136,7 @@ def grouped(names, terms):
 
 
 def draw_tables(figure, tables, steps):
-    """Draw a heat map a benchmark, a row a paradigm, a column an evaluation; what was learned first is on top."""
+    """Draw a heat map per benchmark: a row per paradigm, a column per evaluation, the first learned on top."""
     heights = [len(rows) for rows in tables.values()]
     axes = figure.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
     legible = len(steps) <= 12
@@ -152,7 +152,7 @@ def draw_tables(figure, tables, steps):
 
 
 def draw_benchmarks(benchmarks, terms, path, title):
-    """Draw results of evaluate.py: a panel a benchmark, a bar with its interval a phenomenon. Returns the path."""
+    """Draw results of evaluate.py: a panel per benchmark, a bar and interval per phenomenon. Returns the path."""
     lines = math.ceil(len(benchmarks) / 2)
     groups = {task: grouped(result["subtasks"], terms) for task, result in benchmarks.items()}
     height = 0.7 + 0.2 * max(len(names) for names in groups.values())
@@ -181,8 +181,8 @@ def draw_benchmarks(benchmarks, terms, path, title):
 
 def draw_leaderboard(rows, columns, path):
     """
-    Draw rows of tools/leaderboard.py: a panel a benchmark, a dot with its interval a row, the paper's in gray.
-    Benchmarks of one row alone are left out. Returns the path.
+    Draw rows of tools/leaderboard.py: a panel per benchmark, a dot with its interval per row (the paper's gray).
+    Benchmarks that only one row has are left out. Returns the path.
     """
     shown = [task for task in columns if sum(task in row["benchmarks"] for row in rows) > 1] or columns
     shared = [task for task in shown if all(task in row["benchmarks"] for row in rows)]
@@ -282,7 +282,7 @@ def draw_epochs(axis, rows, styles, metric):
 
 
 def runs_at_best_rate(row):
-    """The runs of a row of compare.py, one a seed, at its best learning rate."""
+    """The runs of a row of compare.py, one per seed, at its best learning rate."""
     return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
 
 
@@ -316,7 +316,7 @@ def draw_dots(axis, found, styles, metric, form):
 
 
 def compare_phenomena(paths):
-    """Draw a heat map a benchmark of run folders or result files, beside the first. Returns the paths."""
+    """Draw a heat map per benchmark of run folders or result files, beside the first one. Returns the paths."""
     tables, terms = defaultdict(dict), {}
     for path in paths:
         for model, benchmarks in read_scores(path).items():

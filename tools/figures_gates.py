@@ -19,7 +19,7 @@ from tools.figures_style import COLORS, DOTTED, WIDTH, add_legend, keep, label, 
 import torch
 import torch.nn.functional as F
 
-BLOCKS = 64  # of the validation text are averaged over
+BLOCKS = 64  # of the validation text to average over
 WORDS = 48  # fit under a picture
 ROWS = 64  # channels of a layer that a picture of gates has room for
 
@@ -127,7 +127,7 @@ def draw_gates(s):
 
 def draw_forgotten(axis, log_f, n_head):
     """
-    Draw 1 - f as an image, from log f (T, channels): a row a channel, sorted in each head. Of more than ROWS
+    Draw 1 - f as an image, from log f (T, channels): a row per channel, sorted in each head. Of more than ROWS
     channels it draws every second, third, ...
     """
     every = math.ceil(log_f.shape[1] / ROWS)
@@ -206,7 +206,7 @@ def log_forget(mixer, outputs, floor):
 
 def half_life(log_f):
     """Number of tokens after which a channel with this mean log f has forgotten half of what it held."""
-    return math.log(2) / -log_f.detach().double().clamp(max=-1e-6)  # finite also where f rounds to 1
+    return math.log(2) / -log_f.detach().double().clamp(max=-1e-6)  # finite even where f rounds to 1
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def keep(figure, path):
 
 
 def font_type(figure):
-    """Letters in an .svg are shapes or, if our font lacks one (Chinese, say), text for the viewer's fonts."""
+    """Letters of an .svg: shapes or, if our font lacks one (Chinese, say), text in the viewer's own fonts."""
     known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     letters = {letter for text in figure.findobj(matplotlib.text.Text) for letter in text.get_text()}
     return "path" if all(ord(letter) in known or letter == "\n" for letter in letters) else "none"

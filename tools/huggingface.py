@@ -4,7 +4,7 @@ nanoRNN for transformers: AutoModel, AutoModelForCausalLM and AutoModelForSequen
 This is modeling_nanornn.py in the folders that tools/export.py writes, with the files it imports beside it. It
 runs under transformers 4.51 and 5. What a caller asks for is done or refused with an error, never ignored.
 
-Weights have the names of a checkpoint with "model.nanornn." before them, but for the output layer, lm_head.
+Weights are named as in a checkpoint, prefixed by "model.nanornn."; only the output layer is lm_head.
 """
 
 import contextlib
@@ -432,7 +432,7 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
         """Begin with an empty cache, unless the caller gives one or wants none."""
         wanted, cache = generation_config.cache_implementation, model_kwargs.get("past_key_values")
         if wanted not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation = {wanted!r}: a recurrent model has but 'dynamic'")
+            raise ValueError(f"cache_implementation = {wanted!r}: a recurrent model has only 'dynamic'")
         if cache is not None:
             check_cache(cache)
             cache._is_user_defined = True  # transformers 5 then reads no token beyond the text's end
@@ -458,7 +458,7 @@ class NanoRNNForCausalLM(NanoRNNPreTrainedModel, GenerationMixin):
 
 
 def next_token_labels(labels, mask):
-    """labels (B, T), but -100 where the token before is padding, which foretells nothing."""
+    """labels (B, T), but -100 where the token before is padding, which predicts nothing."""
     if mask is None:
         return labels
     after_padding = nn.functional.pad(mask[:, -labels.shape[1] : -1] == 0, (1, 0))

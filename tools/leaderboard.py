@@ -22,7 +22,7 @@ from support.processes import from_first
 from support.settings import UserError
 from tools.figures import draw_leaderboard, paper_rows
 
-MEANS = {"zero-shot": ZERO_SHOT, "macro": (*ZERO_SHOT, "glue")}  # the challenge of 2024 went by the second
+MEANS = {"zero-shot": ZERO_SHOT, "macro": (*ZERO_SHOT, "glue")}  # the challenge of 2024 ranked by the second
 
 
 def compare(words, s):

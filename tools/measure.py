@@ -74,7 +74,7 @@ class Clock:
 
 def take_turns(makers, clock, turns, average=statistics.median):
     """
-    Time tasks alternately, so that whatever else the machine does meets all of them.
+    Time tasks alternately, so that whatever else the machine does affects all of them alike.
 
     makers     {name: function that returns the task to time}; a task is called twice to compile and warm up
     turns      an iterable: each of its items is a turn, in which each task is timed once

@@ -1,11 +1,11 @@
 """
-A page on which one sees a recurrent network remember: one HTML file, with no server or network.
+Write a page that shows a recurrent network remembering: one HTML file, no server, no network.
 
     python -m tools.page out/toy                                          out/toy/page.html
     python -m tools.page out/page_hgrn2 out/page_llama --file=page.html   several models
 
-One types a sentence and sees what each model expects next, which earlier words it still reads, and
-its memory changing word by word. The models share a tokenizer. The file holds their weights,
+Type a sentence, and see what each model expects next, which earlier words it still reads, and how
+its memory changes word by word. The models share a tokenizer. The file holds their weights,
 matrices in 8 bits, and the program of page.html computes HGRN2, minGRU or attention with rope in
 blocks of RMSNorm and SwiGLU. 200,000 parameters are 280 kB.
 """

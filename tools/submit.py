@@ -5,9 +5,9 @@ the file of predictions and scores that the leaderboard takes.
     python -m tools.submit out/RUN                    writes out/RUN/submission
     python -m tools.submit out/RUN --hub=OWNER/NAME   also uploads the models to the Hub
 
-The run has been trained with --checkpoints=babylm. The final model is the branch `main`,
-chck_1M.pt is `chck_1M` and so on, each a folder as tools/export.py writes it. On disk they have
-the layout of the Hub's cache, because transformers ignores `revision` for a plain folder:
+The run must have been trained with --checkpoints=babylm. The final model is the branch `main`,
+chck_1M.pt is `chck_1M` and so on, each a folder as tools/export.py writes it. On disk they
+have the layout of the Hub's cache, because transformers ignores `revision` for a plain folder:
 
     AutoModelForCausalLM.from_pretrained(
         "OWNER/NAME", revision="chck_1M", cache_dir="out/RUN/submission/hub",
@@ -15,7 +15,7 @@ the layout of the Hub's cache, because transformers ignores `revision` for a pla
 
 results.json has what the organisers' collate_preds.py makes: for `main` the text that it prefers
 in every item of the full benchmarks, for each checkpoint its scores on the fast ones. Whatever has
-not been scored yet is scored first, except GLUE, which is finetune.py's. A missing benchmark is
+not been scored yet is scored first, except GLUE, which finetune.py does. A missing benchmark is
 None, and is named.
 
 The models may be published. EWoK's texts may not: its authors ask that no item is stored in the
@@ -262,7 +262,7 @@ def best_option(row):
 
 
 def by_example(subtask, rows):
-    """GlobalPIQA's predictions, one an example: {its id: {"predictions": [{"id", "pred"}]}}."""
+    """GlobalPIQA's predictions, one per example: {its id: {"predictions": [{"id", "pred"}]}}."""
     found = {}
     for row in with_records(subtask, rows):
         pred = f" {row['options'][best_option(row)][1]}"
