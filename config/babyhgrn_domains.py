@@ -1,5 +1,5 @@
 # Which part of the text teaches what: HGRN2 reads 1.18 million words of each of the corpus's four domains alone,
-# and as many of the text without it; no model reads a word twice. Not run to its end yet. All have one tokenizer:
+# and as many of the text without it; no model reads a word twice. Not run to its end yet. All share one tokenizer:
 # the corpora are made by
 #     python data.py text english_childes corpus/childes.train.txt.gz --val=corpus/childes.dev.txt.gz \
 #         --tokenizer=english
@@ -9,7 +9,8 @@
 base = "english_small.py"
 
 optimizer = "muon"
-learning_rate = 2e-2
+learning_rate = 4e-3
+muon_times = 5.0  # 2e-2
 schedule = "linear"
 warmup = 50
 

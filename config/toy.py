@@ -1,4 +1,4 @@
-# HGRN2 on toyland, a small made-up English: minutes on a laptop's CPU, the default job.
+# HGRN2 on toyland, a small made-up English: two minutes on a laptop's CPU, the default job.
 
 corpus = "toy"
 vocab_size = 1024
@@ -11,10 +11,10 @@ d_mlp = 352
 context = 128
 
 batch_size = 32  # 32 x 128 = 4k tokens a step
-max_steps = 600
-learning_rate = 4e-3
+max_steps = 300
+optimizer = "muon"
+learning_rate = 2e-2
 warmup = 50
-weight_decay = 0.1
 
-eval_every = 60
+eval_every = 30
 eval_pairs = "toyland"

@@ -46,12 +46,12 @@ def test_the_lstms_is_that_of_pytorchs_own_cells():
     assert f"takes {peak / GIB:.0f} GiB" in comment_of("lstm_10m")
 
 
-def test_the_readme_has_these_figures():
+def test_the_page_on_usage_has_these_figures():
     """Of the 366M parameters on two GPUs: whole on each, in shards, in shards and computed again."""
     peaks = {row["flags"]: f"{row['peak'] / GIB:.1f}" for row in rows() if row["config"] == "hgrn2_10m"}
     ways = ("", " --parallel=fsdp", " --parallel=fsdp --checkpoint_activations")
     whole, shards, both = (peaks[f"--batch_size=32{way}"] for way in ways)
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "USAGE.md").read_text(encoding="utf-8").split())
     assert f"take {whole} GiB, in shards {shards}, and {both} if blocks are also computed again" in text
 
 

@@ -1,4 +1,4 @@
-"""The README's job for SLURM, on two machines that are this one: stopped, queued again and resumed."""
+"""The job for SLURM in USAGE.md, on two machines that are this one: stopped, queued again and resumed."""
 
 import os
 import re
@@ -29,15 +29,15 @@ SAME = dict(dtype="float64", schedule="constant")
 
 @pytest.fixture
 def job(workplace, monkeypatch):
-    """job(steps) starts the README's script with a small run, out/job, and one process a machine."""
+    """job(steps) starts the script of USAGE.md with a small run, out/job, and one process a machine."""
     for name, commands in TOOLS.items():
         Path(name).write_text(f"#!/bin/bash\n{commands}\n")
         Path(name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
     for name, value in {"JOB_ID": "7", "NNODES": "2", "JOB_NODELIST": "two"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.search(r"```bash\n(#!/bin/bash\n.*?)```", readme, re.DOTALL)[1]
+    usage = (ROOT / "USAGE.md").read_text(encoding="utf-8")
+    text = re.search(r"```bash\n(#!/bin/bash\n.*?)```", usage, re.DOTALL)[1]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
