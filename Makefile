@@ -75,7 +75,6 @@ gpu:
 
 KERNEL_TESTS = $(wildcard tests/test_triton*.py) tests/test_kernels.py
 
-# On an H100 or H200 also with an assembler of CUDA 13.3 or newer: TRITON_PTXAS_PATH=... make gpu-test; see README.md
 gpu-test:
 	$(PYTHON) -m pytest -q -x $(KERNEL_TESTS)
 	$(PYTHON) -m pytest -q -n logical --maxprocesses=8 --dist=loadfile $(KERNEL_TESTS:%=--ignore=%)

@@ -20,7 +20,7 @@ protocol is the year of the BabyLM challenge whose rules hold:
     2025    the sentence alone; contexts begin with <s>
     2026    as 2025, but EWoK asks which context makes a target likelier, and ties are half right
 
-At the end comes the year's own mean over benchmarks, as far as they have been scored.
+At the end comes that year's own mean over the benchmarks scored so far.
 """
 
 import errno

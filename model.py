@@ -210,7 +210,7 @@ class GELU(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector per position, as GPT-2 does. State: tokens of the document so far, int or (B, 1)."""
+    """Adds a learned vector per position, as GPT-2 does. State: the document's length so far, int or (B, 1)."""
 
     depth = None  # not a block
 
@@ -220,7 +220,7 @@ class LearnedPositions(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, state=None, reset=None):
-        """x (B, T, D) -> x plus positions, tokens read. UserError if there may be more tokens than positions."""
+        """x (B, T, D) -> x plus positions, new state. UserError if there may be more tokens than positions."""
         start, known = 0 if state is None else state, self.table.num_embeddings
         end = x.shape[1] + (start if isinstance(start, int) else int(start.max()))
         if end > known:
@@ -459,7 +459,7 @@ def initialise(model, config):
         biases of these                   0                               all
         minGRU, minLSTM, convolution      PyTorch's default               the official minRNN code
         the mixers of baselines.py        what its initialise_baseline says
-        HGRN2's floors                    0: layer l's floor is l / n_layer, the same for all channels
+        table of HGRN2's floors           0: layer l's floor is l / n_layer in all channels
     """
     small = 0.02 / math.sqrt(2 * config.n_layer)
     for module in model.modules():

@@ -1,13 +1,12 @@
 """
 Train a language model.
 
-    python train.py                                           config/toy.py: minutes on a laptop
-    torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py  the paper's run, on four GPUs
-                                                              (torchrun ... -- train.py ... to add
-                                                              --run=NAME)
+    python train.py                                             config/toy.py: minutes on a laptop
+    torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py    the paper's run, on four GPUs
+    torchrun --nproc_per_node=4 -- train.py ... --run=NAME      with a name of its own
 
 Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl,
-learning_curve.svg. Ctrl-C and SIGTERM save first; the same command again resumes, bit for bit.
+learning_curve.svg. Ctrl-C and SIGTERM save; the same command resumes, bit for bit on a CPU.
 """
 
 import math
@@ -56,7 +55,7 @@ class Settings(Config):
     dtype: str = "auto"  # float32, bfloat16, float16, float64; auto: the fastest that is safe here
     kernels: str = "auto"  # form of the recurrences and layers: auto, loop, torch or triton; see use_kernels
     compile: str = "auto"  # torch.compile: yes, no; auto: on CUDA; never with kernels = loop
-    parallel: str = "ddp"  # of several processes: each has the whole model (ddp) or a share of it (fsdp)
+    parallel: str = "ddp"  # with several processes, each has the whole model (ddp) or a share (fsdp)
     checkpoint_activations: bool = False  # recompute each block in the backward pass: saves memory
     log_every: int = 10  # steps between lines of the log
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
@@ -231,7 +230,7 @@ def warn_of_rates(run):
 
 @torch.no_grad()
 def validate(run, autocast, val, stop):
-    """Loss on the validation text, accuracy of answers, minimal pairs if any. Returns a line to show."""
+    """Validation loss, accuracy if the corpus is of answers, minimal pairs if any -> a line to show."""
     from evaluate import VALIDATION_BATCH, accuracy, validation  # not above: evaluate.py imports this file
 
     run.check_finite()

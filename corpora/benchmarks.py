@@ -123,7 +123,7 @@ def check_tasks(name, tasks, protocol="2024"):
     """
     for task in tasks.split(",") if tasks else []:
         if not task or not os.path.exists(task):
-            one_of(name, task, [*BENCHMARKS, "a file that is there"])
+            one_of(name, task, [*BENCHMARKS, "an existing file"])
         years = YEARS.get(task, (protocol,))
         if protocol not in years and not os.path.exists(task):
             what = f"{name}: {task} is no task of {protocol}, but of {' and '.join(years)}"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 
 import compare
 import distill
@@ -16,6 +17,7 @@ import finetune
 import sample
 import train
 from compare import count_numbers, difference
+from finetune import half_width
 from model import MIXERS
 from tools import bench, export, ngram, page
 
@@ -269,7 +271,8 @@ def table_of_babyhgrn(scale="small"):
         scores = (
             f"{x['score']:.1f} ± {x['interval']:.1f}" for x in (row["benchmarks"][task] for task in ASKED)
         )
-        yield f"| {name} | {row['best']['val_loss']:.3f} ± {row['best']['interval']:.3f} | {' | '.join(scores)} |"
+        losses = [run["best"]["val_loss"] for run in best_runs(row)]
+        yield f"| {name} | {fmean(losses):.3f} ± {half_width(losses):.3f} | {' | '.join(scores)} |"
     for name, x in found["differences"].items():
         each = (difference(task, x[task]) for task in ("loss", *ASKED))
         yield f"| **{name}, less {found['settings']['against']}** | {' | '.join(each)} |"
@@ -442,7 +445,12 @@ def in_passing():
     lost = (100 - relative_clauses(name) for name in ("HGRN2", "minLSTM"))
     yield "lose the subject where a relative clause stands between, in {:.0f} and {:.0f} of 100".format(*lost)
     gender, domain = (sorted(float32_scores(x)) for x in ("anaphor_gender_agreement", "principle_A_domain_2"))
-    yield f"judge {gender[0]:.0f} to {gender[-1]:.0f} % and {domain[0]:.0f} to {domain[-1]:.0f} % of the pairs"
+    yield f"judge {as_range(gender)} % and {as_range(domain)} % of the pairs"
+
+
+def as_range(scores):
+    least, most = (f"{score:.0f}" for score in (min(scores), max(scores)))
+    return least if least == most else f"{least} to {most}"
 
 
 def float32_scores(paradigm):
