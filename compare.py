@@ -2,7 +2,6 @@
 Train many models under one recipe and compare them: BabyHGRN's first experiment.
 
     python compare.py                             twelve mixers on toyland
-    python compare.py config/compare_english.py   six models on real English
     torchrun --nproc_per_node=4 compare.py config/compare_10m.py    at the paper's sizes
 
 The file has the settings that all runs share, and a dict of rows:
@@ -13,11 +12,9 @@ The file has the settings that all runs share, and a dict of rows:
         "student": {"mixer": "mingru", "teacher": "minGRU"},      # distilled from a row above
     }
 
-Every model is trained at every learning rate with every seed, in out/COMPARISON/MODEL-RATE-SEED,
-and judged by its best evaluation at its best learning rate, as in the paper: by minimal pairs if
-training scores some, unless best_by = "loss". A student's teacher is the best run of the row that
-it names, seed by seed: its first seed learns from that row's first seed, and so on. After a stop,
-the same command resumes. The end is a table, results.json, results.csv and pictures.
+A model is judged by its best evaluation at its best learning rate: by minimal pairs if training
+scores some, unless best_by = "loss". A student's teachers are its row's best runs, seed by seed.
+The end is a table, results.json and pictures; after a stop the same command resumes.
 """
 
 import csv

@@ -5,11 +5,9 @@ Train a student on its data and on its teachers' predictions of every next token
     python distill.py config/hgrn2_10m.py --teacher=out/hgrn2_10m   the paper's, at equal size
 
 The loss is (1 - alpha) cross-entropy + alpha temperature^2 KL(teacher || student), the mean over
-tokens (Hinton et al. 2015, arXiv:1503.02531). A teacher is a run folder, or a checkpoint in one
-such as out/NAME/best.pt, of any architecture and size that has the tokenizer of the corpus;
-several are separated by commas, as in config/distill_babyllama.py. Everything else is as in
-train.py: settings, training loop and the folder out/RUN, which is out/NAME_distilled if out/NAME
-is the teacher's.
+tokens (Hinton et al. 2015, arXiv:1503.02531). A teacher may have any architecture and size, but
+needs the tokenizer of the corpus. Everything else is as in train.py: settings, training loop and
+the folder out/RUN, which is out/NAME_distilled if out/NAME is the teacher's.
 """
 
 import hashlib
@@ -36,8 +34,8 @@ from torch import nn
 class Settings(train.Settings):
     """A student and how to teach it."""
 
-    teacher: str = ""  # run folder, or checkpoint in one, of the teacher; of several: out/a,out/b
-    alpha: float = 0.5  # weight of the divergence from the teacher; 1 - alpha: of the cross-entropy
+    teacher: str = ""  # run folder or checkpoint of the teacher, or of several: out/a,out/b
+    alpha: float = 0.5  # weight of the divergence from the teacher; cross-entropy has the rest
     temperature: float = 1.0  # both distributions are softened by it; BabyLlama: 2
     mean_of: str = "logits"  # what is averaged over several teachers: logits or probabilities
     sum_positions: bool = False  # multiply the divergence by context, as BabyLlama's code does

@@ -32,7 +32,7 @@ DOCUMENT_START = 1  # the id of <s> in the tokenizers of data.py
 class Config:
     """The shape of a model. `mixer` may name a pattern that repeats over the layers: "hgrn2 hgrn2 attention"."""
 
-    mixer: str = "hgrn2"  # what mixes along time, such as mingru (MIXERS has all), or a pattern of several
+    mixer: str = "hgrn2"  # what mixes along time, or a pattern such as "hgrn2 hgrn2 attention"
     n_layer: int = 6  # blocks
     d_model: int = 256  # width of the residual stream
     n_head: int = 4  # heads of HGRN2, attention, mLSTM, sLSTM and Aaren

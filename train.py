@@ -35,12 +35,12 @@ class Settings(Config):
     """A model and how to train it."""
 
     corpus: str = "toy"  # a folder under data/; see data.py
-    run: str = "run"  # the folder under out/ for all output; by default named like the settings file
+    run: str = "run"  # folder under out/ for all output; default: the settings file's name
     batch_size: int = 16  # sequences in a step, over all processes
     accumulate: int = 1  # passes into which a process splits its share of the batch, to save memory
     epochs: int = 1  # times through the corpus
     max_steps: int = 0  # steps to take; 0: as many as the epochs need
-    optimizer: str = "adamw"  # adamw, adam, or muon for the matrices of the layers and adamw for the rest
+    optimizer: str = "adamw"  # adamw, adam or muon (for the matrices of the layers; adamw for the rest)
     learning_rate: float = 1e-3  # its peak, after the warmup
     muon_times: float = 1.0  # Muon's learning rate, in multiples of learning_rate
     min_lr: float = 0.0  # learning rate at the end
@@ -62,7 +62,7 @@ class Settings(Config):
     eval_tokens: int = 0  # at most so many tokens of validation text each time, spread evenly; 0: all
     save_every: int = 0  # steps between checkpoints; 0: after each evaluation
     checkpoints: str = ""  # babylm: also keep what a submission needs, chck_1M.pt after 1M words and so on
-    eval_pairs: str = ""  # minimal pairs to score at each evaluation, in training's dtype, such as toyland
+    eval_pairs: str = ""  # minimal pairs to score at each evaluation, such as toyland
     best_by: str = "loss"  # what best.pt is best at: loss (on the validation text) or pairs (macro score)
     from_run: str = ""  # --from=RUN: begin with the weights of that run folder or checkpoint
     fresh: bool = False  # discard what out/RUN holds and start over

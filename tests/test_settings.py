@@ -460,7 +460,7 @@ def test_help_lists_every_setting_with_its_value_and_meaning(name, end_of):
 def test_help_fits_a_screen(name, end_of):
     """Where all settings do not, those that the file names are explained, and the others listed."""
     lines = end_of(f"{name} --help")[1].splitlines()
-    assert max(map(len, lines)) <= 100 and len(lines) <= (46 if name in ("compare.py", "distill.py") else 40)
+    assert max(map(len, lines)) <= 100 and len(lines) <= 40
 
 
 def test_help_shows_the_values_of_the_file_and_flags_and_what_else_there_is(end_of):
