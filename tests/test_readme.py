@@ -334,6 +334,18 @@ def steps_to(plain, row):
     return f"{low}" if low == high else f"{low} to {high}"
 
 
+def table_of_choices():
+    """What 300 steps of a recipe come to with one thing changed, also by the word: vocabularies differ."""
+    rows = results("compare_choices")["rows"]
+    yield "| | parameters | loss a token | nats a word | less the recipe |"
+    yield "|---|--:|--:|--:|--:|"
+    words = {name: row["best"]["val_loss"] * row["tokens_per_word"] for name, row in rows.items()}
+    for name, row in rows.items():
+        less = "" if name == "recipe" else f"{words[name] - words['recipe']:+.3f}"
+        loss = row["best"]["val_loss"]
+        yield f"| {name} | {row['parameters']:,} | {loss:.3f} | {words[name]:.3f} | {less} |"
+
+
 @pytest.mark.parametrize(
     "table",
     [
@@ -344,6 +356,7 @@ def steps_to(plain, row):
         table_of_tiny,
         table_of_recipes,
         table_of_recipes_on_english,
+        table_of_choices,
     ],
 )
 def test_the_tables_of_comparisons_are_those_of_the_result_files(table):
