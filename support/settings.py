@@ -67,6 +67,7 @@ USUAL = {  # setting or value -> its names in other projects
 NOT_PATHS = "prompt", "text"  # settings in which ~ is not the home folder
 HELP = {"--help", "-h", "--help=all"}
 SCREEN = 40, 100  # lines and columns that --help should fit
+WRAP = dict(initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def configure(defaults, args, word=None, default=None):
@@ -306,9 +307,6 @@ def print_help(settings, named=None):
     others = " ".join(f"--{name}={getattr(settings, name)}" for name in explained if name not in named)
     if others:
         print(f"Others, which --help=all explains:\n{textwrap.fill(others, columns - 2, **WRAP)}")
-
-
-WRAP = dict(initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def explain(settings, most_choices=99):

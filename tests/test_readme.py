@@ -14,6 +14,7 @@ import compare
 import distill
 import evaluate
 import finetune
+import kernels
 import sample
 import train
 from compare import count_numbers, difference
@@ -293,12 +294,12 @@ def table_of_babyhgrn(scale="small"):
 
 
 def table_of_tiny():
-    """The same at the tiny scale."""
+    """BabyHGRN's question at the tiny scale."""
     yield from table_of_babyhgrn("tiny")
 
 
 def table_of_recipes(corpus="toy"):
-    """What Muon and documents kept apart change, seed by seed: losses and, on toyland, scores."""
+    """Muon and documents kept apart against the plain recipe, seed by seed: losses and, on toyland, scores."""
     found = results(f"compare_recipe_{corpus}")
     scored = corpus == "toy"
     yield (
@@ -335,7 +336,7 @@ def steps_to(plain, row):
 
 
 def table_of_choices():
-    """What 300 steps of a recipe come to with one thing changed, also by the word: vocabularies differ."""
+    """Losses of a recipe with one thing changed, after 300 steps; also by the word, since vocabularies differ."""
     rows = results("compare_choices")["rows"]
     yield "| | parameters | loss a token | nats a word | less the recipe |"
     yield "|---|--:|--:|--:|--:|"
@@ -430,6 +431,60 @@ def table_of_kernels():
         products = "all products" if all(x["mma"] for x in found) else "has none"
         spilled = max(x["spilled_bytes"] for x in found)
         yield f"| `{name}` | {', '.join(map(str, registers))} | {spilled} | {shared:.0f} | {products} |"
+
+
+KERNELS = ("chunk_states", "chunk_outputs", "value_gradients", "key_gradients")
+
+
+def table_of_tiles():
+    """Microseconds of HGRN2's kernels on an H200, with the fastest tiles for chunks of 32 and 64, and before."""
+    tiles = results("h200")["tiles"]
+    yield "| | `chunk_states`, forward and back | `chunk_outputs` | `value_gradients` | `key_gradients` | sum |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    before = tiles["tiles_of_before"]
+    ways = {"chunks of 32, tiles as they are": fastest_tiles(32)}
+    ways["chunks of 32, tiles chosen by counting instructions"] = [
+        [before[kernel] for kernel in before if kernel.startswith(name)] for name in KERNELS
+    ]
+    ways["chunks of 64 with wgmma, the best tiles, ptxas 13.5"] = fastest_tiles(64)
+    for title, times in ways.items():
+        each = (" + ".join(f"{x:.0f}" for x in kernel) for kernel in times)
+        yield f"| {title} | {' | '.join(each)} | {sum(map(sum, times)):,.0f} |"
+
+
+def fastest_tiles(chunk):
+    """For each kernel the microseconds with its fastest tile; for chunks of 32 that is the tile in kernels.py."""
+    times = []
+    for name in KERNELS:
+        rows = [x for x in results("h200")["tiles"]["rows"] if (x["chunk"], x["kernel"]) == (chunk, name)]
+        best = min(rows, key=lambda x: sum(x["microseconds"]))
+        times.append(best["microseconds"])
+        assert chunk != 32 or tuple(best["tile"]) == kernels.TILES[torch.bfloat16][name]
+    return times
+
+
+def on_an_h200():
+    """What results/README.md says of the H200 in its sentences."""
+    found = results("h200")
+    ours, theirs = found["forward_microseconds"].values()
+    yield f"takes {ours:.0f} µs as one operator, flash-linear-attention's `chunk_gla` {theirs:.0f}."
+    yield f"trains at {round(found['hgrn2_10m'][-1]['tokens_per_second'], -2):,} tokens a second"
+    milliseconds = {
+        (x["model"], x["pass"]): 1e3 * x["seconds"]
+        for x in found["scans"]
+        if x["kernel"] == "linear_scan" and x["T"] == 2048
+    }
+    forward, both = (milliseconds["ours", way] for way in ("forward", "forward and backward"))
+    yield f"{forward:.2f} ms forward and {both:.1f} ms with its gradient on 16 sequences of 2,048 tokens"
+    forward, both = (milliseconds["fla chunk_hgrn", way] for way in ("forward", "forward and backward"))
+    yield f"`chunk_hgrn` takes {forward:.2f} and {both:.2f}"
+
+
+def test_what_is_said_of_the_h200_is_in_the_result_file():
+    table = "\n".join(table_of_tiles())
+    assert f"\n\n{table}\n\n" in DETAILS, f"results/README.md should hold\n{table}"
+    for sentence in on_an_h200():
+        assert sentence in WORDS, sentence
 
 
 def test_the_table_of_kernels_is_that_of_the_result_file():
