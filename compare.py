@@ -6,11 +6,9 @@ Train many models under one recipe and compare them: BabyHGRN's first experiment
 
 The file has the settings that all runs share, and a dict of rows:
 
-    models = {
-        "minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},  # settings of this row alone
-        "Mamba": "config/mamba_10m.py",                           # or a file with them
-        "student": {"mixer": "mingru", "teacher": "minGRU"},      # distilled from a row above
-    }
+    models = {"minGRU": {"mixer": "mingru", "learning_rates": [1e-2]},  # settings of this row
+              "Mamba": "config/mamba_10m.py",                           # or a file with them
+              "student": {"mixer": "mingru", "teacher": "minGRU"}}      # taught by a row above
 
 A model is judged by its best evaluation at its best learning rate: by minimal pairs if training
 scores some, unless best_by = "loss". A student's teachers are its row's best runs, seed by seed.

@@ -456,7 +456,7 @@ def test_help_lists_every_setting_with_its_value_and_meaning(name, end_of):
         assert re.search(rf"(?m)^  --{field.name}={value}\s+\S", said), field.name
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "compare.py"])
 def test_help_fits_a_screen(name, end_of):
     """Where all settings do not, those that the file names are explained, and the others listed."""
     lines = end_of(f"{name} --help")[1].splitlines()
