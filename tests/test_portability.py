@@ -110,6 +110,30 @@ def test_float16_is_said_on_the_first_line_and_trains_with_a_scaler(workplace, t
     assert torch.load("out/half/checkpoint.pt", weights_only=True)["scaler"]["scale"] > 1
 
 
+PAGES_CLEARED = """
+import resource
+import torch
+from support.devices import find_device
+
+def cleared():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**21) + torch.ones(2**21)  # three tensors of 2,048 pages, freed again
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = cleared()
+find_device("cpu")
+cleared()
+print(before, cleared())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_of_freed_tensors_is_not_cleared_for_the_next():
+    before, after = map(int, run(PAGES_CLEARED).split())
+    assert before > 30_000 and after < 3_000
+
+
 class Driver:
     """Triton's driver where `what` is missing."""
 
