@@ -8,10 +8,6 @@
 
 base = "english_small.py"
 
-optimizer = "muon"
-learning_rate = 4e-3
-muon_times = 5.0  # 2e-2
-schedule = "linear"
 warmup = 50
 
 eval_every = 700

@@ -6,13 +6,9 @@
 base = "english_small.py"
 
 max_steps = 1136
-optimizer = "muon"
-learning_rate = 4e-3
-muon_times = 5.0  # 2e-2
-schedule = "linear"
 warmup = 50
 
-eval_every = 142
+eval_every = 284
 eval_pairs = "blimp_fast"
 best_by = "loss"
 protocol = "2025"

@@ -5,8 +5,7 @@
 base = "english_small.py"
 
 max_steps = 400
-optimizer = "muon"
-schedule = "linear"
+muon_times = 1.0
 warmup = 50
 
 eval_every = 400

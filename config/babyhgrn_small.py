@@ -8,13 +8,6 @@
 
 base = "english_small.py"
 
-epochs = 1
-max_steps = 0  # as epochs say
-optimizer = "muon"
-learning_rate = 4e-3
-muon_times = 5.0  # 2e-2
-schedule = "linear"
-
 eval_every = 909  # a fifth
 eval_pairs = "blimp_fast"  # a fifth of BLiMP, for the curves
 best_by = "loss"

@@ -5,9 +5,8 @@
 base = "english_small.py"
 
 max_steps = 300
-optimizer = "muon"
 learning_rate = 2e-2
-schedule = "linear"
+muon_times = 1.0
 warmup = 50
 
 eval_every = 300
