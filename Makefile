@@ -7,9 +7,9 @@
 #                 SCALE=paper, four GPUs. Stopped at any moment, the same command resumes.
 #                 EWoK is given to those who accept its terms; without: TASKS=blimp_filtered,supplement,ewok_fast
 # make setup      the installs alone: .venv/ with all that train and test need
-# make gpu        the tests, then every benchmark, on the NVIDIA GPU that is there, in some 20 minutes: installs
-#                 nothing, so PYTHON=... has to have pytest, pytest-xdist and what is in requirements.txt; or a part of
-#                 it: make gpu-test, gpu-kernels, gpu-minrnn, gpu-train, gpu-generate, gpu-score
+# make gpu        the tests, then the benchmarks, on this machine's NVIDIA GPU, in some 20 minutes. Installs nothing:
+#                 the Python that PYTHON names needs pytest, pytest-xdist and requirements.txt. Or a part of it:
+#                 make gpu-test, gpu-kernels, gpu-minrnn, gpu-train, gpu-generate, gpu-score
 
 PYTHON ?= python3
 

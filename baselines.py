@@ -255,7 +255,8 @@ class SLSTM(nn.Module):
         hs = []
         for t, Wx in enumerate(gates):
             if reset is not None:
-                h, m = (x.masked_fill(reset[:, t, None], empty) for x, empty in ((h, 0.0), (m, -math.inf)))
+                begins = reset[:, t, None]  # (B, 1)
+                h, m = h.masked_fill(begins, 0.0), m.masked_fill(begins, -math.inf)  # f = 0 then clears c, n
             i, f, z, o = torch.baddbmm(Wx, h, R).chunk(4, dim=-1)  # (H, B, K)
             f = F.logsigmoid(f) + m
             m = torch.maximum(f, i).detach()
@@ -306,8 +307,9 @@ class BlockLinear(nn.Module):
 
 class CausalConv1d(nn.Conv1d):
     """
-    y_t = bias + sum_i weight_i x_{t-i} in each channel: forward(x, state=None, reset=None) -> y, state, with x
-    and y (B, T, channels). The state is the last width - 1 inputs so far; before the first token they are 0.
+    y_t = bias + sum over i < width of weight_i x_{t - width + 1 + i} in each channel: forward(x, state=None,
+    reset=None) -> y, state, with x and y (B, T, channels). The state is the last width - 1 inputs. Inputs before
+    the first token, or from before a reset, count as 0.
     """
 
     no_decay = ("weight",)
@@ -409,9 +411,9 @@ class S4D(nn.Module):
         y, h = self.run(x, dt_A, C, state)
         return F.glu(self.output(F.gelu(y + skip * x)), dim=-1), h
 
-    def run(self, x, log_decay, C, h):
-        """x (B, T, D), log_decay, C (D, N/2), h (B, D, N/2) or None -> every 2 Re(C h_t) (B, T, D), the last h."""
-        decay, y = log_decay.exp(), []
+    def run(self, x, dt_A, C, h):
+        """x (B, T, D), dt_A, C (D, N/2), h (B, D, N/2) or None -> every 2 Re(C h_t) (B, T, D), the last h."""
+        decay, y = dt_A.exp(), []
         h = torch.zeros_like(decay) if h is None else h
         for x_t in x.unbind(1):
             h = decay * h + x_t.unsqueeze(-1)  # (B, D, N/2)

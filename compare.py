@@ -53,7 +53,7 @@ from support.processes import (
     restarts,
     wait_for_all,
 )
-from support.run import MAY_CHANGE, Diverged, data_digest, differences, read_log
+from support.run import MAY_CHANGE, Diverged, data_digest, differences, read_log, runs_at_best_rate
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
 import torch
@@ -424,13 +424,6 @@ def mean_over_seeds(runs):
     found["tokens_per_second"] = statistics.median(speeds) if speeds else None
     found["diverged"] = any(run["diverged"] for run in runs)
     return found
-
-
-def runs_at_best_rate(row):
-    """A row's runs at its best learning rate, one per seed; [] if the row has no best."""
-    if not row["best"]:
-        return []
-    return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
 
 
 def evaluate_best(s, rows):

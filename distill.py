@@ -163,15 +163,15 @@ def check_tokenizers(s, teachers):
 
 def frozen(teacher, dtype):
     """
-    A teacher without gradients. In bfloat16 or float16 its linear layers are stored in that dtype, which halves
-    its memory and changes no bit of its logits: autocast would cast them at each use.
+    A teacher without gradients. In bfloat16 or float16 the linear layers of its blocks are stored in that dtype,
+    which halves their memory and changes no bit of the logits: autocast would cast them at each use.
     """
     teacher = teacher.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    spared = {id(p) for p in train.undecayed(teacher)}  # some of these are used in float32
-    for layer in teacher.layers.modules():
-        low = dtype in (torch.bfloat16, torch.float16)
-        if low and isinstance(layer, nn.Linear) and id(layer.weight) not in spared:
-            layer.to(dtype)
+    if dtype in (torch.bfloat16, torch.float16):
+        spared = {id(p) for p in train.undecayed(teacher)}  # some of these are used in float32
+        for layer in teacher.layers.modules():
+            if isinstance(layer, nn.Linear) and id(layer.weight) not in spared:
+                layer.to(dtype)
     return teacher.requires_grad_(False)
 
 

@@ -334,12 +334,12 @@ def score_texts(model, texts, each_batch=lambda done: None):
 @torch.no_grad()
 def score_batches(model, texts, each_batch):
     """score_texts of a model with logits. The numbers do not depend on which process reads a batch."""
-    if kernels.form == "loop":
-        batches, score_batch = plain_batches(texts), score_plainly
-    else:
-        from fast.scoring import score_tree, tree_batches  # same scores, shared prefixes read once
+    batches, score_batch = plain_batches(texts), score_plainly
+    if kernels.form != "loop":
+        from fast.scoring import fits, score_tree, tree_batches  # same scores, shared prefixes read once
 
-        batches, score_batch = tree_batches(texts, model.embed.weight.device), score_tree
+        if fits(model):
+            batches, score_batch = tree_batches(texts, model.embed.weight.device), score_tree
     scores = [0.0] * len(texts)
     for own, some in rounds(batches):
         for batch in own:

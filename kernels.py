@@ -96,7 +96,7 @@ def has_triton(device):
     """Return True where the Triton kernels run: on NVIDIA GPUs since the A100, or interpreted on a CPU."""
     if triton is None:
         return False
-    if generation(device) >= 8:
+    if gpu_generation(device) >= 8:
         return triton_compiles()
     return INTERPRETED and device.type == "cpu"
 
@@ -117,7 +117,7 @@ def triton_compiles():
     return driver_found
 
 
-def generation(device):
+def gpu_generation(device):
     """Major version of an NVIDIA GPU, 8 since the A100, 9 since the H100; 0 for anything else."""
     nvidia = device.type == "cuda" and torch.version.hip is None
     return torch.cuda.get_device_properties(device).major if nvidia else 0
@@ -312,9 +312,9 @@ def scan_backward(
 def scan_tile(kind, backward=False):
     """
     Steps of a group, groups and channels of a tile, and warps. A warp has a group, a thread a channel of it: its
-    steps follow each other in one thread's registers. Chosen with no GPU at hand: 16 steps are as many as fit
-    there with Triton 3.7 (3.6 spills 8 to 24 bytes backward on an H100; there 8 steps would fit), for about 20
-    instructions a step forward and 45 backward.
+    steps follow each other in one thread's registers: as many as fit there with Triton 3.7 (3.6 spills 8 to 24
+    bytes backward on an H100), for about 20 instructions a step forward and 45 backward. Not yet tuned on a GPU:
+    on an H200 the scan takes 2.5 to 3 times as long as flash-linear-attention's (results/README.md).
     """
     return 8 if backward and kind == "min_lstm" else 16, 8, 32, 8
 
@@ -554,7 +554,7 @@ def write_rows(p, x, first, r, c, left, H: tl.constexpr, W: tl.constexpr):
 
 
 @jit
-def state(p, number, c, cv, K: tl.constexpr, V: tl.constexpr):
+def read_state(p, number, c, cv, K: tl.constexpr, V: tl.constexpr):
     """Rows c and columns cv of one of many matrices (K, V)."""
     return tl.load(p + number * (K * V) + (c * V + cv), mask=(c < K) & (cv < V), other=0.0)
 
@@ -613,7 +613,7 @@ def chunk_states(
     M = tl.load(marks + (SINCE_START if BACK else TO_END) * C * C + r * C + t)
     S = tl.zeros([BK, BV], tl.float32)
     if STARTED:
-        S += state(S_in, bh, c, cv, K, V).to(tl.float32)
+        S += read_state(S_in, bh, c, cv, K, V).to(tl.float32)
     for j in range(n):
         chunk = n - 1 - j if BACK else j
         write_state(states, S, bh * n + chunk, c, cv, K, V)
@@ -672,7 +672,7 @@ def chunk_outputs(
             attention = add_product(Q, tl.trans(X), attention, DOT)
         else:
             attention = add_squares(M, Q, X, log_f, attention, LEVELS, DOT, EXACT)
-        S = state(states, number, tl.trans(c), cv, K, V)
+        S = read_state(states, number, tl.trans(c), cv, K, V)
         decays = exp(summed(tl.load(M + SINCE_START * C * C), log_f, DOT, EXACT))
         out = add_product(Q * decays, S, out, DOT)
     if G == 1:  # the same decays for all columns: those of a query and a key that are 1
@@ -706,7 +706,7 @@ def value_gradients(
         c = (start + tl.arange(0, BK))[None, :]
         log_f = gates(g, first, r, c, left, H, G)
         X = keys(k, log_f, first, r, c, left, H, K, TIED, DOT) * exp(summed(M, log_f, DOT, EXACT))
-        out = add_product(X, state(dstates, number, tl.trans(c), cv, K, V), out, DOT)
+        out = add_product(X, read_state(dstates, number, tl.trans(c), cv, K, V), out, DOT)
     write_rows(dv, out, first, r, cv, left, H, V)
     if piece == 0:
         below, above = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
@@ -752,8 +752,8 @@ def state_gradients(
     across = tl.zeros([BK, BK], tl.float32)
     for start in range(0, V, BV):
         cv = (start + tl.arange(0, BV))[None, :]
-        S = state(states, number, c, tl.trans(cv), K, V)  # on their side, (BV, BK)
-        dS = state(dstates, number, c, tl.trans(cv), K, V)
+        S = read_state(states, number, c, tl.trans(cv), K, V)  # on their side, (BV, BK)
+        dS = read_state(dstates, number, c, tl.trans(cv), K, V)
         read = add_product(read_rows(do, first, r, cv, left, H, V), S, read, DOT)
         left_behind = add_product(read_rows(v, first, r, cv, left, H, V), dS, left_behind, DOT)
         across = add_product(tl.trans(S), dS, across, DOT)
@@ -836,8 +836,11 @@ def launch(kernel, programs, tensors, q, k, v, log_f, **settings):
     )  # fmt: skip
 
 
-def saved_by_attend_triton(q, v, keep, dtype):
-    """Tensors for the states before chunks (B, H, n, K, V) and all A (B, T, H, C); of size 0 unless `keep`."""
+def saved_by_attend_triton(q, v, keep, _):
+    """
+    Tensors for the states before chunks (B, H, n, K, V) and all A (B, T, H, C), of size 0 unless `keep`, in the
+    dtype of the matrix products.
+    """
     (B, T, H, K), V, dtype = q.shape, v.shape[-1], dot_dtype(q, v)
     states = q.new_empty(B if keep else 0, H, -(-T // CHUNK), K, V, dtype=dtype)
     return states, q.new_empty(B, T, H, CHUNK if keep else 0, dtype=dtype)

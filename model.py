@@ -99,7 +99,8 @@ class LanguageModel(nn.Module):
     def forward(self, tokens, states=None, reset=None):
         """
         tokens (B, T) -> logits (B, T, vocab), and the state of each layer after the last token. Where reset
-        (B, T) is True, everything before that token is forgotten; see document_starts.
+        (B, T) is True, everything before that token is forgotten; see document_starts. sample.py calls features
+        and head itself, for the last token alone.
         """
         x, states = self.features(tokens, states, reset)
         return self.head(x), states
@@ -131,7 +132,7 @@ def layers(config):
 
 
 class NextToken(nn.Module):
-    """The mean cross-entropy of the next token: what training minimises, and what DDP and torch.compile wrap."""
+    """The mean cross-entropy of the next token: what training minimises, and the module that DDP wraps."""
 
     def __init__(self, model):
         super().__init__()
@@ -221,7 +222,8 @@ class LearnedPositions(nn.Module):
 
     def forward(self, x, state=None, reset=None):
         """x (B, T, D) -> x plus positions, new state. UserError if there may be more tokens than positions."""
-        start, known = 0 if state is None else state, self.table.num_embeddings
+        start = 0 if state is None else state
+        known = self.table.num_embeddings
         end = x.shape[1] + (start if isinstance(start, int) else int(start.max()))
         if end > known:
             raise UserError(f"{end} tokens: this model has learned {known} positions; shorten the text")
@@ -402,7 +404,8 @@ class Attention(nn.Module):
             q, k = rotate(q, start), rotate(k, start)
         if state is not None:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)  # (B, H, start + T, K)
-        T, mask, first = q.shape[2], None, state[2:] if state else ()
+        T, mask = q.shape[2], None
+        first = () if state is None else state[2:]  # where documents are apart, one tensor (B, 1)
         if start > 0 and T > 1:  # several tokens after earlier ones: each sees up to itself
             mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
         if reset is not None or first:  # each token sees only its own document
@@ -488,7 +491,7 @@ def load(path, device="cpu", kernels="auto"):
 
     settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the number of updates;
     settings that the checkpoint does not have yet get their defaults. `kernels` is passed to use_kernels; None
-    keeps the plain form. UserError if the checkpoint is missing, damaged or of another version.
+    keeps the plain classes. UserError if the checkpoint is missing, damaged or of another version.
     """
     from data import read_tokenizer  # not above: a model alone needs neither
     from support.files import read

@@ -1,6 +1,6 @@
 """
 Generate text from a run, one token at a time, in memory that does not grow with the text (unless
-the model has attention).
+the model has attention or Hyena).
 
     python sample.py out/toy                   asks how a text begins, and continues it
     python sample.py out/toy --samples=3       three texts

@@ -3,7 +3,7 @@ Train a language model.
 
     python train.py                                             config/toy.py: minutes on a laptop
     torchrun --nproc_per_node=4 train.py config/hgrn2_10m.py    the paper's run, on four GPUs
-    torchrun --nproc_per_node=4 -- train.py ... --run=NAME      with a name of its own
+    torchrun --nproc_per_node=4 -- train.py ... --run=NAME      without --, torchrun takes --run
 
 Makes out/RUN: checkpoint.pt, previous.pt, best.pt, settings.json, tokenizer.json, log.jsonl,
 learning_curve.svg. Ctrl-C and SIGTERM save; the same command resumes, bit for bit on a CPU.
@@ -230,7 +230,7 @@ def warn_of_rates(run):
 
 @torch.no_grad()
 def validate(run, autocast, val, stop):
-    """Validation loss, accuracy if the corpus is of answers, minimal pairs if any -> a line to show."""
+    """Log validation loss, accuracy where only some tokens are targets, minimal pairs if any -> a line to show."""
     from evaluate import VALIDATION_BATCH, accuracy, validation  # not above: evaluate.py imports this file
 
     run.check_finite()

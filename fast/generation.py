@@ -6,6 +6,7 @@ takes to run them. So they are recorded once, and launched together for every to
 import sys
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class StepGraph:
@@ -16,9 +17,9 @@ class StepGraph:
 
     def __init__(self, model, states):
         """Record one step that continues from these states."""
-        if not all(isinstance(x, torch.Tensor) for x in leaves(states)):
+        if not all(isinstance(x, torch.Tensor) for x in tree_leaves(states)):
             raise ValueError("a state of this model is not a tensor")
-        self.model, self.states = model, copied(states)
+        self.model, self.states = model, tree_map(torch.clone, states)
         self.token = torch.zeros(1, 1, dtype=torch.long, device=model.embed.weight.device)
         with torch.cuda.device_of(self.token):
             self.launch = record(self.step)
@@ -60,23 +61,9 @@ def record(step):
     return graph.replay
 
 
-def leaves(states):
-    """Everything in a nest of lists and tuples."""
-    if not isinstance(states, (list, tuple)):
-        return [states]
-    return [leaf for part in states for leaf in leaves(part)]
-
-
-def copied(states):
-    """A nest with copies of its tensors."""
-    if isinstance(states, torch.Tensor):
-        return states.clone()
-    return [copied(part) for part in states] if isinstance(states, (list, tuple)) else states
-
-
 def overwrite(old, new):
     """Copy the tensors of a nest over those of another, which must have the same shapes and types."""
-    for x, y in zip(leaves(old), leaves(new), strict=True):
+    for x, y in zip(tree_leaves(old), tree_leaves(new), strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             raise ValueError("its states change their size or type from token to token")
         x.copy_(y)

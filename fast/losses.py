@@ -25,13 +25,17 @@ SLICE_ON_GPU = 2**24  # logits: 64 MiB in float32
 
 
 def next_token_forward(self, tokens, targets):
-    """Fast form of model.NextToken.forward."""
+    """Fast form of model.NextToken.forward, for a head without a bias."""
+    if self.model.head.bias is not None:
+        return self.plain.forward(self, tokens, targets)
     x = features_of(self.model, tokens)
     return {"loss": linear_cross_entropy(x, self.model.head.weight, targets)}
 
 
 def distillation_forward(self, tokens, targets):
-    """Fast form of distill.Distillation.forward."""
+    """Fast form of distill.Distillation.forward, for heads without a bias."""
+    if any(model.head.bias is not None for model in (self.model, *self.teachers)):
+        return self.plain.forward(self, tokens, targets)
     with torch.no_grad():
         taught = [(features_of(teacher, tokens), teacher.head.weight) for teacher in self.teachers]
     x = features_of(self.model, tokens)

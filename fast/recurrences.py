@@ -81,14 +81,6 @@ def min_rnn(kind, keep, new, value):
     return torch.sigmoid(r), torch.sigmoid(-r), g
 
 
-def min_rnn_gradients(kind, inputs, h, dh):
-    """The gradients of those of inputs = keep, new, value, h0 that are not None."""
-    *gates, h0 = inputs
-    made = min_rnn(kind, *gates)
-    da, db, dh0 = linear_gradients(made[0], h0, h, dh)
-    return [*gate_gradients(kind, gates, made, da, db), dh0]
-
-
 def gate_gradients(kind, gates, made, da, db):
     """
     gates = keep, new, value; made = what min_rnn makes of them -> the gradients of those gates that are not None.
@@ -116,10 +108,12 @@ def scan(kind, keep, new, value, h0):
 
 def scan_backward(kind, inputs, h, dh):
     """The gradients of those of inputs = keep, new, value, h0 that are not None."""
+    *gates, h0 = inputs
     if kind == "linear":
-        keep, _, _, h0 = inputs
-        return linear_gradients(keep, h0, h, dh)
-    return min_rnn_gradients(kind, inputs, h, dh)
+        return linear_gradients(gates[0], h0, h, dh)
+    made = min_rnn(kind, *gates)
+    da, db, dh0 = linear_gradients(made[0], h0, h, dh)
+    return [*gate_gradients(kind, gates, made, da, db), dh0]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -215,7 +209,10 @@ def join_blocks(since_start, to_end, size):
 
 
 def carry(S, across, added, reverse=False):
-    """S (B H, K, V), across (n, B H, K, 1) -> S before each chunk and after the last, (n + 1, B H, K, V)."""
+    """
+    S (B H, K, V), across (n, B H, K, 1), added = (n B H, K, C) and (n B H, C, V), whose product each chunk adds
+    -> S before each chunk and after the last, (n + 1, B H, K, V); with `reverse`, from the last to the first.
+    """
     n = len(across)
     Ss = S.new_empty(n + 1, *S.shape)
     before, after = (Ss[1:], Ss[:-1]) if reverse else (Ss[:-1], Ss[1:])
@@ -408,7 +405,10 @@ def space(x, A, more=0):
 
 
 def take_steps(added, dt, A, B, decay, h):
-    """Write a chunk's decays, and from h[0] the states after its steps -> both, cut to its length."""
+    """
+    added, dt (steps, B, 1, E), A (N, E), B (steps, B, 1, N): write a chunk's decays and, from h[0] on, the states
+    after its steps, (B, N, E) each -> both, cut to its length.
+    """
     decay, h = decay[: len(dt)], h[: len(dt) + 1]
     torch.mul(dt, A * LOG2_E, out=decay).exp2_()
     torch.mul(B.mT, added, out=h[1:])

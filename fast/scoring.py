@@ -17,8 +17,9 @@ nodes again. So every mixer gains, even one with a large or growing state, and n
 from contextlib import contextmanager
 
 from fast.losses import next_token_log_p
-from fast.switch import name_of
+from fast.switch import fast_class, name_of
 from kernels import plain_class
+from model import NextToken
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,11 @@ PER_TOKEN = {  # mixer: its layers that map (B, T, ...) to (B, T, ...), each tok
 }
 
 
+def fits(model):
+    """True if logits are features x head.weight: LanguageModel.forward is as it was, and the head has no bias."""
+    return fast_class(NextToken) is not NextToken and model.head.bias is None
+
+
 def tree_batches(texts, device):
     """Batches of the indices of texts, in which neighbours share long prefixes."""
     order = sorted(range(len(texts)), key=lambda i: texts[i][0][:-1])
@@ -54,8 +60,10 @@ def score_tree(model, texts):
     """evaluate.score_plainly for a batch of tree_batches, reading each shared prefix once."""
     device = model.embed.weight.device
     tokens, paths = as_tree([ids[:-1] for ids, _ in texts])
+    if not tokens:  # no text has a token to score
+        return [0.0] * len(texts)
     with reading_nodes(model, *layouts(paths, device)):
-        x, _ = model.features(torch.tensor([tokens or [0]], device=device))
+        x, _ = model.features(torch.tensor([tokens], device=device))
     queries = []  # (the text that asks, the node after which, the token)
     for i, ((ids, first), path) in enumerate(zip(texts, paths)):
         queries += [(i, path[t - 1], ids[t]) for t in range(first, len(ids))]
@@ -112,12 +120,12 @@ def reading_nodes(model, nodes, places):
     """While open, model.features maps the nodes of a tree (1, N), in the order of `places`, to their features."""
 
     def to_texts(x):
-        """(1, N, D) -> (B, T, D)"""
-        return F.embedding(nodes, x[0])
+        """(1, N, D) -> (B, T, D); any other shape stays, such as that of a single step."""
+        return F.embedding(nodes, x[0]) if x.ndim > 2 and x.shape[:2] == (1, len(places)) else x
 
     def to_nodes(x):
-        """(B, T, D) -> (1, N, D)"""
-        return x.flatten(0, 1)[places].unsqueeze(0)
+        """(B, T, D) -> (1, N, D); any other shape stays."""
+        return x.flatten(0, 1)[places].unsqueeze(0) if x.ndim > 2 and x.shape[:2] == nodes.shape else x
 
     def surround(module, before, after):
         hooks.append(module.register_forward_pre_hook(lambda _, inputs: (before(inputs[0]), *inputs[1:])))

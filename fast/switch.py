@@ -1,8 +1,9 @@
 """
 The classes that have faster methods, and the subclasses that use them.
 
-A fast method does what the plain one did when the fast one was written. If the plain text has been changed since,
-by a student, say, the plain method runs and a warning says so: every change takes effect.
+A fast method does what the plain one did when the fast one was written. If the text of the plain method, or of
+what it calls (FAST), has been changed since, by a student, say, the plain method runs and a warning says so. A
+change of the loops in kernels.py takes effect only with kernels = "loop".
 """
 
 import functools
@@ -11,6 +12,7 @@ import inspect
 import re
 import sys
 import warnings
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +44,7 @@ class Fast(NamedTuple):
 
 
 FAST = {
-    "model.NextToken": Fast("forward", next_token_forward, "164fbaac"),
+    "model.NextToken": Fast("forward", next_token_forward, "699b2432", ("LanguageModel.forward",)),
     "model.RMSNorm": Fast("forward", rms_norm_forward, "267371e1"),
     "model.SwiGLU": Fast("forward", swiglu_forward, "4e595116"),
     "model.HGRN2": Fast("forward", hgrn2_forward, "288220ba", ("log_forget_gate",)),
@@ -51,9 +53,9 @@ FAST = {
     "baselines.LSTM": Fast("run", lstm_run, "5e983e2f"),
     "baselines.GRU": Fast("run", gru_run, "f619ee1f"),
     "baselines.BlockLinear": Fast("forward", block_linear_forward, "1735b46f"),
-    "baselines.S4D": Fast("run", s4d_run, "95ac4cd4"),
+    "baselines.S4D": Fast("run", s4d_run, "5560d423"),
     "baselines.Hyena": Fast("convolve", hyena_convolve, "53e274cd"),
-    "distill.Distillation": Fast("forward", distillation_forward, "5c4a29e6"),
+    "distill.Distillation": Fast("forward", distillation_forward, "048c6c00", ("train.LanguageModel.forward",)),
 }
 
 
@@ -99,7 +101,7 @@ def name_of(cls):
 def digest_of(plain, fast):
     """A digest of the plain method and what it calls, without docstrings, comments and layout; None if unknown."""
     module = sys.modules[plain.__module__]
-    functions = [getattr(plain, fast.name)] + [getattr(module, name) for name in fast.calls]
+    functions = [getattr(plain, fast.name)] + [attrgetter(name)(module) for name in fast.calls]
     try:
         text = "".join(inspect.getsource(function) for function in functions)
     except (OSError, TypeError):  # Python without the sources

@@ -386,6 +386,13 @@ def best_evaluation(log):
     return max((x for x in log if "macro" in x), key=lambda x: x["macro"], default=None)
 
 
+def runs_at_best_rate(row):
+    """A row's runs (of compare.py) at its best learning rate, one per seed; [] if the row has no best."""
+    if not row["best"]:
+        return []
+    return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
+
+
 def data_digest(corpus):
     """SHA-256 of a corpus's tokenizer, counts and source digests: the same wherever its files lie."""
     meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))

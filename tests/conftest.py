@@ -25,9 +25,9 @@ torch.set_num_threads(1)
 ON_GPU = ("test_triton.py",)  # where there is one; all else is about the CPU, on every machine
 if torch.cuda.is_available():
     torch.cuda.init()
-    torch.cuda.device_count()  # kept from here on; PyTorch 2.11 would count again below, and find none
+    torch.cuda.device_count()  # cached once CUDA is initialised; counted below, PyTorch would find none
 else:
-    os.environ["TRITON_INTERPRET"] = "1"  # as they are first imported, for test_triton.py; see there
+    os.environ["TRITON_INTERPRET"] = "1"  # read as Triton and kernels.py are imported below; see test_triton.py
     import kernels
 
     if kernels.triton:

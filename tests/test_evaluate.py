@@ -23,7 +23,7 @@ from conftest import log
 from corpora import benchmarks, toyland
 from fast import scoring
 from kernels import use_kernels
-from model import MIXERS, Config, LanguageModel, load
+from model import MIXERS, Config, LanguageModel, MinGRU, load
 from support.console import run_script
 from support.files import fingerprint, save
 from support.processes import rank
@@ -156,6 +156,42 @@ def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
         with torch.no_grad():
             found = evaluate.score_texts(model, texts, done.append)
         assert found == pytest.approx(alone, rel=exact) and sum(done) == len(texts), form
+
+
+def test_a_head_with_a_bias_is_scored_with_it():
+    model = LanguageModel(Config(n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=40)).double().eval()
+    model.head = torch.nn.Linear(16, 40).double()
+    found, texts = [], [([*row, 1], 1) for row in branching(20)]
+    for form in ("loop", "torch"):
+        use_kernels(form, model)
+        with torch.no_grad():
+            found.append(evaluate.score_texts(model, texts))
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_a_mixer_that_takes_one_step_after_another_shares_prefixes_too(monkeypatch):
+    """Its linear layers then read (B, D), which the tree leaves alone."""
+
+    def forward(self, x, state=None):
+        h, hs = torch.zeros(len(x), self.update.out_features, dtype=x.dtype), []
+        for x_t in x.unbind(1):
+            share = self.update(x_t).sigmoid()
+            h = (1 - share) * h + share * self.candidate(x_t)
+            hs.append(h)
+        return self.output(torch.stack(hs, dim=1)), h
+
+    monkeypatch.setattr(MinGRU, "forward", forward)
+    config = Config(mixer="mingru", n_layer=2, d_model=16, n_head=2, d_mlp=24, vocab_size=40)
+    model, texts = LanguageModel(config).double().eval(), [([*row, 1], 1) for row in branching(20)]
+    texts.sort()
+    with torch.no_grad():
+        assert scoring.score_tree(model, texts) == pytest.approx(evaluate.score_plainly(model, texts), rel=1e-12)
+
+
+def test_a_text_of_one_token_has_nothing_to_score():
+    model = LanguageModel(Config(n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=40)).eval()
+    with torch.no_grad():
+        assert list(evaluate.score_texts(model, [([1], 1)])) == [0.0]
 
 
 def test_batches_keep_to_their_size(monkeypatch):

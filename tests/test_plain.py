@@ -229,12 +229,13 @@ def test_every_fast_method_takes_the_place_of_a_plain_one():
 
 
 def test_a_change_of_the_text_takes_effect(tmp_path, monkeypatch):
-    """HGRN2 without the query's activation, or another log_forget_gate: what is written runs, and it is said."""
+    """HGRN2 without the query's activation, another log_forget_gate, capped logits: what is written runs."""
     objective = train.NextToken(build(torch.float64, mixer="hgrn2"))
     whole = losses_and_gradients(objective, "auto", batch())[0]
-    for old, new in (
-        ("F.silu(self.query(x))", "self.query(x)"),
-        ("- torch.log1p(-floor))", "- torch.log1p(-floor) + 1)"),
+    for name, old, new in (
+        ("HGRN2", "F.silu(self.query(x))", "self.query(x)"),
+        ("HGRN2", "- torch.log1p(-floor))", "- torch.log1p(-floor) + 1)"),
+        ("NextToken", "return self.head(x), states", "return self.head(x).tanh(), states"),
     ):
         text = (ROOT / "model.py").read_text(encoding="utf-8")
         assert text.count(old) == 1
@@ -246,7 +247,7 @@ def test_a_change_of_the_text_takes_effect(tmp_path, monkeypatch):
         torch.manual_seed(0)
         other = changed.NextToken(changed.LanguageModel(Config(**SHAPE, mixer="hgrn2")).double())
         other.load_state_dict(objective.state_dict())
-        with pytest.warns(UserWarning, match="model.HGRN2 has been changed"):
+        with pytest.warns(UserWarning, match=f"model.{name} has been changed"):
             use_kernels("auto", other)
         fast = other(*batch())["loss"]
         use_kernels("loop", other)

@@ -131,7 +131,7 @@ print(before, cleared())
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_of_freed_tensors_is_not_cleared_for_the_next():
     before, after = map(int, run(PAGES_CLEARED).split())
-    assert before > 30_000 and after < 3_000
+    assert after < before / 4
 
 
 class Driver:
@@ -158,7 +158,7 @@ def test_where_triton_cannot_compile_pytorchs_forms_run(monkeypatch, capsys, wha
     """On a GPU; it is said once, and nothing is compiled."""
     monkeypatch.setattr(kernels, "driver_found", None)
     monkeypatch.setattr(kernels.triton.runtime, "driver", Driver(what))
-    monkeypatch.setattr(kernels, "generation", lambda device: 9)
+    monkeypatch.setattr(kernels, "gpu_generation", lambda device: 9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kernels.use_kernels("auto")
     assert not kernels.has_triton(torch.device("cuda"))

@@ -20,6 +20,7 @@ import train
 from compare import count_numbers, difference
 from finetune import half_width
 from model import MIXERS
+from support.run import runs_at_best_rate
 from tools import bench, export, ngram, page
 
 import pytest
@@ -272,7 +273,7 @@ def table_of_babyhgrn(scale="small"):
         scores = (
             f"{x['score']:.1f} ± {x['interval']:.1f}" for x in (row["benchmarks"][task] for task in ASKED)
         )
-        losses = [run["best"]["val_loss"] for run in best_runs(row)]
+        losses = [run["best"]["val_loss"] for run in runs_at_best_rate(row)]
         yield f"| {name} | {fmean(losses):.3f} ± {half_width(losses):.3f} | {' | '.join(scores)} |"
     for name, x in found["differences"].items():
         each = (difference(task, x[task]) for task in ("loss", *ASKED))
@@ -308,7 +309,7 @@ def table_of_recipes(corpus="toy"):
     yield "|---|--:|--:|--:|" + "--:|--:|" * scored
     for name, row in found["rows"].items():
         less, best = found["differences"].get(name, {}), row["best"]
-        losses = [run["best"]["val_loss"] for run in best_runs(row)]
+        losses = [run["best"]["val_loss"] for run in runs_at_best_rate(row)]
         each = [f"{fmean(losses):.3f}", difference("loss", less["loss"]) if less else ""]
         if scored:
             each += [f"{best['macro']:.1f}", difference("toyland", less["toyland"]) if less else ""]
@@ -319,14 +320,10 @@ def table_of_recipes_on_english():
     yield from table_of_recipes("english")
 
 
-def best_runs(row):
-    return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
-
-
 def steps_to(plain, row):
     """The first evaluations of a row that reach the last loss of the plain recipe, seed by seed: "150 to 200"."""
     steps = []
-    for run, other in zip(best_runs(row), best_runs(plain)):
+    for run, other in zip(runs_at_best_rate(row), runs_at_best_rate(plain)):
         goal = other["evaluations"][-1]["val_loss"]
         steps += [next((x["step"] for x in run["evaluations"] if x["val_loss"] <= goal), math.inf)]
     low, high = min(steps), max(steps)

@@ -118,7 +118,7 @@ def test_the_results_file_is_what_the_leaderboard_takes(run, capsys):
     own = json.loads(Path("out/tiny/chck_1M_results.json").read_text())["benchmarks"]["blimp_fast"]
     assert fast["blimp"][0] == {"one": own["score"] / 100} and fast["reading"] == [None] * 19
     said = capsys.readouterr().out
-    assert "not in results.json, where it counts 0: ewok, reading, aoa, boolq," in said
+    assert "missing from results.json and counted as 0: ewok, reading, aoa, boolq," in said
     assert "may be published" in said
 
 

@@ -1,3 +1,3 @@
-"""Pictures of a run, export, checks against other tools, benchmarks of speed: `python -m tools.NAME`."""
+"""Figures, export, submission, a page, n-grams, checks by other tools, benchmarks: `python -m tools.NAME`."""
 
 import support  # noqa: F401  (before torch is loaded: see there)

@@ -178,8 +178,8 @@ def some_texts(task, count):
     """[(context, text)], good and bad in turn, of `count` records of each subtask, evenly spaced; 0: of all."""
     texts = []
     for subtask in read_benchmark(task).values():
-        if subtask.kind == "bear":
-            raise UserError(f"{task}: BEAR's statements are not pairs; name pairs or EWoK")
+        if subtask.kind not in ("pairs", "ewok"):
+            raise UserError(f"{task}: neither minimal pairs nor EWoK; name one of these")
         records = subtask.records
         if count:
             step = max(1, len(records) // count)

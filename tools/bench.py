@@ -12,11 +12,12 @@ Speed and memory: our models beside what one would otherwise run, on this machin
     python -m tools.bench compile   registers and shared memory of the Triton kernels, compiled for
                                     GPUs that are not here; see compile_kernels.py
 
-All models have the same width, depth and tokens and about the same number of parameters. They are
-measured alternately in one process; figures are medians. The peers come with `pip install
-transformers "lm_eval[hf]" flash-linear-attention`; one that is missing, or runs out of memory, is
-a row that says so. Each replaces its own entry in results/bench_cpu.json (or _cuda, _mps;
-compile.json); draw the figures with `python -m tools.figures results/bench_cpu.json`.
+All models have the same width, read the same tokens and have about the same number of parameters;
+for that, PyTorch's LSTM and GRU have more layers. They are measured alternately in one process;
+times are medians, in `score` a sum. The peers come with `pip install transformers "lm_eval[hf]"
+flash-linear-attention`; one that is missing or runs out of memory gets a row that says so. Each
+benchmark replaces its own entry in results/bench_cpu.json (or _cuda, _mps; compile.json); draw the
+figures with `python -m tools.figures results/bench_cpu.json`.
 """
 
 import os

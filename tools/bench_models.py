@@ -292,6 +292,7 @@ def score(s):
     """
     subtasks = [x._replace(records=x.records[: s.pairs_each]) for x in read_benchmark(s.pairs).values()]
     texts = [text for subtask in subtasks for text in texts_of(subtask)]
+    # the texts twice, because train_tokenizer merges only what occurs at least twice
     tokenizer = data.train_tokenizer(((text, True, True) for text in texts * 2), s.vocab_size)
     pairs, share = len(texts) // 2, tokens_read(tokenizer, subtasks)
     rows = {

@@ -155,7 +155,7 @@ def compile_case(case):
     arguments = {"backward": True} | arguments
     with (
         patch.object(JITFunction, "run", compile_only),
-        patch.object(kernels, "generation", lambda device: capability // 10),
+        patch.object(kernels, "gpu_generation", lambda device: capability // 10),
         torch.set_grad_enabled(arguments.pop("backward")),
     ):
         function(**arguments)
@@ -166,7 +166,7 @@ def first_cause(error):
     """Last line of the first error: Triton shows the source before it, once for each function around it."""
     while error.__cause__:
         error = error.__cause__
-    return str(error).strip().splitlines()[-1][:200]
+    return (str(error).strip().splitlines() or [repr(error)])[-1][:200]
 
 
 def examine(kernel, capability):

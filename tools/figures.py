@@ -25,7 +25,7 @@ if not __package__:  # `python tools/figures.py` would look for our modules besi
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from support.console import run_script
-from support.run import macro_score, read_log
+from support.run import macro_score, read_log, runs_at_best_rate
 from support.settings import UserError, configure, reason
 from tools.figures_bench import draw_benches
 from tools.figures_style import COLORS, DOTTED, WIDTH, draw_heat, keep, label, line_styles, plt
@@ -33,7 +33,8 @@ from tools.figures_style import COLORS, DOTTED, WIDTH, draw_heat, keep, label, l
 PAPERS = Path(__file__).parents[1] / "results" / "papers.json"  # the rows of the paper's tables
 CORRECT = "right sentence preferred (%)"  # of the two in a minimal pair
 MEANS = {"zero-shot": "zero-shot mean", "macro": "macro average"}  # over several benchmarks
-FACTS = ("bear", "toyland_bear")  # how the names of benchmarks without minimal pairs begin
+# How the names begin of benchmarks in which chance is not 50
+NOT_PAIRS = ("bear", "toyland_bear", "entity_tracking", "global_piqa", "glue", "macro", "reading", "wug")
 
 
 def learning_curve(folder):
@@ -168,8 +169,10 @@ def draw_benchmarks(benchmarks, terms, path, title):
         scores, intervals, names = zip(*sorted(bars))
         axis.barh(range(len(names)), scores, xerr=intervals, color=COLORS["sky"])
         axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.axvline(result.get("chance", 50), **DOTTED)
-        axis.set(title=f"{label(task)}: {result['score']:.1f} % correct", xlim=(0, 100))
+        if "chance" in result or not task.startswith(NOT_PAIRS):
+            axis.axvline(result.get("chance", 50), **DOTTED)
+        unit = result.get("unit", "% correct")
+        axis.set(title=f"{label(task)}: {result['score']:.1f} {unit}", xlim=(0, 100))
     for axis in axes.flat[len(benchmarks) :]:
         axis.remove()
     return keep(figure, path)
@@ -198,7 +201,7 @@ def draw_leaderboard(rows, columns, path):
         axis.set_title(label(MEANS.get(task, task), 20))
         axis.margins(x=0.35)
         axis.grid(axis="y")
-        if not task.startswith(FACTS):  # whose chance is far below
+        if not task.startswith(NOT_PAIRS):
             axis.axvline(50, **DOTTED)
             pairs.append(axis)
     for axis in pairs[1:]:
@@ -281,11 +284,6 @@ def draw_epochs(axis, rows, styles, metric):
     axis.grid()
 
 
-def runs_at_best_rate(row):
-    """The runs of a row of compare.py, one per seed, at its best learning rate."""
-    return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
-
-
 def draw_differences(axis, results, styles):
     """Draw how far the models are from the one named `against`, in the first benchmark or else in the loss."""
     metric, form, unit = "loss", "+.3f", "nats"
@@ -341,7 +339,8 @@ def read_scores(path):
         results = json.loads(file.read_text(encoding="utf-8"))
         if "comparison" in results:
             return {name: best_scores(row) for name, row in results["rows"].items() if row["best"]}
-        pairs = {task: x["subtasks"] for task, x in results["benchmarks"].items() if "chance" not in x}
+        scored = results["benchmarks"].items()
+        pairs = {t: x["subtasks"] for t, x in scored if "chance" not in x and not t.startswith(NOT_PAIRS)}
         return {name_of(file): pairs}
 
 
@@ -353,7 +352,7 @@ def best_scores(row):
         for name in runs[0][task]["subtasks"]:
             found[task][name] = {"score": fmean(run[task]["subtasks"][name] for run in runs)}
     for task, result in row.get("benchmarks", {}).items():  # the whole evaluation, in place of training's
-        if not task.startswith(FACTS):
+        if not task.startswith(NOT_PAIRS):
             found[task] = result["subtasks"]
     return found
 

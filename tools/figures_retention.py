@@ -42,8 +42,7 @@ def retention(model, tokens):
     p = model(tokens.unsqueeze(0))[0].float().softmax(-1)  # (1, T, vocab)
     moved = torch.zeros(T, T)
     for other in others:
-        changed = tokens.repeat(T, 1)  # a row for each token that is replaced
-        changed.fill_diagonal_(0).add_(other.diag())
+        changed = tokens.repeat(T, 1).diagonal_scatter(other)  # a row for each token that is replaced
         moved += (model(changed)[0].float().softmax(-1) - p).abs().sum(-1).T / 2
     return moved.tril() / OTHERS
 

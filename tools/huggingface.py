@@ -82,8 +82,11 @@ class NanoRNNCache(Cache):
         """The number of tokens so far, padding included."""
         return 0 if self.real is None else self.real.shape[1]
 
-    def get_max_cache_shape(self):
+    def get_max_cache_shape(self):  # transformers 4
         return None
+
+    def get_max_length(self, layer_idx=None):  # transformers 5: -1 is no maximum
+        return -1
 
     def reorder_cache(self, beam_idx):
         """Keep these rows of the batch, in this order; beam search drops some and duplicates others."""

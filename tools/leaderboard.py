@@ -77,19 +77,19 @@ def row_of(name, results):
         row[what] = {task: x[key] for task, x in results["benchmarks"].items() if key in x}
     glue = results["benchmarks"].get("glue", {})
     if glue.get("partial"):
-        row["partial"] = lacks_of(glue)
+        row["partial"] = gaps_of(glue)
     return row
 
 
-def lacks_of(glue):
+def gaps_of(glue):
     """The tasks and training rows that finetune.py did without, in words."""
-    lacks = []
+    gaps = []
     if glue["missing"]:
-        lacks.append(f"without {', '.join(glue['missing'])}")
+        gaps.append(f"without {', '.join(glue['missing'])}")
     for task, x in glue["subtasks"].items():
         if "partial" in x:
-            lacks.append(f"{task} trained on {x['partial']['rows']:,} of {x['partial']['of']:,} rows")
-    return "; ".join(lacks)
+            gaps.append(f"{task} trained on {x['partial']['rows']:,} of {x['partial']['of']:,} rows")
+    return "; ".join(gaps)
 
 
 def add_mean(rows, mean, tasks):
@@ -106,21 +106,21 @@ def add_mean(rows, mean, tasks):
 # Pair by pair
 
 
-def differences(one, its, other, others):
-    """{task: {"mean": score of the run `other` less that of `one`, "interval": half its 95 % interval}}."""
+def differences(run, results, other, other_results):
+    """{task: {"mean": score of the run `other` less that of `run`, "interval": half its 95 % interval}}."""
     found = {}
-    for task in its["benchmarks"]:
-        if task not in others["benchmarks"] or task == "glue":  # which has no pairs
+    for task, result in results["benchmarks"].items():
+        if task not in other_results["benchmarks"] or task == "glue" or "unit" in result:  # not verdicts on pairs
             continue
-        result, result_of_other = its["benchmarks"][task], others["benchmarks"][task]
-        verdicts = read_verdicts(one, task, result, its["protocol"])
-        verdicts_of_other = read_verdicts(other, task, result_of_other, others["protocol"])
+        result_of_other = other_results["benchmarks"][task]
+        verdicts = read_verdicts(run, task, result, results["protocol"])
+        verdicts_of_other = read_verdicts(other, task, result_of_other, other_results["protocol"])
         records = {result.get("records"), result_of_other.get("records")} - {None}  # of an earlier version
         alike = verdicts and verdicts_of_other and verdicts.keys() == verdicts_of_other.keys()
         if alike and len(records) < 2:
             found[task] = paired_difference(verdicts, verdicts_of_other, "templates" in result)
         else:
-            print(f"{task}: {one} and {other} have no scores of the same pairs; score both anew")
+            print(f"{task}: {run} and {other} have no scores of the same pairs; score both anew")
     return found
 
 

@@ -68,6 +68,7 @@ class Settings:
 
 def main(s):
     """Count the n-grams of a corpus and write them as a run folder; returns its path."""
+    refuse_torchrun()
     folder = Path("out") / (s.run or f"{s.corpus}_{s.order}gram")
     if (folder / "checkpoint.pt").exists() and not is_ngram(folder):
         raise UserError(f"{folder}: holds a run that was trained; name another folder with --run=NAME")
@@ -238,9 +239,4 @@ def load(path):
 
 
 if __name__ == "__main__":
-
-    def script(args):
-        refuse_torchrun()
-        main(configure(Settings(), args, word="corpus"))
-
-    run_script(script)
+    run_script(lambda args: main(configure(Settings(), args, word="corpus")))

@@ -29,13 +29,13 @@ import torch
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "/* what tools/page.py fills in */"
-MIXERS = ("hgrn2", "mingru", "attention")
-NEEDED = {
+NEEDED = {  # setting -> the values that the page's program can compute
+    "mixer": ("hgrn2", "mingru", "attention"),
     "norm": ("rmsnorm",),
     "mlp": ("swiglu",),
     "conv": (0,),
     "position": ("none", "rope"),
-}  # and computed
+}
 LIMIT = 4_000_000  # parameters of all models: 5 MB
 
 
@@ -49,6 +49,7 @@ class Settings:
 
 def main(args):
     """Write the page of the runs that the arguments name; returns its path."""
+    refuse_torchrun()
     runs = [os.path.expanduser(arg) for arg in args if not arg.startswith("-")]
     s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
     if not runs:
@@ -75,7 +76,7 @@ def main(args):
 
 def check(run, trained, tokenizer):
     """Raise UserError for a model that the page's program cannot compute."""
-    for name, values in (NEEDED | {"mixer": MIXERS}).items():
+    for name, values in NEEDED.items():
         if getattr(trained, name) not in values:
             what = f"{name} = {getattr(trained, name)!r}"
             raise UserError(f"{run}: {what}; a page computes models with {' or '.join(map(repr, values))}")
@@ -129,5 +130,4 @@ def text_of(tensor):
 
 
 if __name__ == "__main__":
-    refuse_torchrun()
     run_script(main)

@@ -62,7 +62,6 @@ FAST = {
     "global_piqa": "global_piqa",
     "reading": "reading",
 }
-GLOBAL_PIQA = "global_piqa_parallel", "global_piqa_nonparallel"
 SIZES = {  # predictions that the leaderboard expects
     "blimp": 59_875,
     "blimp_supplement": 5218,
@@ -189,7 +188,7 @@ def collect_results(checkpoints, s):
     for words in TRACKS[s.track]:  # the leaderboard tells checkpoints by their place in the list
         path = checkpoints.get(f"chck_{words}M")
         scores.append(fast_scores(path, fast) if path else {})
-    names = [name for name in FAST if name != "global_piqa"] + [*GLOBAL_PIQA]
+    names = [name for name in SIZES if name != "comps"]  # which has no fast form
     content["fast_eval_results"] = {name: [x.get(name) for x in scores] for name in names}
     return content
 
@@ -207,8 +206,7 @@ def available(benchmarks):
 
 def predictions_of(checkpoint, found):
     """{the leaderboard's name: {subtask: {"predictions": [{"id", "pred"}, ...]}} or None} of a checkpoint."""
-    names = [name for name in FULL if name != "global_piqa"] + [*GLOBAL_PIQA]
-    content = dict.fromkeys(names)
+    content = dict.fromkeys(SIZES)
     results = evaluated(checkpoint, [FULL[name] for name in found])
     for name, subtasks in found.items():
         path = evaluate.beside(checkpoint, f"pairs_{FULL[name]}.jsonl")
@@ -310,18 +308,16 @@ def say_what_goes_where(s, folder, name, content):
     missing = [task for task in [*SIZES, "aoa"] if content[task] is None]
     tasks = sorted({file.split(".")[0] for file in GLUE} - set(content["glue"]))
     if missing or tasks:
-        print(f"not in results.json, where it counts 0: {', '.join(missing + tasks)}")
-    if not s.ewok:
-        print("ewok: its scores are in results.json, its sentences only with --ewok")
+        print(f"missing from results.json and counted as 0: {', '.join(missing + tasks)}")
+    if not s.ewok and any(content["fast_eval_results"]["ewok"]):
+        print("ewok: only its fast scores are in results.json; --ewok adds the predictions, which are sentences")
     print(f"{folder / 'hub'}: may be published" + (f"; it is at huggingface.co/{name}" if s.hub else ""))
     print(
         f'  from_pretrained("{name}", revision="chck_1M", cache_dir="{folder / "hub"}", local_files_only=True,'
     )
     print("                  trust_remote_code=True) loads a checkpoint of it")
-    alone = (
-        "to the leaderboard and nowhere else: it holds EWoK's sentences" if s.ewok else "to the leaderboard"
-    )
-    print(f"{folder / 'results.json'}: goes {alone}")
+    only = " and nowhere else: it holds EWoK's sentences" if s.ewok else ""
+    print(f"{folder / 'results.json'}: goes to the leaderboard{only}")
 
 
 if __name__ == "__main__":
