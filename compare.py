@@ -11,8 +11,8 @@ The file has the settings that all runs share, and a dict of rows:
               "student": {"mixer": "mingru", "teacher": "minGRU"}}      # taught by a row above
 
 A model is judged by its best evaluation at its best learning rate: by minimal pairs if training
-scores some, unless best_by = "loss". A student's teachers are its row's best runs, seed by seed.
-The end is a table, results.json and pictures; after a stop the same command resumes.
+scores some, unless best_by = "loss". A student's nth seed learns from the best run of its teacher's
+nth seed. Ends with a table, results.json and pictures; after a stop, the same command resumes.
 """
 
 import csv
@@ -36,13 +36,12 @@ import evaluate
 import finetune
 import train
 from corpora.benchmarks import read_benchmark
-from evaluate import write_json
 from finetune import half_width, read_tasks
 from kernels import use_kernels
 from model import LanguageModel
 from support.console import close_bars, only_first_speaks, progress, run_script, say
 from support.devices import find_device
-from support.files import alone_in, replacing
+from support.files import alone_in, replacing, write_json
 from support.processes import (
     Stopped,
     from_all,
@@ -53,7 +52,7 @@ from support.processes import (
     restarts,
     wait_for_all,
 )
-from support.run import MAY_CHANGE, Diverged, data_digest, differences, read_log, runs_at_best_rate
+from support.run import MAY_CHANGE, Diverged, differences, read_log, runs_at_best_rate
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
 import torch
@@ -72,9 +71,7 @@ class Settings(train.Settings):
     seeds: list = field(default_factory=list)  # each run is repeated with these; none: seed
     tasks: str = ""  # benchmarks to score at the end on the best runs, comma-separated
     glue: str = ""  # (Super)GLUE tasks to fine-tune these runs on, such as rte,wsc
-    protocol: str = (
-        "2024"  # year of the BabyLM challenge whose rules hold for tasks and glue: 2024, 2025, 2026
-    )
+    protocol: str = "2024"  # the BabyLM challenge whose rules hold for tasks and glue: 2024, 2025 or 2026
     beside: str = ""  # other run folders to score on `tasks`, such as out/english_3gram,out/toy
     against: str = ""  # the row that the others are compared with
     results: str = ""  # also write the results here, such as results/compare_toy.json
@@ -142,7 +139,7 @@ def plan(s, settings, file):
     for name in s.models:
         with naming(f"{file}: models[{name!r}]"):
             rows[name] = plan_row(name, s, shared, rows)
-    folders = [run.run.lower() for row in rows.values() for run in row]  # some file systems take A for a
+    folders = [run.run.lower() for row in rows.values() for run in row]  # some file systems ignore case
     for folder in folders:
         if folders.count(folder) > 1:
             remedy = "rename a row, or leave out a rate or a seed"
@@ -189,7 +186,8 @@ def read_benchmarks(s, file):
 def plan_row(name, s, shared, above):
     """The settings of a row's runs, one for each learning rate and seed; `above` are the rows before it."""
     own = row_settings(s.models[name], shared)
-    rates = own.pop("learning_rates", []) or s.learning_rates or [s.learning_rate]
+    rates = own.pop("learning_rates", []) or s.learning_rates
+    rates = rates or [own.get("learning_rate", s.learning_rate)]
     seeds = own.pop("seeds", []) or s.seeds or [s.seed]
     if len(seeds) != len(s.seeds or [s.seed]):
         raise UserError(f"seeds = {seeds}: {len(s.seeds or [s.seed])} are needed, as many as all rows have")
@@ -292,7 +290,7 @@ def refuse_another_recipe(run, may_change=frozenset()):
     may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every", "eval_tokens"} | {"teacher_is"}
     listed = differences(then, asdict(run), may_change)
     ended = read_finished(run)
-    if ended and ended["corpus"] != data_digest(data.find(run.corpus)):
+    if ended and ended["corpus"] != data.data_digest(data.find(run.corpus)):
         listed = f"another corpus by the name {run.corpus!r}"
     if listed:
         remedy = "set it back, or use --run=NAME or --fresh"
@@ -319,7 +317,7 @@ def train_all(rows):
 def train_one(run, title):
     """Train a run to its end, or until it diverges, and write finished.json into its folder."""
     script = distill if isinstance(run, distill.Settings) else train
-    ended = {"diverged": False, "corpus": data_digest(data.find(run.corpus))}
+    ended = {"diverged": False, "corpus": data.data_digest(data.find(run.corpus))}
     try:
         with redirect_stdout(io.StringIO()):  # what train.py prints for a single run
             script.main(run, progress=partial(progress, desc=title))
@@ -381,7 +379,7 @@ def summarize(runs):
     for run in runs:
         by_rate[run.learning_rate].append(run_results(run))
     rates = [mean_over_seeds(some) for some in by_rate.values() if all(run["best"] for run in some)]
-    best = max(rates, key=partial(score_of, by=runs[0].best_by), default=None)
+    best = max(rates, key=partial(selection_score, by=runs[0].best_by), default=None)
     return {"best": best, "rates": rates, "runs": [run for some in by_rate.values() for run in some]}
 
 
@@ -393,14 +391,14 @@ def run_results(run):
     return {
         "learning_rate": run.learning_rate,
         "seed": run.seed,
-        "best": max(log, key=partial(score_of, by=run.best_by), default=None),
+        "best": max(log, key=partial(selection_score, by=run.best_by), default=None),
         "diverged": read_finished(run)["diverged"],
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "evaluations": log,
     }
 
 
-def score_of(record, by):
+def selection_score(record, by):
     """The score that selects the best, higher is better: the macro score, or minus the validation loss."""
     return record["macro"] if by == "pairs" else -record["val_loss"]
 
@@ -435,7 +433,7 @@ def evaluate_best(s, rows):
     best = [(name, run) for name, row in rows.items() for run in runs_at_best_rate(row)]
     for name, run in progress(best, desc="evaluations", unit="run"):
         file = Path("out", s.run, folder_name(name, run["learning_rate"], run["seed"]), "best.pt")
-        run["benchmarks"] = scores_of(s, file) if s.tasks else {}
+        run["benchmarks"] = benchmark_scores(s, file) if s.tasks else {}
         if s.glue:
             with redirect_stdout(io.StringIO()):
                 run["benchmarks"]["glue"] = fine_tuned(s, file, run["seed"])
@@ -448,7 +446,7 @@ def evaluate_best(s, rows):
             row["benchmarks"][task] = mean_benchmark([run["benchmarks"][task] for run in runs])
 
 
-def scores_of(s, run):
+def benchmark_scores(s, run):
     """{task: evaluate.py's results} of a run folder or checkpoint."""
     how = evaluate.Settings(str(run), s.tasks, s.protocol, device=s.device, kernels=s.kernels)
     with redirect_stdout(io.StringIO()):
@@ -458,7 +456,7 @@ def scores_of(s, run):
 
 def evaluate_beside(s):
     """{name of a run that `beside` names: {"benchmarks": ...}}"""
-    return {name: {"benchmarks": scores_of(s, run)} for name, run in runs_beside(s).items()}
+    return {name: {"benchmarks": benchmark_scores(s, run)} for name, run in runs_beside(s).items()}
 
 
 def runs_beside(s):
@@ -553,7 +551,7 @@ def print_results(results):
     if len(scores) > 1:
         scores = [*scores, "macro"]
     compared = [name for name in rows if rows[name]["best"]]
-    compared.sort(key=lambda name: score_of(rows[name]["best"], results["best_by"]), reverse=True)
+    compared.sort(key=lambda name: selection_score(rows[name]["best"], results["best_by"]), reverse=True)
     diverged = [name for name in rows if not rows[name]["best"]]
     table = [["model", "parameters", "state", "rate", "step", "epoch", "loss", *scores, "95 %", "tokens/s"]]
     for name in compared + diverged:

@@ -405,10 +405,15 @@ def check_fit(corpus, s):
         raise UserError(f"documents = 'apart': {corpus} is not cut into documents; set documents = 'joined'")
 
 
+def data_digest(corpus):
+    """SHA-256 of a corpus's tokenizer, counts and source digests: the same wherever its files lie."""
+    meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
+    parts = [(corpus / "tokenizer.json").read_text(encoding="utf-8"), meta["train"], meta["val"]]
+    return hashlib.sha256(json.dumps(parts + sorted(meta["sources"].values())).encode()).hexdigest()
+
+
 def refuse_different(corpus):
     """Raise UserError if the corpus, given by its folder, differs between machines."""
-    from support.run import data_digest  # not above: it imports the model
-
     first, *others = from_all((data_digest(corpus), corpus, platform.node()))
     for digest, folder, machine in others:
         if digest != first[0]:

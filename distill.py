@@ -11,12 +11,12 @@ the folder out/RUN, which is out/NAME_distilled if out/NAME is the teacher's.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import data
 import train
+from evaluate import checkpoint_of
 from kernels import at_least_float32
 from model import load
 from support.console import progress, run_script, say
@@ -113,7 +113,7 @@ def find_teachers(s, planned=()):
     """
     teachers = {}
     for name in s.teacher.split(","):
-        file, where = file_of(name), f"teacher = {name!r}"
+        file, where = checkpoint_of(name), f"teacher = {name!r}"
         if name in planned:
             check_fit(where, planned[name], s)
             teachers[name] = None, digest(data.find(planned[name].corpus)), None
@@ -141,10 +141,6 @@ def check_fit(where, its, s):
         )
     if its.context < s.context and (its.position == "learned" or "hyena" in its.mixer):
         raise UserError(f"{where} reads at most {its.context} tokens: set context = {its.context} or less")
-
-
-def file_of(teacher):
-    return Path(teacher, "checkpoint.pt") if os.path.isdir(teacher) else Path(teacher)
 
 
 def digest(folder):
@@ -177,7 +173,7 @@ def frozen(teacher, dtype):
 
 def with_own_run(s):
     """The settings, with another run name if the student, named after the same file, would replace its teacher."""
-    taken = Path("out", s.run).resolve() in [file_of(name).parent.resolve() for name in s.teacher.split(",")]
+    taken = Path("out", s.run).resolve() in [checkpoint_of(name).parent.resolve() for name in s.teacher.split(",")]
     return replace(s, run=f"{s.run}_distilled") if taken else s
 
 

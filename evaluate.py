@@ -23,18 +23,14 @@ protocol is the year of the BabyLM challenge whose rules hold:
 At the end comes that year's own mean over the benchmarks scored so far.
 """
 
-import errno
 import hashlib
 import json
 import math
 import os
 import re
-import tempfile
 from collections import defaultdict
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -45,7 +41,7 @@ from model import NextToken
 from model import load as load_run
 from support.console import only_first_speaks, progress, run_script
 from support.devices import check_kernels, find_device
-from support.files import append, fingerprint, replacing
+from support.files import append, can_write, fingerprint, in_turn, replacing, write_json
 from support.processes import (
     from_all,
     from_first,
@@ -56,7 +52,8 @@ from support.processes import (
     together,
 )
 from support.run import read_log
-from support.settings import UserError, configure, one_of, read_args
+from support.settings import HELP, UserError, configure, one_of, read_args
+from tools import ngram
 
 import torch
 
@@ -100,12 +97,12 @@ class Settings:
 
 
 def main(s):
-    """Evaluate one run as settings s say -> the content of its results.json."""
+    """Evaluate one run with settings s -> the content of its results.json."""
     device = find_device(s.device)
     with together():  # each machine has its own files, or shared ones
         model, tokenizer, trained = load_any(s.run, device, s.kernels)
         tasks = read_tasks(s, trained, tokenizer)
-    if s.dtype == "float64" and not counts(model):
+    if s.dtype == "float64" and not is_ngram(model):
         model = model.double()
     records = {task: digest_of(subtasks) for task, subtasks in tasks.items()}
     check_same(s.run, trained.digest, records)
@@ -141,7 +138,10 @@ def known_or_made(s):
     if not results:
         return main(s)
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
-    return main(replace(s, tasks=",".join(missing))) if missing else results
+    if not missing:
+        return results
+    made = main(replace(s, tasks=",".join(missing)))
+    return made | {"benchmarks": results["benchmarks"] | made["benchmarks"]}
 
 
 def check_same(run, *parts):
@@ -153,12 +153,10 @@ def check_same(run, *parts):
 
 def load_any(path, device="cpu", kernels="auto"):
     """Load a trained model as model.load does, or an n-gram model (tools/ngram.py)."""
-    from tools import ngram  # not above: few runs are n-gram models
-
     return ngram.load(path) if ngram.is_ngram(path) else load_run(path, device, kernels)
 
 
-def counts(model):
+def is_ngram(model):
     """True for an n-gram model: it has no logits, and scores texts itself; its `size` is its number of n-grams."""
     return hasattr(model, "score_texts")
 
@@ -213,7 +211,7 @@ def about(model, trained):
         del settings[name]
     log = read_log(trained.checkpoint.parent)
     return {
-        "parameters": model.size if counts(model) else sum(p.numel() for p in model.parameters()),
+        "parameters": model.size if is_ngram(model) else sum(p.numel() for p in model.parameters()),
         "steps": trained.step,
         "tokens": trained.step * trained.batch_size * trained.context,  # read in training
         "settings": settings,
@@ -234,8 +232,8 @@ def read_results(path, what):
 
 def save_results(results, rows, what, checkpoint):
     """
-    Write results.json, keeping what it holds of the same model, and pairs_TASK.jsonl: {task: {uid: verdicts}}.
-    Returns the content of results.json.
+    Write results.json, keeping its other benchmarks if they are of the same checkpoint, and pairs_TASK.jsonl, of
+    rows = {task: {uid: verdicts}}. Returns the content of results.json.
     """
     with in_turn(checkpoint.with_name("tokenizer.json")):
         for name, subtasks in rows.items():
@@ -249,33 +247,6 @@ def save_results(results, rows, what, checkpoint):
         for name in rows:
             beside(checkpoint, f"pairs_{name}.jsonl.part").unlink(missing_ok=True)
     return results
-
-
-def write_json(path, content):
-    with replacing(path) as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-    print(f"written: {path}")
-
-
-@contextmanager
-def in_turn(path):
-    """Context manager: wait for the lock of a file and hold it. Windows has no such locks."""
-    with open(path, "rb") as file:
-        if find_spec("fcntl"):
-            import fcntl
-
-            with suppress(OSError):  # a network's file system may have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def can_write(folder):
-    """True if files can be made in a folder."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -320,7 +291,7 @@ def score_texts(model, texts, each_batch=lambda done: None):
     least 1. Batches are dealt out to the processes. After each has finished one, all call each_batch(number of
     texts finished). UserError if a score is NaN.
     """
-    if counts(model):
+    if is_ngram(model):
         scores = model.score_texts(texts, each_batch)
     else:
         scores = score_batches(model, texts, each_batch)
@@ -431,7 +402,7 @@ def pieces_of_word(tokenizer, context, word):
     return texts
 
 
-def accuracy(model, tokenizer, task, each_batch=lambda: None):
+def score_task(model, tokenizer, task, each_batch=lambda: None):
     """
     {"score": per cent, "interval": half the width of its 95 % interval, "subtasks": {subtask: per cent}} of a
     task, for use during training.
@@ -534,7 +505,7 @@ def validation(model, batches, each_batch=lambda: None):
     positions have targets, as in copying, {"tokens": % right, "sequences": % with all right}, else {}.
     After each process has read one batch, all call each_batch().
     """
-    if counts(model):
+    if is_ngram(model):
         return loss_by_scores(model, batches), {}
     loss_of = NextToken(model)
     kernels.take_form(loss_of)
@@ -642,7 +613,7 @@ def script(args):
     """Evaluate one run, or compare several."""
     with only_first_speaks():
         runs, settings = read_args(args, Settings())
-        if len(runs) > 1 and "--help" not in args:
+        if len(runs) > 1 and not HELP & set(args):
             from tools.leaderboard import compare  # not above: matplotlib takes a second to load
 
             s, work = replace(Settings(), **settings), partial(compare, runs)

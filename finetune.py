@@ -34,12 +34,12 @@ import evaluate
 import train
 from corpora.benchmarks import read_texts
 from corpora.download import GLUE, GLUE_OF_2024
-from evaluate import beside, digest, in_turn, write_json
+from evaluate import beside, digest
 from kernels import at_least_float32, use_kernels
 from model import LanguageModel, load
 from support.console import only_first_speaks, progress, run_script
 from support.devices import compiles, dtype_of, find_device
-from support.files import append, replacing
+from support.files import append, can_write, in_turn, replacing, write_json
 from support.parallel import compile_blocks
 from support.processes import (
     alone,
@@ -76,7 +76,7 @@ ROWS = GLUE | GLUE_OF_2024  # file -> lines that it has in BabyLM's data
 SAMPLED = {"mnli": 392_702, "qqp": 363_846}  # training rows in 2024; since 2025 there are 10,000 of each
 PREDICTIONS = "glue_predictions.jsonl"
 STUDENT_T = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262  # for 2, 3, ... 10 seeds
-THRESHOLD = 0.1  # per cent by which an epoch must be better than the best one, or patience runs out
+THRESHOLD = 0.1  # points by which an epoch must beat the best so far; otherwise it counts against patience
 BATCH = 64  # texts that are classified at once, sorted by length
 GROUP = 16  # rows of a batch that a CPU reads at once
 
@@ -195,7 +195,7 @@ def changed(s):
 
 
 def main(s):
-    """Fine-tune as settings s say -> the content of results.json."""
+    """Fine-tune with settings s -> the content of results.json."""
     device = find_device(s.device)
     with together():  # each machine has its own files, or shared ones
         model, tokenizer, trained = load(s.run, kernels=None)
@@ -207,7 +207,7 @@ def main(s):
     evaluate.check_same(s.run, trained.digest, [task.digest for task in tasks])
     how = {"dtype": str(dtype_of(s, device))[6:], "length": length} | changed(s)
     what = {"protocol": s.protocol, "checkpoint": trained.digest}
-    writable = from_first(lambda: evaluate.can_write(trained.checkpoint.parent))
+    writable = from_first(lambda: can_write(trained.checkpoint.parent))
     fits = Fits(beside(trained.checkpoint, PREDICTIONS) if writable else None, what | how)
     fits.complete(s, tasks, partial(model_for, model, trained))
     found = {}
@@ -249,7 +249,7 @@ class Task:
     name: str
     train: Items
     valid: dict  # {name: Items}; MNLI has two
-    of: int  # training rows that BabyLM has; here there may be fewer
+    expected_rows: int  # training rows that BabyLM's file has; here there may be fewer
     digest: str = ""  # of all items and labels, once they are encoded
 
     @property
@@ -264,8 +264,8 @@ class Task:
         tokenizer.post_processor = TemplateProcessing(one, two, special_tokens=[(bos, start)])
         tokenizer.enable_truncation(length)  # of a pair, the longer text is cut first
         train, *valid = (encode_items(tokenizer, x) for x in (self.train, *self.valid.values()))
-        found = digest([train, valid])
-        return Task(self.name, train, dict(zip(self.valid, valid)), self.of, found)
+        valid = dict(zip(self.valid, valid))
+        return replace(self, train=train, valid=valid, digest=digest([train, [*valid.values()]]))
 
 
 def encode_items(tokenizer, items):
@@ -283,8 +283,8 @@ def read_tasks(s):
     for name in dict.fromkeys(own.get(name, name) for name in asked):
         try:
             tasks.append(read_task(name, s.protocol))
-        except UserError as error:
-            if s.tasks or not isinstance(error, NotHere):
+        except NotHere as error:
+            if s.tasks:
                 raise
             print(f"left out: {error}")
     if not tasks:
@@ -307,8 +307,8 @@ def read_task(name, protocol):
         if len(items.labels) != rows:
             what = f"{len(items.labels):,} lines and not {rows:,}"
             raise UserError(f"{find(scored, 'valid')}: {what}; fetch it again: python data.py glue")
-    of = SAMPLED.get(name) if protocol == "2024" else None
-    return Task(name, train, valid, of or ROWS[f"{name}.train.jsonl"])
+    sampled = SAMPLED.get(name) if protocol == "2024" else None
+    return Task(name, train, valid, sampled or ROWS[f"{name}.train.jsonl"])
 
 
 class NotHere(UserError):
@@ -641,8 +641,8 @@ def result_of(s, task, name, fits):
         found["untrained"] = fmean(x["untrained"] for x in seeds)
     rows = len(task.train.labels)
     found["rows"] = rows
-    if rows < task.of:
-        found["partial"] = {"rows": rows, "of": task.of}
+    if rows < task.expected_rows:
+        found["partial"] = {"rows": rows, "of": task.expected_rows}
     return found
 
 
@@ -694,7 +694,9 @@ def leaderboard_predictions(run, protocol):
         return {}
     glue, found = results["benchmarks"]["glue"], defaultdict(dict)
     what = {"protocol": protocol, "checkpoint": results["checkpoint"]} | glue["how"]
-    for fit in Fits(beside(checkpoint, PREDICTIONS), what).known.values():
+    path, parse = beside(checkpoint, PREDICTIONS), Fits(None, what).parse
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for fit in filter(None, map(parse, lines)):
         same = all(fit.get(name) == what.get(name) for name in {*what, *CHANGEABLE})
         for task, labels in fit["predictions"].items() if same and not fit["untrained"] else ():
             first = glue["subtasks"].get(task, {"seeds": [{"seed": None}]})["seeds"][0]["seed"]
@@ -706,18 +708,15 @@ def leaderboard_predictions(run, protocol):
 
 def print_table(glue, found, s):
     """Print the tasks just fine-tuned, beside what the untrained model and one label for all items score."""
-    print(
-        f"\nglue, protocol {s.protocol}".ljust(24) + "metric     per cent    95 %  untrained  majority      n"
-    )
+    title = f"\nglue, protocol {s.protocol}".ljust(24)
+    print(f"{title}metric     per cent    95 %  untrained  majority      n")
     for task, x in found.items():
         untrained = f"{x['untrained']:.1f}" if "untrained" in x else ""
-        words = (
-            f"{x['metric']:9}{x['score']:10.1f}  ± {x['interval']:4.1f}{untrained:>11}{x['majority']:10.1f}"
-        )
-        part = (
-            f"  trained on {x['partial']['rows']:,} of {x['partial']['of']:,} rows" if "partial" in x else ""
-        )
-        print(f"  {task:21}{words}{x['n']:7,}{part}")
+        scores = f"{x['score']:10.1f}  ± {x['interval']:4.1f}{untrained:>11}{x['majority']:10.1f}"
+        line = f"  {task:21}{x['metric']:9}{scores}{x['n']:7,}"
+        if "partial" in x:
+            line += f"  trained on {x['partial']['rows']:,} of {x['partial']['of']:,} rows"
+        print(line)
     title = f"mean of {len(glue['subtasks'])} tasks"
     print(f"{title:32}{glue['score']:10.1f}  ± {glue['interval']:4.1f}")
     if glue["missing"]:

@@ -231,7 +231,11 @@ def warn_of_rates(run):
 @torch.no_grad()
 def validate(run, autocast, val, stop):
     """Log validation loss, accuracy where only some tokens are targets, minimal pairs if any -> a line to show."""
-    from evaluate import VALIDATION_BATCH, accuracy, validation  # not above: evaluate.py imports this file
+    from evaluate import (  # not above: a training step needs none of it
+        VALIDATION_BATCH,
+        score_task,
+        validation,
+    )
 
     run.check_finite()
     model, pairs = whole_model(run.model, run.s).eval(), {}
@@ -241,7 +245,7 @@ def validate(run, autocast, val, stop):
         if run.s.eval_pairs:
             tokenizer = data.read_tokenizer(data.find(run.s.corpus))
             for task in run.s.eval_pairs.split(","):
-                pairs[task] = accuracy(model, tokenizer, task, stop.check)
+                pairs[task] = score_task(model, tokenizer, task, stop.check)
     model.train()
     return run.log_evaluation(loss, answers, pairs)
 

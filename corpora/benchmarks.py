@@ -10,8 +10,8 @@ The benchmarks: where their files are, how they are read, and what each record a
     wug      two sentences                                           (their odds are correlated with people's)
     reading  a word after the text before it; corpora/reading.py     (its surprisal is to explain reading times)
 
-A tie counts as right in 2024 and 2025, as the challenge had it. In 2026 it breaks ties at random; here 1 of k tied
-candidates counts 1/k, what that gives on average.
+A tie counts as right in 2024 and 2025, as in the challenge. In 2026 the challenge breaks ties at random; here a
+tie of k candidates counts 1/k, the expected value.
 
 A record's fields tell its kind. The subtasks are BLiMP's paradigms, each for one contrast of grammar, EWoK's
 domains, BEAR's relations, or files.
@@ -140,7 +140,7 @@ def find_benchmark(task):
     place = BENCHMARKS[task]
     if task.startswith("toyland"):
         return find_toyland() / Path(place).name
-    found = data.look_for(place)
+    found = data.look_for(place) or data.look_for(place.removesuffix(".gz"))
     if found:
         return found
     by_hand = f"put it at {data.data_folder() / place}, or set NANORNN_DATA to the folder that holds it"
@@ -272,12 +272,10 @@ def summary(subtasks, rows, protocol="2024"):
         "subtasks": found,
     }
     if kind == "ewok":
-        by_domain = []
+        by_domain = []  # the other reading; a tie counts half, because n-gram models give many
         for uid in subtasks:
             others = [{"good": row["good"], "bad": row["other"]} for row in rows[uid]]
-            by_domain.append(
-                fmean(credit(row, "2026") for row in others)
-            )  # ties half, as counting gives many
+            by_domain.append(fmean(credit(row, "2026") for row in others))
         readings = ["p(T1|C1) > p(T2|C1)", "p(T1|C1) > p(T1|C2)"]
         if protocol == "2026":
             readings.reverse()

@@ -68,13 +68,13 @@ def summarize(records, rows):
     Records and rows {"surprisal", "before", "own", "before_own"}: the surprisal of each word and of the one before
     it, by the organisers' tokens and by the word's own -> an entry of results.json.
     """
-    ending = column([{"bit": carries_punctuation(record["word"])} for record in records], "bit")
-    ended = column([{"bit": carries_punctuation(record["prev_word"])} for record in records], "bit")
+    ending = np.array([carries_punctuation(record["word"]) for record in records], dtype=float)
+    ended = np.array([carries_punctuation(record["prev_word"]) for record in records], dtype=float)
     theirs = [column(rows, "surprisal"), column(rows, "before")]
     own = [column(rows, "own"), column(rows, "before_own")]
     plain = np.flatnonzero(ending == 0)
     everything = np.arange(len(records))
-    table = as_columns(records)
+    table = {name: column(records, name) for name in NUMBERS}
     scores = scores_of(table, *theirs, everything)
     subtasks = {}
     for (name, score), interval in zip(scores.items(), intervals(table, *theirs, records)):
@@ -106,12 +106,7 @@ def carries_punctuation(word):
 
 def column(rows, name):
     """(N,) numbers, NaN where there is none."""
-    return np.array([np.nan if row[name] is None else row[name] for row in rows])
-
-
-def as_columns(records):
-    """{name: (N,) numbers}, NaN where there is none."""
-    return {name: column(records, name) for name in NUMBERS}
+    return np.array([row[name] for row in rows], dtype=float)
 
 
 def scores_of(table, surprisal, before, chosen):

@@ -100,12 +100,9 @@ def plural_of(noun):
 @cache
 def conjugate(base):
     stem = base + base[-1] if base in DOUBLED else base.removesuffix("e")
-    regular = base[:-1] + "ied" if base.endswith("ry") else stem + "ed"
-    s = (
-        base[:-1] + "ies"
-        if base.endswith("ry")
-        else base + ("es" if base.endswith(("s", "sh", "ch")) else "s")
-    )
+    regular, s = stem + "ed", base + ("es" if base.endswith(("s", "sh", "ch")) else "s")
+    if base.endswith("ry"):
+        regular, s = base[:-1] + "ied", base[:-1] + "ies"
     return Verb(base, s, *PASTS.get(base, (regular, regular)), ("see" if base == "see" else stem) + "ing")
 
 
@@ -368,9 +365,9 @@ def distractor_agreement_relative_clause(t):
 
 def irregular_past_participle_verbs(t):
     """The king took the cup. / *The king taken the cup."""
-    while (event := t.event())[1].past == event[1].done or event[1].base not in PASTS:
-        pass
-    subject, verb, object = event
+    subject, verb, object = t.event()
+    while verb.past == verb.done:
+        subject, verb, object = t.event()
     if t.chance(0.5):
         return contrast(f"{subject} {t.adverb(0.4)} _ {object}", verb.past, verb.done)
     return contrast(f"{subject} {t.has(subject)} {t.adverb(0.8)} _ {object}", verb.done, verb.past)
@@ -386,10 +383,9 @@ def sentential_negation_npi_scope(t):
     """The boy who has slept has not ever sung. / *The boy who has not slept has ever sung."""
     boy, verb = t.acts("rest", COMMON, plain=True)
     has, first = "have" if boy.plural else "has", t.also(boy, "rest", verb)
-    start, end = f"{boy} {boy.who} {has}", f"ever {verb.done}"
-    return sentence(f"{start} {first.done} {has} not {end}"), sentence(
-        f"{start} not {first.done} {has} {end}"
-    )
+    good = f"{boy} {boy.who} {has} {first.done} {has} not ever {verb.done}"
+    bad = f"{boy} {boy.who} {has} not {first.done} {has} ever {verb.done}"
+    return sentence(good), sentence(bad)
 
 
 def only_npi_licensor_present(t):
@@ -459,10 +455,8 @@ def adjunct_island(t):
     """What did Tom find after hiding the key? / *What did Tom find the key after hiding?"""
     subject, verb, object = t.event()
     second = t.also(subject, "handle" if object.wh == "what" else "meet", verb)
-    start, after = (
-        f"{object.wh} did {subject} {verb.base}",
-        f"{t.pick(('after', 'before', 'without'))} {second.ing}",
-    )
+    start = f"{object.wh} did {subject} {verb.base}"
+    after = f"{t.pick(('after', 'before', 'without'))} {second.ing}"
     return sentence(f"{start} {after} {object}?"), sentence(f"{start} {object} {after}?")
 
 
@@ -501,11 +495,8 @@ def ellipsis_n_bar_1(t):
     while (y := t.phrase(unlike=x.noun)) and not t.allows(y.noun, verb.base):
         pass
     hat = t.familiar(THINGS)
-    red, start, end = (
-        t.adjective(hat),
-        f"{x} {verb.past} one",
-        f"and {y} {verb.past} {t.pick(('two', 'three', 'four'))}",
-    )
+    red, start = t.adjective(hat), f"{x} {verb.past} one"
+    end = f"and {y} {verb.past} {t.pick(('two', 'three', 'four'))}"
     return sentence(f"{start} {red} {hat} {end}"), sentence(f"{start} {hat} {end} {red}")
 
 
@@ -816,7 +807,7 @@ def word_counts():
 
 
 def leaning(good, bad):
-    """Which sentence word frequency prefers: 1 the good, -1 the bad, 0 neither; None if only just."""
+    """1 if word frequency prefers the good sentence, -1 the bad one, 0 if both have the same words; else None."""
     good, bad, count = sorted(tokens(good)), sorted(tokens(bad)), word_counts()
     if good == bad:
         return 0
@@ -928,16 +919,16 @@ def write(folder, words=1_000_000, seed=0):
     write_lines(folder / "val.txt", (f"{text}\n" for text in stories(seed + 1, words // 40)))
     for uid, pairs in minimal_pairs().items():
         write_lines(folder / "blimp" / f"{uid}.jsonl", map(json.dumps, pairs))
+    items = ewok_items()
     for domain in OPPOSITES:
-        items = [json.dumps(item) for item in ewok_items() if item["Domain"] == domain]
-        write_lines(folder / "ewok" / f"{domain}.jsonl", items)
+        own = [json.dumps(item) for item in items if item["Domain"] == domain]
+        write_lines(folder / "ewok" / f"{domain}.jsonl", own)
     records, metadata = bear_relations()
     for relation in records:
         write_lines(folder / "bear" / f"{relation}.jsonl", map(json.dumps, records[relation]))
     write_lines(folder / "bear" / "metadata_relations.json", [json.dumps(metadata, indent=2)])
-    write_lines(
-        folder / "train.txt", (f"{text}\n" for text in stories(seed, words))
-    )  # last: now all is there
+    # Last, for benchmarks.find_toyland takes this file as the sign that all are there.
+    write_lines(folder / "train.txt", (f"{text}\n" for text in stories(seed, words)))
 
 
 def make(name="toy"):
@@ -954,7 +945,7 @@ def write_lines(path, lines):
         file.writelines(f"{line}\n" for line in lines)
 
 
-def count_words(words):
+def counting_models(words):
     """Two models that only count: log-probability of a sentence by single words, and by pairs of words."""
     single, double = Counter(), Counter()
     for text in stories(words=words):
@@ -982,7 +973,7 @@ def accuracy(score, pairs):
 
 def check(words=300_000):
     """Print what the two counting models score on each paradigm."""
-    models, rows = count_words(words), []
+    models, rows = counting_models(words), []
     print(f"{'paradigm':50}{'pairs':>6}{'unigram':>9}{'bigram':>8}")
     for uid, pairs in minimal_pairs().items():
         rows.append([accuracy(model, pairs) for model in models])

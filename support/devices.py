@@ -13,7 +13,10 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of <malloc.h>, in bytes
 
 
 def find_device(name, dtype="float32"):
-    """ "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first one available."""
+    """
+    "auto", "cuda", "cuda:1", "mps" or "cpu" -> torch.device; auto is the first one available. A CPU keeps freed
+    memory from then on.
+    """
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise UserError(f"device = {name!r}: can be auto, cuda, cuda:1 and so on, mps or cpu")

@@ -12,6 +12,7 @@ import json
 import os
 import struct
 import sys
+import tempfile
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,7 +60,7 @@ def read(path):
                 if digest:
                     file.seek(0)
                     saved = torch.load(file, map_location="cpu", weights_only=True)
-                    return with_current_names(saved) | {"digest": digest}, candidate
+                    return saved | {"digest": digest}, candidate
         except FileNotFoundError:  # renamed to previous.pt this moment
             continue
         except OSError as error:
@@ -72,17 +73,6 @@ def read(path):
             f"{path}: no intact checkpoint here; take best.pt if there is one, or train anew with --fresh"
         )
     raise UserError(f"{path}: no checkpoint here; make one: python train.py config/toy.py")
-
-
-def with_current_names(saved):
-    """A checkpoint with its weights' current names: HGRN2's forget floors were once kept in each of its layers."""
-    weights = saved.get("model", {}) if isinstance(saved, dict) else {}
-    old = [name for name in weights if name.endswith(".mixer.floors.table")]
-    if old:
-        floors = [weights.pop(name) for name in old]
-        weights["floors.table"] = floors[0]
-        saved.pop("optimizer", None)  # its state is in the old order of the weights
-    return saved
 
 
 def damage(path):
@@ -153,6 +143,33 @@ def remove_unfinished(folder):
         file.unlink()
 
 
+def write_json(path, content):
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+@contextmanager
+def in_turn(path):
+    """Context manager: wait for the lock of a file and hold it. Windows has no such locks."""
+    with open(path, "rb") as file:
+        if find_spec("fcntl"):
+            import fcntl
+
+            with suppress(OSError):  # a network's file system may have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def can_write(folder):
+    """True if files can be made in a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def append(path, record):
     """Add a line of JSON to a file. If that fails, the file stays as it was, and UserError says why."""
     size = path.stat().st_size if path.exists() else 0
@@ -178,22 +195,23 @@ def alone_in(folder):
     """Context manager that locks a run's folder (not on Windows): two processes in it would mix their logs."""
     handle = None
     with together():
-        if rank() == 0 and find_spec("fcntl"):
-            handle = lock(folder)
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = lock(folder) if find_spec("fcntl") else None
     try:
         yield
     finally:
         if handle is not None:
             os.close(handle)  # as the end of the process does, kill -9 included
+        if rank() == 0:
             with suppress(OSError):
                 folder.rmdir()  # if nothing was written there
 
 
 def lock(folder):
-    """Create and lock a folder -> its open handle; UserError if another process holds the lock."""
+    """Lock a folder -> its open handle; UserError if another process holds the lock."""
     import fcntl  # not on Windows
 
-    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

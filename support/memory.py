@@ -50,8 +50,8 @@ def measure(module, s, autocast, compiled):
     muons = sum(own_part(p).nbytes for p in matrices_of_layers(model)) if s.optimizer == "muon" else 0
     weights = torch.cuda.memory_allocated()
     rows = min(2, max(1, s.batch_size // s.accumulate // world_size() // 2))
-    passing(module, rows, s.context, autocast)  # warm up
-    one, two = (passing(module, n, s.context, autocast) for n in (rows, 2 * rows))
+    memory_of_pass(module, rows, s.context, autocast)  # warm up
+    one, two = (memory_of_pass(module, n, s.context, autocast) for n in (rows, 2 * rows))
     peak, *blocks = ((b - a) / rows for a, b in zip(one, two))
     fixed = 2 * one[0] - two[0]
     if sharded(model):  # FSDP gathers the gradients outside blocks whole
@@ -64,8 +64,8 @@ def measure(module, s, autocast, compiled):
     )  # fmt: skip
 
 
-def passing(module, rows, context, autocast):
-    """[bytes at most in a pass over so many sequences and back, bytes that each block keeps on the way, ...]."""
+def memory_of_pass(module, rows, context, autocast):
+    """[peak bytes of a pass forward and back over `rows` sequences, bytes that each block keeps between, ...]."""
     model, *_ = models_in(module)
     marks, hooks = [], []
     for layer in model.layers:

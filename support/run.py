@@ -7,7 +7,6 @@ A run: the folder out/RUN, what is saved in it, logged and resumed.
     log.jsonl       losses and scores, the same whenever the run is repeated       times.jsonl   its speed
 """
 
-import hashlib
 import json
 import math
 import platform
@@ -18,7 +17,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from data import read_tokenizer
+from data import data_digest, read_tokenizer
 from model import Config, load
 from support.files import append, damage, read, remove_unfinished, replacing, save
 from support.parallel import gathered, own_part, shared
@@ -391,13 +390,6 @@ def runs_at_best_rate(row):
     if not row["best"]:
         return []
     return [run for run in row["runs"] if run["learning_rate"] == row["best"]["learning_rate"]]
-
-
-def data_digest(corpus):
-    """SHA-256 of a corpus's tokenizer, counts and source digests: the same wherever its files lie."""
-    meta = json.loads((corpus / "meta.json").read_text(encoding="utf-8"))
-    parts = [(corpus / "tokenizer.json").read_text(encoding="utf-8"), meta["train"], meta["val"]]
-    return hashlib.sha256(json.dumps(parts + sorted(meta["sources"].values())).encode()).hexdigest()
 
 
 def read_log(folder, name="log.jsonl"):

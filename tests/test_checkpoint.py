@@ -8,7 +8,6 @@ from pathlib import Path
 
 import train
 from conftest import saved
-from model import load
 from support import files
 from support.run import read_log
 
@@ -132,31 +131,3 @@ def test_weights_alone_are_nothing_to_go_on_from(workplace, tiny, refusal):
     state = {name: x for name, x in saved().items() if name not in ("optimizer", "scaler")}
     files.save(state, Path("out/tiny/checkpoint.pt"))
     assert "out/tiny/checkpoint.pt: holds weights alone" in refusal(train.main, tiny(max_steps=31))
-
-
-# ----------------------------------------------------------------------------------------------------
-# Checkpoints of earlier versions, when each HGRN2 layer had a copy of the one table of forget floors
-
-
-def save_as_then(run, layers):
-    """Save a run as out/old, with the floors in each of these layers."""
-    state, folder = saved(run=run), Path("out/old")
-    floors = state["model"].pop("floors.table")
-    state["model"] |= {f"layers.{layer}.mixer.floors.table": floors for layer in layers}
-    files.save(state, folder / "checkpoint.pt")
-    for name in ("settings.json", "tokenizer.json", "log.jsonl"):
-        (folder / name).write_bytes(Path("out", run, name).read_bytes())
-
-
-def test_an_old_run_says_the_same_and_is_not_resumed(workplace, tiny, refusal):
-    """... for the numbers of its optimizer are in the order of the weights of then; a hybrid's too."""
-    train.main(tiny(run="hybrid", mixer="hgrn2 attention", n_layer=4, max_steps=2))
-    tokens = torch.arange(16)[None]
-    for run, layers in (("hybrid", (0, 2)), ("tiny", (0, 1))):
-        save_as_then(run, layers)
-        assert torch.equal(load("out/old")[0](tokens)[0], load(Path("out", run))[0](tokens)[0])
-    before = Path("out/old/checkpoint.pt").read_bytes()
-    said = refusal(train.main, tiny(run="old", max_steps=31))
-    assert said.startswith("out/old/checkpoint.pt: holds weights alone, or is of an earlier version")
-    assert said.count("\n") == 1 and Path("out/old/checkpoint.pt").read_bytes() == before
-    train.main(tiny(run="further", from_run="out/old", max_steps=1))

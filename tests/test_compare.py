@@ -558,6 +558,10 @@ def test_a_file_gives_a_model_its_sizes_and_the_comparison_the_recipe(place):
     (runs,) = compare.plan(compare.Settings(**settings), settings, "two.py").values()
     assert [run.learning_rate for run in runs] == [1e-2, 1e-3]
     assert {(run.n_layer, run.batch_size, run.max_steps, run.d_model) for run in runs} == {(3, 16, 5, 16)}
+    for name in ("learning_rate", "learning_rates"):
+        settings.pop(name, None)  # without the comparison's, the file's own rate holds
+    (runs,) = compare.plan(compare.Settings(**settings), settings, "two.py").values()
+    assert {run.learning_rate for run in runs} == {0.5}
 
 
 FILES = sorted([*(ROOT / "config").glob("compare_*.py"), *(ROOT / "config").glob("babyhgrn_*.py")])

@@ -211,7 +211,9 @@ def test_predictions_are_kept_as_the_leaderboard_takes_them(toy):
     assert [x["id"] for x in kept] == [f"rte_{i}" for i in range(139)]
     labels = [row["label"] for row in toy_rows(139, 1)]
     assert finetune.accuracy(labels, [x["pred"] for x in kept]) == found[0]["score"]
+    before = Path("out/tiny/glue_predictions.jsonl").read_bytes()
     assert finetune.leaderboard_predictions("out/tiny", "2025") == {}
+    assert Path("out/tiny/glue_predictions.jsonl").read_bytes() == before
 
 
 class Killed(BaseException):

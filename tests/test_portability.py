@@ -41,7 +41,7 @@ MODULES = [
     if path.name not in ("my.py", "huggingface.py", "__init__.py")  # one runs inside transformers
 ]
 A_RUN = """
-import data, evaluate, sample, train
+import compare, data, evaluate, sample, train
 from support.devices import find_device
 from support.settings import configure
 
@@ -53,6 +53,9 @@ with open("pairs.jsonl", "w", encoding="utf-8") as file:
     file.write(pairs)
 evaluate.main(evaluate.Settings(run="out/again", tasks="pairs.jsonl", device="cpu"))
 sample.main(sample.Settings(run="out/again", tokens=5, device="cpu"))
+with open("compared.py", "w", encoding="utf-8") as file:
+    file.write('base = "tiny.py"\\nmodels = {"one": {}}\\n')
+compare.main(["compared.py", "--run=compared", "--max_steps=1"])
 """
 
 

@@ -109,7 +109,7 @@ def test_a_signal_while_pairs_are_scored_stops_after_the_batch(workplace, tiny, 
     train.main(s)
     content, batches = contents("scored"), []
     shutil.rmtree("out/scored")
-    accuracy = evaluate.accuracy
+    score_task = evaluate.score_task
 
     def stopped(model, tokenizer, task, each_batch):
         def after_batch():
@@ -118,10 +118,10 @@ def test_a_signal_while_pairs_are_scored_stops_after_the_batch(workplace, tiny, 
                 signal.raise_signal(number)
             each_batch()
 
-        return accuracy(model, tokenizer, task, after_batch)
+        return score_task(model, tokenizer, task, after_batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "accuracy", stopped)
+        patch.setattr(evaluate, "score_task", stopped)
         with pytest.raises(Stopped):
             train.main(s)
     assert batches.count(3) == 1 and len(batches) > 2

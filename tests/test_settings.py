@@ -14,6 +14,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import compare
 import data
 import distill
 import evaluate
@@ -23,7 +24,7 @@ import train
 from conftest import TINY
 from model import MIXERS
 from support import console
-from support.settings import UserError, configure
+from support.settings import UserError, configure, explain
 from tools import export
 
 import pytest
@@ -454,6 +455,12 @@ def test_help_lists_every_setting_with_its_value_and_meaning(name, end_of):
     for field in fields(settings):
         value = re.escape(str(getattr(settings, field.name)))
         assert re.search(rf"(?m)^  --{field.name}={value}\s+\S", said), field.name
+
+
+def test_each_setting_of_a_comparison_has_a_meaning():
+    settings = compare.Settings()
+    for name, lines in explain(settings).items():
+        assert " ".join(lines).strip() != f"--{name}={getattr(settings, name)}"
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, "compare.py"])

@@ -168,13 +168,13 @@ def test_both_sentences_of_a_pair_are_equally_long_and_differ_minimally(uid):
 
 
 def test_word_frequency_is_no_help():
-    unigram, _ = toyland.count_words(300_000)
+    unigram, _ = toyland.counting_models(300_000)
     for uid in pairs():
         assert 48 <= toyland.accuracy(unigram, pairs()[uid]) <= 52, uid
 
 
 def test_pairs_of_neighbouring_words_are_little_help():
-    _, bigram = toyland.count_words(300_000)
+    _, bigram = toyland.counting_models(300_000)
     scores = [toyland.accuracy(bigram, pairs()[uid]) for uid in pairs()]
     assert sum(scores) / len(scores) < 70
 

@@ -17,7 +17,7 @@ from statistics import fmean
 import evaluate
 from corpora.benchmarks import BENCHMARKS, credit
 from evaluate import ZERO_SHOT
-from support.files import replacing
+from support.files import can_write, replacing, write_json
 from support.processes import from_first
 from support.settings import UserError
 from tools.figures import draw_leaderboard, paper_rows
@@ -45,7 +45,7 @@ def compare(words, s):
     say_what_differs(rows)
     from_first(lambda: save(rows, columns, runs[first].parent))
     if s.results:
-        from_first(lambda: evaluate.write_json(s.results, rows))
+        from_first(lambda: write_json(s.results, rows))
     return rows
 
 
@@ -220,7 +220,7 @@ def say_what_differs(rows):
 
 def save(rows, columns, folder):
     """Write leaderboard.csv and draw leaderboard.svg in a folder, if files can be written there."""
-    if not evaluate.can_write(folder):
+    if not can_write(folder):
         print(f"not written: {folder}/leaderboard.csv and .svg, for this folder is read-only")
         return
     with replacing(folder / "leaderboard.csv") as file:
