@@ -172,6 +172,10 @@ def test_a_leaderboard_leaves_out_what_one_row_alone_was_scored_on(monkeypatch):
     assert [axis.get_title() for axis in figure.axes] == ["supplement", "bear"]
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["a (paper, 367M)", "b (paper)", "ours (1.83M)"]
+    rows[1]["benchmarks"]["blimp"] = 20
+    figure = figures.draw_leaderboard(rows, ["supplement", "blimp"], None)
+    for low, high in (axis.get_xlim() for axis in figure.axes):  # one scale, with room for all scores
+        assert low < 20 and high > 70
     figure = figures.draw_leaderboard(rows[:1], ["blimp", "supplement"], None)
     assert [axis.get_title() for axis in figure.axes] == ["blimp", "supplement"]
     figures.plt.close("all")

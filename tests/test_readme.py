@@ -299,25 +299,23 @@ def table_of_tiny():
     yield from table_of_babyhgrn("tiny")
 
 
-def table_of_recipes(corpus="toy"):
-    """Muon and documents kept apart against the plain recipe, seed by seed: losses and, on toyland, scores."""
+def table_of_recipes(corpus="toy", task="toyland", title="toyland"):
+    """Muon and documents kept apart against the plain recipe, seed by seed."""
     found = results(f"compare_recipe_{corpus}")
-    scored = corpus == "toy"
-    yield (
-        "| | validation loss | less plain |" + " toyland | less plain |" * scored + " steps to plain's loss |"
-    )
-    yield "|---|--:|--:|--:|" + "--:|--:|" * scored
+    yield f"| | validation loss | less plain | {title} | less plain | steps to plain's loss |"
+    yield "|---|--:|--:|--:|--:|--:|"
     for name, row in found["rows"].items():
-        less, best = found["differences"].get(name, {}), row["best"]
-        losses = [run["best"]["val_loss"] for run in runs_at_best_rate(row)]
-        each = [f"{fmean(losses):.3f}", difference("loss", less["loss"]) if less else ""]
-        if scored:
-            each += [f"{best['macro']:.1f}", difference("toyland", less["toyland"]) if less else ""]
-        yield f"| {name} | {' | '.join(each)} | {steps_to(found['rows']['plain'], row)} |"
+        less, runs = found["differences"].get(name), runs_at_best_rate(row)
+        scores = [(run["best"]["pairs"] | run.get("benchmarks", {}))[task]["score"] for run in runs]
+        loss = fmean(run["best"]["val_loss"] for run in runs)
+        each = [f"{loss:.3f}", less and difference("loss", less["loss"])]
+        each += [f"{fmean(scores):.1f}", less and difference(task, less[task])]
+        each.append(steps_to(found["rows"]["plain"], row))
+        yield f"| {name} | {' | '.join(x or '' for x in each)} |"
 
 
 def table_of_recipes_on_english():
-    yield from table_of_recipes("english")
+    yield from table_of_recipes("english", "blimp_filtered", "BLiMP, filtered")
 
 
 def steps_to(plain, row):
@@ -330,6 +328,47 @@ def steps_to(plain, row):
     if high == math.inf:
         return "not reached"
     return f"{low}" if low == high else f"{low} to {high}"
+
+
+def table_of_kinds():
+    """Six kinds of model on a quarter of the ten million words; one seed, intervals over pairs."""
+    yield f"| | parameters | validation loss | {' | '.join(ASKED.values())} |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, row in results("babyhgrn_mixers")["rows"].items():
+        scores = (row["benchmarks"][task] for task in ASKED)
+        each = " | ".join(f"{x['score']:.1f} ± {x['interval']:.1f}" for x in scores)
+        yield f"| {name} | {row['parameters']:,} | {row['best']['val_loss']:.3f} | {each} |"
+
+
+def table_of_text():
+    """HGRN2's loss and BLiMP after parts of the text of `babyhgrn_small`, each with a learning rate that ends at 0."""
+    yield "| | words read, million | validation loss | BLiMP, filtered |"
+    yield "|---|--:|--:|--:|"
+    for name, share, row in (
+        ("babyhgrn_mixers", "a quarter", "HGRN2"),
+        ("babyhgrn_small", "the whole", "HGRN2"),
+    ):
+        row = results(name)["rows"][row]
+        words, loss = row["words"] * row["best"]["epoch"] / 1e6, row["best"]["val_loss"]
+        yield f"| {share} | {words:.1f} | {loss:.3f} | {row['benchmarks']['blimp_filtered']['score']:.1f} |"
+
+
+OF_THE_MINRNN_PAPER = {  # its lowest losses on Shakespeare, and at which step
+    "minGRU": "1.548 | 575",
+    "minLSTM": "1.555 | 625",
+    "Mamba": "1.575 | 400",
+    "Transformer": "1.547 | 2,000",
+}
+
+
+def table_of_shakespeare():
+    """The characters of Shakespeare at a third of the paper's width: the lowest validation loss, and the paper's."""
+    yield "| | parameters | lowest validation loss | at step | the paper's | at step |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, row in results("compare_shakespeare")["rows"].items():
+        best = row["best"]
+        each = f"{best['val_loss']:.3f} | {best['step']:,.0f} | {OF_THE_MINRNN_PAPER[name]}"
+        yield f"| {name} | {row['parameters']:,} | {each} |"
 
 
 def table_of_choices():

@@ -206,6 +206,8 @@ def draw_leaderboard(rows, columns, path):
             pairs.append(axis)
     for axis in pairs[1:]:
         axis.sharex(pairs[0])
+    if pairs:
+        pairs[0].autoscale_view()  # over all of them
     axes[0, 0].set_yticks(range(len(rows)), map(name_and_size, rows), fontsize=8)
     figure.suptitle("correct answers (%) of each model, ± 95 %; dotted: chance; M: million parameters")
     return keep(figure, path)
