@@ -1,6 +1,6 @@
 # What Muon, and documents kept apart, change on English: three seeds each, against the plain recipe. AdamW's
 # learning rate was the best of 2e-3, 4e-3, 8e-3 and 1.6e-2 after 300 steps; Muon's, 2e-2, is within 0.02 nats of
-# the best of six. Run with --tasks= so far, for the losses alone.
+# the best of six.
 
 base = "english_small.py"
 
