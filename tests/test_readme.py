@@ -375,6 +375,8 @@ def table_of_choices():
         table_of_tiny,
         table_of_recipes,
         table_of_recipes_on_english,
+        table_of_kinds,
+        table_of_text,
         table_of_choices,
     ],
 )
