@@ -14,10 +14,9 @@ A tie counts as right in 2024 and 2025, as in the challenge. In 2026 the challen
 tie of k candidates counts 1/k, the expected value.
 
 A record's fields tell its kind. The subtasks are BLiMP's paradigms, each for one contrast of grammar, EWoK's
-domains, BEAR's relations, or files.
-BabyLM's files of EWoK, such as ewok_fast, have a second row with each item swapped, so each row is scored only as
-it stands. EWoK's authors ask that their items are never stored as plain text, so they are read inside
-their locked archive, and evaluate.py writes no text of any benchmark, only numbers.
+domains, BEAR's relations, or files. BabyLM's files of EWoK, such as ewok_fast, have a second row with each item
+swapped, so each row is scored only as it stands. EWoK's authors ask that their items are never stored as plain
+text, so they are read inside their locked archive, and evaluate.py writes no text of any benchmark, only numbers.
 """
 
 import gzip

@@ -35,7 +35,7 @@ def find_device(name, dtype="float32"):
 def keep_freed_memory():
     """
     Keep the memory of freed tensors for the next ones. By default glibc returns blocks of some megabytes to the
-    system, which clears them page by page when they are asked for again: up to a quarter of a training step.
+    system, which clears them page by page when they are asked for again: a seventh or more of a training step.
     """
     if sys.platform == "linux":
         mallopt = ctypes.CDLL(None).mallopt

@@ -461,6 +461,24 @@ def test_a_read_only_run_is_scored(pairs, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in Path("out/tiny").iterdir()} == before
 
 
+def test_what_is_known_of_a_read_only_run_stays_known(pairs, monkeypatch):
+    known = score()["benchmarks"]
+    Path("other.jsonl").write_text(Path("pairs/twice.jsonl").read_text())
+    read_only = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: raise_(read_only))
+    both = evaluate.known_or_made(evaluate.Settings("out/tiny", f"{','.join(known)},other.jsonl", device="cpu"))
+    assert both["benchmarks"].keys() == {*known, evaluate.name_of("other.jsonl")}
+    assert both["benchmarks"].items() >= known.items()
+
+
+def test_a_benchmark_is_found_unpacked(monkeypatch, tmp_path):
+    monkeypatch.setenv("NANORNN_DATA", str(tmp_path))
+    file = tmp_path / "babylm_eval" / "reading" / "reading_data.csv"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert benchmarks.find_benchmark("reading") == file
+
+
 def raise_(error):
     raise error
 

@@ -344,11 +344,8 @@ def table_of_text():
     """HGRN2's loss and BLiMP after a part of the text and after all; both learning rates end at 0."""
     yield "| | words read, million | validation loss | BLiMP, filtered |"
     yield "|---|--:|--:|--:|"
-    for name, share, row in (
-        ("babyhgrn_mixers", "a quarter", "HGRN2"),
-        ("babyhgrn_small", "the whole", "HGRN2"),
-    ):
-        row = results(name)["rows"][row]
+    for name, share in (("babyhgrn_mixers", "a quarter"), ("babyhgrn_small", "the whole")):
+        row = results(name)["rows"]["HGRN2"]
         words, loss = row["words"] * row["best"]["epoch"] / 1e6, row["best"]["val_loss"]
         yield f"| {share} | {words:.1f} | {loss:.3f} | {row['benchmarks']['blimp_filtered']['score']:.1f} |"
 

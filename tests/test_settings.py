@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import compare
@@ -25,7 +26,7 @@ from conftest import TINY
 from model import MIXERS
 from support import console
 from support.settings import UserError, configure, explain
-from tools import export
+from tools import export, page
 
 import pytest
 import torch
@@ -463,6 +464,11 @@ def test_each_setting_of_a_comparison_has_a_meaning():
         assert " ".join(lines).strip() != f"--{name}={getattr(settings, name)}"
 
 
+def test_help_is_given_of_several_runs_too(end_of):
+    said = end_of("evaluate.py out/tiny out/tiny -h")[1]
+    assert "Settings:" in said
+
+
 @pytest.mark.parametrize("name", [*SCRIPTS, "compare.py"])
 def test_help_fits_a_screen(name, end_of):
     """Where all settings do not, those that the file names are explained, and the others listed."""
@@ -581,4 +587,5 @@ def test_under_torchrun_one_process_says_it(monkeypatch, capsys, ended):
 
 def test_scripts_of_one_process_refuse_torchrun(monkeypatch, refusal):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "start it with python, not torchrun" in refusal(sample.script, ["out/tiny"])
+    for script in (partial(sample.script, ["out/tiny"]), partial(page.main, ["out/tiny"])):
+        assert "start it with python, not torchrun" in refusal(script)
