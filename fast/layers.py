@@ -20,7 +20,6 @@ from kernels import at_least_float32, fill, gated_linear_attention, linear_scan,
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 # ---------------------------------------------------------------------------------------------------
 # linear layers
@@ -195,18 +194,18 @@ class MinGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kind, reset, *inputs):
         ctx.kind = kind
+        inputs = at_least_float32(*inputs)
         ctx.save_for_backward(reset, *inputs)
-        a, share, g = min_rnn(kind, *at_least_float32(*inputs))
+        a, share, g = min_rnn(kind, *inputs)
         return a.masked_fill_(reset.unsqueeze(-1), 0.0), g.mul_(share)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, da, db):
         reset, *inputs = ctx.saved_tensors
-        wide = at_least_float32(*inputs)
         da = da.masked_fill(reset.unsqueeze(-1), 0.0)
-        gradients = iter(gate_gradients(ctx.kind, wide, min_rnn(ctx.kind, *wide), da, db.clone()))
-        return None, None, *(None if x is None else next(gradients).to(x.dtype) for x in inputs)
+        gradients = iter(gate_gradients(ctx.kind, inputs, min_rnn(ctx.kind, *inputs), da, db.clone()))
+        return None, None, *(None if x is None else next(gradients) for x in inputs)
 
 
 def for_states(*projections):
@@ -231,29 +230,26 @@ def gru_run(self, x, state, reset=None):
 def run_cell(cell, x, state, reset):
     """
     x (B, T, D), state [(B, E), ...] or None, reset (B, T) or None -> every h_t (B, T, E), the last state. The cell
-    has no reset, but takes sequences of different lengths, so each row is cut into its documents.
+    has no reset, so time is cut wherever a document begins in some row; there that row's state becomes zero.
     """
-    B, T, _ = x.shape
     if reset is None:
-        h, last = cell(x, as_cells(cell, state and [z.unsqueeze(0) for z in state]))
-        return h, [z.squeeze(0) for z in as_tuple(last)]
-    begins = reset.clone()
-    begins[:, 0] = True
-    starts = begins.flatten().nonzero().flatten()  # of the pieces into which rows are cut
-    lengths = starts.diff(append=starts.new_tensor([B * T]))
-    pieces = pack_sequence(x.flatten(0, 1).split(lengths.tolist()), enforce_sorted=False)
-    if state is not None:  # for the pieces that begin a row but no document
-        continued = (starts % T == 0) & ~reset.flatten()[starts]
-        state = [(z[starts // T] * continued.unsqueeze(-1)).unsqueeze(0) for z in state]
-    h, last = cell(pieces, as_cells(cell, state))
-    h = torch.cat(unpack_sequence(h)).unflatten(0, (B, T))
-    return h, [z.squeeze(0)[(starts + lengths) % T == 0] for z in as_tuple(last)]
+        return call_cell(cell, x, state)
+    starts = [0, *(reset[:, 1:].any(dim=0).nonzero().flatten() + 1).tolist()]
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], x.shape[1]])]
+    hs = []
+    for start, piece in zip(starts, x.split(lengths, dim=1)):
+        if state is not None:
+            state = [z.masked_fill(reset[:, start, None], 0.0) for z in state]
+        h, state = call_cell(cell, piece, state)
+        hs.append(h)
+    return torch.cat(hs, dim=1), state
 
 
-def as_cells(cell, state):
-    """A list of states, or None, as torch.nn.LSTM or GRU takes it."""
-    return state and (tuple(state) if isinstance(cell, torch.nn.LSTM) else state[0])
-
-
-def as_tuple(state):
-    return state if isinstance(state, tuple) else (state,)
+def call_cell(cell, x, state):
+    """x (B, T, D), state [(B, E), ...] or None -> every h_t (B, T, E), the last state, by torch.nn.LSTM or GRU."""
+    is_lstm = isinstance(cell, torch.nn.LSTM)
+    if state is not None:
+        state = [z.unsqueeze(0) for z in state]
+        state = tuple(state) if is_lstm else state[0]
+    h, last = cell(x, state)
+    return h, [z.squeeze(0) for z in (last if is_lstm else (last,))]
