@@ -261,12 +261,14 @@ def table_of_teaching():
 ASKED = {"blimp_filtered": "BLiMP, filtered", "supplement": "BLiMP-Supplement", "ewok_filtered": "EWoK"}
 
 
-def table_of_babyhgrn(scale="small"):
+LLAMA = "Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"
+TAUGHT = "HGRN2 1B, taught, less the same untaught", "BabyHGRN 1B, Pile 10M, distilled", "BabyHGRN 1B, Pile 10M"
+
+
+def table_of_babyhgrn(name="small", papers=(LLAMA,)):
     """The paper's question at a scale, then what counting gives, and what the paper found."""
-    found, paper = (
-        results(f"babyhgrn_{scale}"),
-        {x["name"]: x["benchmarks"] for x in results("papers")["rows"]},
-    )
+    found = results(f"babyhgrn_{name}")
+    paper = {x["name"]: x["benchmarks"] for x in results("papers")["rows"]}
     yield f"| | validation loss | {' | '.join(ASKED.values())} |"
     yield "|---|--:|--:|--:|--:|"
     for name, row in found["rows"].items():
@@ -282,21 +284,25 @@ def table_of_babyhgrn(scale="small"):
     scores = (counted["benchmarks"][task] for task in ASKED)
     each = " | ".join(f"{counted_score(x):.1f}" for x in scores)
     yield f"| counting (trigram) | {math.log(counted['perplexity']):.3f} | {each} |"
-    for title, name, other in (
-        ("Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"),
-        (
-            "HGRN2 1B, taught, less the same untaught",
-            "BabyHGRN 1B, Pile 10M, distilled",
-            "BabyHGRN 1B, Pile 10M",
-        ),
-    ):
-        each = (f"{paper[name][task] - paper[other][task]:+.1f}" for task in ASKED)
+    for title, one, other in papers:
+        each = (f"{paper[one][task] - paper[other][task]:+.1f}" for task in ASKED)
         yield f"| the paper: {title} | | {' | '.join(each)} |"
 
 
 def table_of_tiny():
     """BabyHGRN's question at the tiny scale."""
-    yield from table_of_babyhgrn("tiny")
+    yield from table_of_babyhgrn("tiny", (LLAMA, TAUGHT))
+
+
+def table_of_shakespeare():
+    """The minRNN paper's language models on Shakespeare, and its losses, of models of another size."""
+    paper = results("papers")["minrnn"]["shakespeare"]
+    yield "| | parameters | lowest loss | at step | the paper's: loss | at step |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, row in results("compare_shakespeare")["rows"].items():
+        best, theirs = row["best"], paper[name]
+        cells = [f"{row['parameters']:,}", f"{best['val_loss']:.3f}", f"{best['step']:,.0f}"]
+        yield f"| {name} | {' | '.join(cells)} | {theirs['loss']:.3f} | {theirs['step']:,} |"
 
 
 def table_of_recipes(corpus="toy", task="toyland", title="toyland"):
@@ -370,6 +376,7 @@ def table_of_choices():
         table_of_teaching,
         table_of_babyhgrn,
         table_of_tiny,
+        table_of_shakespeare,
         table_of_recipes,
         table_of_recipes_on_english,
         table_of_kinds,
