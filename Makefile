@@ -36,7 +36,7 @@ setup: .venv/development
 SCALE ?= small
 TEXT ?= $(or $(NANORNN_DATA),data)/corpus
 LAUNCH_paper = .venv/bin/torchrun --nproc_per_node=4
-MORE_small = config/babyhgrn_mixers.py
+MORE_small = config/babyhgrn_mixers.py config/babyhgrn_taught.py
 NEEDS_small = out/english_3gram/checkpoint.pt
 NEEDS_tiny = data/english/meta.json
 NEEDS_medium = data/english/meta.json

@@ -1,4 +1,4 @@
-# HGRN2 reads ten million words of English once, in an hour on one core of a CPU. Make the corpus first:
+# HGRN2 reads ten million words of English once, in half an hour on one core of a CPU. Make the corpus first:
 #     python data.py text english corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=8000
 
 corpus = "english"
