@@ -1,6 +1,5 @@
 # Which part of the text teaches what: HGRN2 reads 1.18 million words of each of the corpus's four domains alone,
-# and as many of the text without it; no model reads a word twice. Not run to its end yet. All share one tokenizer:
-# the corpora are made by
+# and as many of the text without it; no model reads a word twice. All share one tokenizer: the corpora are made by
 #     python data.py text english_childes corpus/childes.train.txt.gz --val=corpus/childes.dev.txt.gz \
 #         --tokenizer=english
 # and so on, and english_not_childes from the other three. A word of child-directed speech is 2.1 tokens, one of
@@ -11,7 +10,6 @@ base = "english_small.py"
 warmup = 50
 
 eval_every = 700
-seeds = [0, 1]
 tasks = "blimp_filtered,supplement"
 against = "all"
 

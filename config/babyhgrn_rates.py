@@ -1,5 +1,5 @@
 # The learning rate of each model of babyhgrn_mixers.py, and so of babyhgrn_small.py: three each, 400 steps, one
-# seed, and the lowest validation loss. Run for Llama, minGRU, LSTM and Mamba so far.
+# seed, and the lowest validation loss. Run for all but xLSTM so far.
 
 base = "babyhgrn_mixers.py"
 

@@ -405,6 +405,7 @@ def table_of_choices():
         table_of_tiny,
         table_of_taught,
         table_of_shakespeare,
+        table_of_domains,
         table_of_recipes,
         table_of_recipes_on_english,
         table_of_kinds,
