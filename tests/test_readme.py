@@ -572,6 +572,11 @@ def in_passing():
     yield f"changes BLiMP by {blimp['mean']:.1f} ± {blimp['interval']:.1f} points"
     early, late = (gain_of_students(rows, number) for number in (1, -1))
     yield f"are {early} points ahead of their teachers after 0.7 million words and {late} after 2.6 million"
+    student, teacher = (results(name) for name in ("english_small_taught", "english_small"))
+    losses = (found["training"][-1]["val_loss"] for found in (student, teacher))
+    yield "ends at a loss of {:.3f}, where its teacher has {:.3f}".format(*losses)
+    scores = (found["benchmarks"]["blimp_filtered"]["score"] for found in (student, teacher))
+    yield "judges {:.1f} % of BLiMP (filtered) correctly, where its teacher has {:.1f} %".format(*scores)
     medians = results("memory_english_small")["medians"]
     first, second = (f"{medians[n]:.1f}" for n in "12")
     third, fourth = (f"{medians[n]:.2g}" for n in "34")
