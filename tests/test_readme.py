@@ -261,13 +261,14 @@ def table_of_teaching():
 ASKED = {"blimp_filtered": "BLiMP, filtered", "supplement": "BLiMP-Supplement", "ewok_filtered": "EWoK"}
 
 
+# Differences of two rows of the paper: a title and the names of both in papers.json.
 LLAMA = "Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"
 TAUGHT = "HGRN2 1B, taught, less the same untaught", "BabyHGRN 1B, Pile 10M, distilled", "BabyHGRN 1B, Pile 10M"
 
 
-def table_of_babyhgrn(name="small", papers=(LLAMA,)):
+def table_of_babyhgrn(scale="small", papers=(LLAMA,)):
     """The paper's question at a scale, then what counting gives, and what the paper found."""
-    found = results(f"babyhgrn_{name}")
+    found = results(f"babyhgrn_{scale}")
     paper = {x["name"]: x["benchmarks"] for x in results("papers")["rows"]}
     yield f"| | validation loss | {' | '.join(ASKED.values())} |"
     yield "|---|--:|--:|--:|--:|"
@@ -570,6 +571,8 @@ def in_passing():
     loss, blimp = less["loss"], less["blimp_filtered"]
     yield f"lowers the loss by {-loss['mean']:.3f} ± {loss['interval']:.3f}"
     yield f"changes BLiMP by {blimp['mean']:.1f} ± {blimp['interval']:.1f} points"
+    alone, taught = (rows[name]["best"]["tokens_per_second"] for name in ("HGRN2", "HGRN2, taught"))
+    yield f"A step of a student takes {alone / taught:.1f} times as long"
     early, late = (gain_of_students(rows, number) for number in (1, -1))
     yield f"are {early} points ahead of their teachers after 0.7 million words and {late} after 2.6 million"
     student, teacher = (results(name) for name in ("english_small_taught", "english_small"))
@@ -591,7 +594,7 @@ def in_passing():
 
 
 def gain_of_students(rows, number):
-    """What the students have on a fifth of BLiMP beyond their teachers at an evaluation in training: 2.4 ± 2.6."""
+    """The students' lead over their teachers on a fifth of BLiMP at an evaluation in training: "2.4 ± 2.6"."""
     scores = (
         [run["evaluations"][number]["pairs"]["blimp_fast"]["score"] for run in rows[name]["runs"]]
         for name in ("HGRN2, taught", "HGRN2")
