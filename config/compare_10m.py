@@ -1,8 +1,8 @@
 # BabyHGRN's first experiment (Tables 2 and 3, Fig. 3) on BabyLM strict-small, 10M words: its five models at its
 # sizes, and minGRU at about the same, 361,655,296 parameters. Not stated there and chosen here: as in hgrn2_10m.
-# 24 runs of some 70M tokens, 6 x 367M x 70M = 1.5e17 operations each: an estimated 7 minutes of an H100 at 40 % of
-# its bfloat16, so three to five hours in all, for the LSTM and sLSTM go step by step. On a card of 48 GB:
-# --accumulate=8. Each run keeps three files of 4.4 GB. Fetch the data first, for evaluation too:
+# 24 runs of some 70M tokens. By its first 30 steps, HGRN2 needs 10 minutes of an H200, so all need some five
+# hours, for the LSTM and sLSTM go step by step. On a card of 48 GB: --accumulate=8. Each run keeps three files of
+# 4.4 GB. Fetch the data first, for evaluation too:
 #     for set in babylm-10m blimp supplement ewok; do python data.py $set; done
 
 corpus = "babylm-10m"

@@ -1,4 +1,5 @@
-# HGRN2 on toyland, small enough for a web page: 0.2 million parameters. Its companions there (see tools/page.py):
+# HGRN2 on toyland, small enough for a web page: 0.2 million parameters. The runs of results/page.html:
+#     python train.py config/page.py --run=page_hgrn2
 #     python train.py config/page.py --run=page_mingru --mixer=mingru --expand=2 --d_mlp=96
 #     python train.py config/page.py --run=page_llama --mixer=attention --position=rope
 
