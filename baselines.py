@@ -314,8 +314,8 @@ class CausalConv1d(nn.Conv1d):
 
     no_decay = ("weight",)
 
-    def __init__(self, channels, width, bias=True):
-        super().__init__(channels, channels, width, groups=channels, bias=bias)
+    def __init__(self, channels, width):
+        super().__init__(channels, channels, width, groups=channels)
 
     def forward(self, x, state=None, reset=None):
         T, past = x.shape[1], self.kernel_size[0] - 1
@@ -325,7 +325,7 @@ class CausalConv1d(nn.Conv1d):
         if reset is None:
             return super().forward(seen.mT).mT, seen[:, T:].clone()
         document = F.pad(reset.cumsum(dim=1), (past, 0)).unsqueeze(-1)  # (B, past + T, 1)
-        y = 0.0 if self.bias is None else self.bias
+        y = self.bias
         for i in range(past + 1):
             own = document[:, i : i + T] == document[:, past:]
             y = y + seen[:, i : i + T] * own * self.weight[:, 0, i]

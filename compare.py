@@ -287,7 +287,8 @@ def refuse_another_recipe(run, may_change=frozenset()):
     if not (folder / "settings.json").exists():
         return
     then = asdict(type(run)()) | read_file(folder, distill.Settings())  # perhaps it was a student then
-    may_change |= MAY_CHANGE - {"epochs", "max_steps", "eval_every", "eval_tokens"} | {"teacher_is"}
+    fixed = {"epochs", "max_steps", "eval_every", "eval_tokens"}
+    may_change = may_change | (MAY_CHANGE - fixed) | {"teacher_is"}
     listed = differences(then, asdict(run), may_change)
     ended = read_finished(run)
     if ended and ended["corpus"] != data.data_digest(data.find(run.corpus)):

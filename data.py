@@ -99,12 +99,12 @@ class Settings:
 # Making a corpus
 
 
-def prepare(name, files, s):
+def prepare(name, files, s, val_files=()):
     """Make the corpus data/NAME from text files -> its folder. Memory use does not grow with their size."""
     from corpora.text import Text, find_files
 
     folder = data_folder() / name
-    files, val_files = find_files(files, s.val.split(",") if s.val else [])
+    files, val_files = find_files(files, val_files or (s.val.split(",") if s.val else []))
     tokenizer = tokenizer_of(s.tokenizer, name) if s.tokenizer else None
     share = 0 if val_files else s.val_share
     sources = {str(path): sha256(path) for path in files + val_files}

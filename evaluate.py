@@ -135,7 +135,7 @@ def known_or_made(s):
     checkpoint = checkpoint_of(s.run)
     file = beside(checkpoint, "results.json")
     results = from_first(lambda: read_results(file, identity(s, fingerprint(checkpoint))))
-    if not results:
+    if not results or not (s.tasks or "perplexity" in results):  # finetune.py alone has written to the file
         return main(s)
     missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
     if not missing:
@@ -151,9 +151,9 @@ def check_same(run, *parts):
         raise UserError(f"{run}: not the same checkpoint and test files on all machines; {remedy}")
 
 
-def load_any(path, device="cpu", kernels="auto"):
+def load_any(path, device="cpu", form="auto"):
     """Load a trained model as model.load does, or an n-gram model (tools/ngram.py)."""
-    return ngram.load(path) if ngram.is_ngram(path) else load_run(path, device, kernels)
+    return ngram.load(path) if ngram.is_ngram(path) else load_run(path, device, form)
 
 
 def is_ngram(model):
@@ -328,7 +328,7 @@ def plain_batches(texts):
 
 def score_plainly(model, texts):
     """The sum of log p(token | tokens before) of each text of a batch, padded on the right, after the text."""
-    longest = max(2, *(len(ids) for ids, _ in texts))
+    longest = max(2, *(len(ids) for ids, _ in texts))  # one token has no next one to read
     rows = [ids + [0] * (longest - len(ids)) for ids, _ in texts]
     tokens = torch.tensor(rows, device=model.embed.weight.device)
     logits, _ = model(tokens[:, :-1])

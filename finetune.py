@@ -474,7 +474,7 @@ def fine_tune(model, task, how, protocol):
                 best, found = score, {"epoch": epoch, "predictions": {task.name: predictions}}
                 for name in list(task.valid)[1:]:
                     found["predictions"][name] = predict(module, task.valid[name].texts)
-            if worse == rules.patience > 0:
+            if rules.patience and worse == rules.patience:
                 break
     return found
 
@@ -537,11 +537,11 @@ def half_width(values):
     return STUDENT_T[min(n, 10) - 2] * stdev(values) / n**0.5
 
 
-def interval_over_items(metric, labels, predicted, samples=500):
-    """Half the 95 % interval of one fit's score: 1.96 standard deviations over resampled items (bootstrap)."""
+def interval_over_items(metric, labels, predicted):
+    """Half the 95 % interval of one fit's score: 1.96 standard deviations over 500 resamples (bootstrap)."""
     labels, predicted, scores = np.array(labels), np.array(predicted), []
     draw = np.random.default_rng(0)
-    for _ in range(samples):
+    for _ in range(500):
         some = draw.integers(len(labels), size=len(labels))
         scores.append(metric(labels[some], predicted[some]))
     return 1.96 * float(np.std(scores))
@@ -698,9 +698,11 @@ def leaderboard_predictions(run, protocol):
     lines = path.read_bytes().splitlines() if path.exists() else []
     for fit in filter(None, map(parse, lines)):
         same = all(fit.get(name) == what.get(name) for name in {*what, *CHANGEABLE})
-        for task, labels in fit["predictions"].items() if same and not fit["untrained"] else ():
-            first = glue["subtasks"].get(task, {"seeds": [{"seed": None}]})["seeds"][0]["seed"]
-            if fit["seed"] == first:
+        if not same or fit["untrained"]:
+            continue
+        for task, labels in fit["predictions"].items():
+            scored = glue["subtasks"].get(task)
+            if scored and fit["seed"] == scored["seeds"][0]["seed"]:
                 rows = [{"id": f"{task}_{i}", "pred": label} for i, label in enumerate(labels)]
                 found[task] = {"predictions": rows}
     return dict(found)

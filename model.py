@@ -157,9 +157,9 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config, layer) if self.mlp else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, state=None, *floor, **reset):
-        """x (B, T, D) -> x, state. The mixer gets the rest; only HGRN2 has a `floor`, see ForgetFloors."""
-        y, state = self.mixer(self.mixer_norm(x), state, *floor, **reset)
+    def forward(self, x, state=None, *floor, **given):
+        """x (B, T, D) -> x, state. The mixer gets the rest: `reset`, and if it is HGRN2 its floor."""
+        y, state = self.mixer(self.mixer_norm(x), state, *floor, **given)
         x = x + self.dropout(y)
         if self.mlp:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -138,7 +138,7 @@ def main(s, objective=NextToken, progress=progress):
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
         where = f"step {run.step:,} of {run.steps:,}, {run.tokens_per_step:,} tokens each"
         say(f"{s.mixer}, {size}, {str(dtype)[6:]} on {device}; {where}")
-        if run.step < run.steps or run.evaluated < run.step:
+        if run.step < run.steps:
             warn_of_rates(run)
             if s.parallel == "ddp" and world_size() > 1:
                 module = DistributedDataParallel(module, gradient_as_bucket_view=True)

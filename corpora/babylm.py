@@ -42,7 +42,7 @@ def make(name):
     files = text_files(name)
     with data.making("babylm-dev"):
         val_files = text_files("babylm-dev")
-    return data.prepare(name, files, data.Settings(val=",".join(val_files), longest=20))
+    return data.prepare(name, files, data.Settings(longest=20), val_files)
 
 
 def text_files(name):

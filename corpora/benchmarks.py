@@ -204,7 +204,7 @@ def judge(subtask, record, scores, protocol="2024"):
         good, bad = scores
         return [{"good": good, "bad": bad}]
     if subtask.kind == "ewok":
-        return judge_ewok(record, scores, protocol)
+        return judge_ewok(scores, protocol)
     if subtask.kind == "options":
         row = against_others(scores, record["right"])
         return [row | {"scores": scores} if len(scores) > 2 else row]
@@ -219,7 +219,7 @@ def judge(subtask, record, scores, protocol="2024"):
     return rows
 
 
-def judge_ewok(record, scores, protocol):
+def judge_ewok(scores, protocol):
     """
     The verdicts on an item of EWoK. "good" is a target after its own context, "bad" is in 2024 and 2025 the other
     target after that context, in 2026 that target after the other context, and "other" what is bad in other years.

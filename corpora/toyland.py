@@ -215,10 +215,10 @@ class Teller:
         self.used.add((subject.noun, verb))
         return conjugate(verb)
 
-    def event(self, nouns=AGENTS, plural=None, unlike="", plain=False):
+    def event(self, unlike="", plain=False):
         """Subject, transitive verb, object."""
         verbs, objects = ("meet", AGENTS) if self.chance(0.5) else ("handle", THINGS)
-        subject, verb = self.acts(verbs, nouns, plural, unlike, plain)
+        subject, verb = self.acts(verbs, unlike=unlike, plain=plain)
         return subject, verb, self.phrase(objects, unlike=subject.noun)
 
     def adverb(self, p=1.0):
@@ -425,7 +425,8 @@ def passive_1(t):
 
 def animate_subject_trans(t):
     """The boy found a key. / *The lamp found a key."""
-    noun, verb = t.acts("handle", COMMON, plural=(plural := t.chance(0.5)), plain=True)
+    plural = t.chance(0.5)
+    noun, verb = t.acts("handle", COMMON, plural, plain=True)
     object = t.phrase(THINGS)
     words = [plural_of(n) if plural else n for n in (noun.noun, t.phrase(THINGS, unlike=object.noun).noun)]
     return contrast(f"the {t.adjective('cup')} _ {t.does(verb, plural)} {object}", *words)
@@ -492,8 +493,9 @@ def superlative_quantifiers_1(t):
 def ellipsis_n_bar_1(t):
     """Tom found one red hat and Mia found three. / *Tom found one hat and Mia found three red."""
     x, verb = t.acts("handle")
-    while (y := t.phrase(unlike=x.noun)) and not t.allows(y.noun, verb.base):
-        pass
+    y = t.phrase(unlike=x.noun)
+    while not t.allows(y.noun, verb.base):
+        y = t.phrase(unlike=x.noun)
     hat = t.familiar(THINGS)
     red, start = t.adjective(hat), f"{x} {verb.past} one"
     end = f"and {y} {verb.past} {t.pick(('two', 'three', 'four'))}"
@@ -856,11 +858,11 @@ def record(uid, labels, i, good, bad):
     }
 
 
-def ewok_items(count=50, seed=0):
+def ewok_items(count=50):
     """Records in the format of EWoK, `count` a domain. Target1 fits Context1 only, Target2 fits Context2."""
     items = []
     for domain in OPPOSITES:
-        t, seen = Teller(f"{domain} {seed}", examiner=True), set()
+        t, seen = Teller(f"{domain} 0", examiner=True), set()
         while len(seen) < count:
             concepts, a, b = t.any(lines_of(OPPOSITES[domain]))
             x, y, z = parties(t, domain)
@@ -936,8 +938,8 @@ def make(name="toy"):
     folder = data.data_folder() / "toyland"
     with data.making("toyland"):
         write(folder)
-    settings = data.Settings(vocab_size=1024, val=str(folder / "val.txt"))
-    return data.prepare(name, [str(folder / "train.txt")], settings)
+    train, val = str(folder / "train.txt"), str(folder / "val.txt")
+    return data.prepare(name, [train], data.Settings(vocab_size=1024), [val])
 
 
 def write_lines(path, lines):

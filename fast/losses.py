@@ -60,7 +60,7 @@ class Teaching(NamedTuple):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32."""
+    """x (..., D), weight (V, D), targets (...), -100 where there is none -> the mean loss, in float32 at least."""
     return linear_distillation(x, weight, targets, [], Teaching())[0]
 
 

@@ -141,7 +141,8 @@ def attention(
 @attention.register_fake
 def attention_results(q, k, v, log_f, S0, keep):
     """Empty tensors for the results."""
-    dtype = functools.reduce(torch.promote_types, (x.dtype for x in (q, v, log_f)), torch.float32)
+    dtypes = (x.dtype for x in (q, k, v, log_f, S0) if x is not None)
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
     states, A = fast_form(q)["saved_by_attend"](q, v, keep, dtype)
     return v.new_empty(v.shape), q.new_empty(len(q), *q.shape[2:], v.shape[-1], dtype=dtype), states, A
 

@@ -77,10 +77,10 @@ def repeat_ctrl_c(lost):
         sys.__unraisablehook__(lost)
 
 
-def wait_to_be_ended(seconds=5):
-    """Wait for torchrun to end this process; return if it does not."""
+def wait_to_be_ended():
+    """Wait for torchrun to end this process; return if it does not within five seconds."""
     try:
-        time.sleep(seconds)
+        time.sleep(5)
     except KeyboardInterrupt:
         if local_rank() == 0:
             leave("stopped", 130)

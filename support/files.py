@@ -47,9 +47,11 @@ def read(path):
     SHA-256 of what was read, whatever train.py has written to that path meanwhile.
     """
     path = Path(path)
-    if path.is_file() and path.suffix != ".pt" and not path.read_bytes().startswith(b"PK"):
-        remedy = f"name the run's folder, {path.parent}, or a .pt file in it"
-        raise UserError(f"{path}: not a checkpoint; {remedy}")
+    if path.is_file() and path.suffix != ".pt":
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":
+                remedy = f"name the run's folder, {path.parent}, or a .pt file in it"
+                raise UserError(f"{path}: not a checkpoint; {remedy}")
     candidates = [path / "checkpoint.pt", path / "previous.pt"] if path.is_dir() else [path]
     found = [candidate for candidate in candidates if candidate.exists()]
     for candidate in found:

@@ -164,10 +164,11 @@ def read_files(paths, defaults):
     return settings
 
 
-def read_file(path, defaults):
+def read_file(path, defaults, above=()):
     """
     Lines `n_layer = 4` -> {"n_layer": 4}. A run folder stands for the settings.json in it. A line
-    `base = "OTHER.py"` takes whatever is not set here from that file, in the same folder.
+    `base = "OTHER.py"` takes whatever is not set here from that file, in the same folder; `above` are the files
+    that led to this one by their base.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -186,9 +187,10 @@ def read_file(path, defaults):
         raise UserError(f"{path}: cannot read these settings ({reason(error)}); {hint}") from error
     lines = read_json(text, path) if path.suffix == ".json" else read_literals(text, path)
     base, where = lines.pop("base", ("", path))
-    if not isinstance(base, str) or base == path.name:
+    above = (*above, path.name)
+    if not isinstance(base, str) or base in above:
         raise UserError(f"{where}: base = {base!r} is not another settings file in this folder")
-    settings = read_file(path.parent / base, defaults) if base else {}
+    settings = read_file(path.parent / base, defaults, above) if base else {}
     return settings | {name: typed(name, value, defaults, where) for name, (value, where) in lines.items()}
 
 

@@ -23,13 +23,14 @@ from conftest import log
 from corpora import benchmarks, toyland
 from fast import scoring
 from kernels import use_kernels
-from model import MIXERS, Config, LanguageModel, MinGRU, load
+from model import MIXERS, MLPS, Block, Config, LanguageModel, MinGRU, SwiGLU, load
 from support.console import run_script
 from support.files import fingerprint, save
 from support.processes import rank
 
 import pytest
 import torch
+import torch.nn.functional as F
 from processes import fork_many, lines_of_text, needs_fork
 from tokenizers import Tokenizer, models
 
@@ -186,6 +187,29 @@ def test_a_mixer_that_takes_one_step_after_another_shares_prefixes_too(monkeypat
     texts.sort()
     with torch.no_grad():
         assert scoring.score_tree(model, texts) == pytest.approx(evaluate.score_plainly(model, texts), rel=1e-12)
+
+
+def test_a_tree_is_read_only_where_all_but_the_mixers_maps_each_token_by_itself(monkeypatch):
+    """A student's MLP that also sees the token before, or their own Block, is scored as it is written."""
+
+    class Shifted(SwiGLU):
+        def forward(self, x):
+            return super().forward(x + F.pad(x[:, :-1], (0, 0, 1, 0)))
+
+    def forward(self, x, state=None, *floor, **reset):
+        return plain(self, x + F.pad(x[:, :-1], (0, 0, 1, 0)), state, *floor, **reset)
+
+    config, plain = Config(n_layer=2, d_model=16, n_head=2, d_mlp=24, vocab_size=40), Block.forward
+    texts = [([*row, 1], 1) for row in branching(20)]
+    assert scoring.fits(LanguageModel(config))
+    for target, name, new in ((MLPS, "swiglu", Shifted), (Block, "forward", forward)):
+        with monkeypatch.context() as patched:
+            (patched.setitem if target is MLPS else patched.setattr)(target, name, new)
+            model, found = LanguageModel(config).double().eval(), []
+            for form in ("loop", "torch"):
+                use_kernels(form, model)
+                found.append(evaluate.score_texts(model, texts))
+        assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
 def test_a_text_of_one_token_has_nothing_to_score():
@@ -469,6 +493,14 @@ def test_what_is_known_of_a_read_only_run_stays_known(pairs, monkeypatch):
     both = evaluate.known_or_made(evaluate.Settings("out/tiny", f"{','.join(known)},other.jsonl", device="cpu"))
     assert both["benchmarks"].keys() == {*known, evaluate.name_of("other.jsonl")}
     assert both["benchmarks"].items() >= known.items()
+
+
+def test_a_run_that_was_only_fine_tuned_is_still_evaluated(pairs):
+    Path("out/tiny/results.json").write_text(json.dumps(score() | {"benchmarks": {"glue": {"score": 50.0}}}))
+    known = json.loads(Path("out/tiny/results.json").read_text())
+    del known["perplexity"]
+    Path("out/tiny/results.json").write_text(json.dumps(known))
+    assert evaluate.known_or_made(evaluate.Settings("out/tiny", "", device="cpu"))["perplexity"] > 1
 
 
 def test_a_benchmark_is_found_unpacked(monkeypatch, tmp_path):

@@ -376,6 +376,10 @@ def test_the_folder_has_the_name_of_the_run_and_a_card(workplace):
             card.startswith("---\nlicense: mit\n") and "| trained on | tiny, 30 steps of 256 tokens |" in card
         )
         assert ("| blimp | 71.2 |" in card and "| 12.35 |" in card) == scored
+    found = found | {"perplexity": None, "checkpoint": digest}  # its validation text was not there
+    Path("out/my.run/results.json").write_text(json.dumps(found))
+    card = (Path(exported("out/my.run")) / "README.md").read_text()
+    assert "| blimp | 71.2 |" in card and "perplexity" not in card
     assert "MIT License" in (folder / "LICENSE").read_text()
     assert exported("out/my.run/best.pt") == "out/my.run/hf/my_run_best"
     assert opened(folder)

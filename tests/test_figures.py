@@ -385,7 +385,7 @@ WRONG = """
 memory out/none                              -> out/none: there is no such run; did you mean out/gone?
 memory out/tiny out/tiny                     -> one at a time, please
 memory out/tiny --picture=m.pdf              -> picture = 'm.pdf': name a file that ends in .svg or .png
-memory out/gone                              -> its corpus 'gone' is not here: say what to read, --text=
+memory out/gone                              -> there is no data/gone here; say what to read, --text=
 gates out/tiny --text                        -> --text has no value
 gates out/tiny --text="LONG"                 -> tokens, and a picture has room for 48: shorten it
 gates out/gpt                                -> Attention has no forget gates to draw; there are those

@@ -198,6 +198,14 @@ def test_gated_linear_attention_is_the_loop_over_2048_steps(kind):
     assert_same(kernels.gated_linear_attention, kernels.gated_linear_attention_loop, inputs)
 
 
+@pytest.mark.parametrize("T", [3, 6])
+def test_a_state_in_float64_stays_so(T):
+    q, k, v, log_f = attention_inputs(1, T, 1, 4, 4, "near 1")[:4]
+    inputs = [x.float() for x in (q, k, v, log_f)]
+    S0 = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    assert kernels.gated_linear_attention(*inputs, S0)[1].dtype == torch.float64
+
+
 @pytest.mark.parametrize("kind", ["at initialisation", "near 1", "saturated at 1"])
 @pytest.mark.parametrize("T, C", [(1, 16), (15, 16), (16, 16), (17, 16), (50, 16), (50, 7), (129, 64)])
 def test_the_idea_of_chunks_is_the_loop(T, C, kind):

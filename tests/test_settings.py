@@ -271,6 +271,7 @@ train.py cut.json                               -> cut.json: expected settings a
 train.py text.txt                               -> text.txt:1: expected lines `name = literal` (invalid syntax)
 train.py sample_settings.py                     -> sample_settings.py:2: there is no setting 'temperature'
 train.py own_base.py                            -> own_base.py:1: base = 'own_base.py' is not another settings
+train.py round_base.py                          -> own_round.py:1: base = 'round_base.py' is not another
 train.py no_base.py                             -> no_base.py:1: base = 3 is not another settings file
 train.py two_at_once.py                         -> two_at_once.py:1: expected `name = literal`
 train.py wrong_type.py                          -> wrong_type.py:1: n_layer = '3' is not of type int, like 6
@@ -371,6 +372,8 @@ ODD_FILES = {
     "sample_settings.py": b"\xef\xbb\xbfseed = 1\ntemperature = 0.5\n",  # a byte order mark does no harm
     "two_at_once.py": b"n_layer, d_model = 3, 4\n",
     "own_base.py": b"base = 'own_base.py'\n",
+    "round_base.py": b"base = 'own_round.py'\n",
+    "own_round.py": b"base = 'round_base.py'\n",
     "no_base.py": b"base = 3\n",
     "wrong_type.py": b"n_layer = '3'\n",
     "utf16.py": "n_layer = 3\n".encode("utf-16"),

@@ -182,7 +182,7 @@ def model_card(name, model, trained):
     rows = []
     if results:
         rows = [f"| {task} | {found['score']:.1f} |" for task, found in results["benchmarks"].items()]
-        if "perplexity" in results:
+        if results.get("perplexity"):
             rows.append(f"| perplexity, per token of the validation text | {results['perplexity']:.2f} |")
         rows = ["", f"| score, protocol of {results['protocol']} | |", "|---|--:|", *rows]
     return CARD.format(

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import data
 from baselines import MLSTM, Mamba
-from evaluate import encode
+from evaluate import encode, validation_text
 from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, load, log_forget_gate
 from support.console import progress
 from support.devices import check_kernels
@@ -35,8 +34,12 @@ class Settings:
 
     def check(self):
         check_kernels(self.kernels)
-        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
-            raise UserError(f"picture = {self.picture!r}: name a file that ends in .svg or .png")
+        check_picture(self.picture)
+
+
+def check_picture(name):
+    if name and Path(name).suffix not in (".svg", ".png"):
+        raise UserError(f"picture = {name!r}: name a file that ends in .svg or .png")
 
 
 def draw_memory(s):
@@ -218,12 +221,10 @@ def read_texts(s, tokenizer, trained):
     if s.text:
         ((tokens, _),) = encode(tokenizer, [("", s.text)], protocol="2025")
         return [torch.tensor([tokens])]
-    corpus = data.find(trained.corpus, needed=False)
-    own = trained.checkpoint.with_name("tokenizer.json")
-    if not corpus or (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
-        problem = f"its corpus {trained.corpus!r} is not here: say what to read, --text='The cat sleeps.'"
-        raise UserError(f"{s.run}: {problem}")
-    blocks = data.Blocks(corpus / "val.bin", trained.context)
+    try:
+        blocks = validation_text(trained)
+    except UserError as error:
+        raise UserError(f"{s.run}: {error}; say what to read, --text='The cat sleeps.'") from error
     n = max(1, blocks.n)  # a text shorter than a block is read as it is
     return [blocks.read([block])[0] for block in range(0, n, math.ceil(n / BLOCKS))]
 

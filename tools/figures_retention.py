@@ -8,7 +8,7 @@ from evaluate import encode
 from model import load
 from support.devices import check_kernels
 from support.settings import UserError, configure
-from tools.figures_gates import WORDS, word_of
+from tools.figures_gates import WORDS, check_picture, word_of
 from tools.figures_style import keep, label, plt
 
 import torch
@@ -27,15 +27,14 @@ class Settings:
 
     def check(self):
         check_kernels(self.kernels)
-        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
-            raise UserError(f"picture = {self.picture!r}: name a file that ends in .svg or .png")
+        check_picture(self.picture)
 
 
 @torch.inference_mode()
 def retention(model, tokens):
     """
-    tokens (T,) -> (T, T): at [t, s], how far the prediction after token t moves if token s is another one, 0 if
-    s > t. It is the total variation between both distributions, from 0 to 1, on average over OTHERS other tokens.
+    tokens (T,) -> (T, T): at [t, s], how far the prediction after token t moves if token s is a random one, 0 if
+    s > t. It is the total variation between both distributions, from 0 to 1, on average over OTHERS random tokens.
     """
     T, vocab = len(tokens), model.embed.num_embeddings
     others = torch.randint(3, vocab, (OTHERS, T), generator=torch.Generator().manual_seed(0))
