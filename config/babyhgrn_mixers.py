@@ -1,11 +1,12 @@
 # Six kinds of model, 1.8 million parameters each, on a quarter of the ten million words: HGRN2 and Llama as in
 # babyhgrn_small.py beside those that BabyHGRN and "Were RNNs All We Needed?" compare them with, one seed.
-# Muon's learning rate, 2e-2, is the best of three after 400 steps, or within 0.012 of its loss, for all but xLSTM,
-# which has not been swept (babyhgrn_rates.py).
+# The learning rates are those of babyhgrn_small.py for all.
 
 base = "english_small.py"
 
 max_steps = 1136
+learning_rate = 4e-3
+muon_times = 5.0  # 2e-2
 warmup = 50
 
 eval_every = 284

@@ -5,8 +5,6 @@
 base = "english_small.py"
 
 max_steps = 300
-learning_rate = 2e-2
-muon_times = 1.0
 warmup = 50
 
 eval_every = 300

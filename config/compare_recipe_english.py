@@ -7,7 +7,6 @@ base = "english_small.py"
 max_steps = 400
 optimizer = "adamw"
 learning_rate = 8e-3
-muon_times = 1.0
 schedule = "cosine"
 warmup = 50
 

@@ -1,4 +1,4 @@
-# HGRN2 reads ten million words of English once, in half an hour on one core of a CPU. Make the corpus first:
+# HGRN2 reads ten million words of English twice, in less than 40 minutes of two CPU cores. Make the corpus first:
 #     python data.py text english corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=8000
 
 corpus = "english"
@@ -13,11 +13,10 @@ context = 128
 tie_embeddings = True
 
 batch_size = 32  # 32 x 128 = 4k tokens a step
-epochs = 1  # 4,546 steps
+epochs = 2  # 9,091 steps
 optimizer = "muon"
-learning_rate = 4e-3
-muon_times = 5.0  # 2e-2
+learning_rate = 2e-2
 schedule = "linear"
 warmup = 100
 
-eval_every = 455
+eval_every = 909
