@@ -1,5 +1,5 @@
-# One learning rate for Muon and AdamW alike, for each model of babyhgrn_mixers.py: three each, 400 steps, one seed,
-# and the lowest validation loss. 2e-2 had it, or came within 0.012 of it, for all but xLSTM, not run so far.
+# One learning rate for Muon and AdamW alike, for each model of babyhgrn_mixers.py: three each, 400 steps, one
+# seed, and the lowest validation loss. 2e-2 had it, or came within 0.012 of it, for all but xLSTM, not run so far.
 
 base = "babyhgrn_mixers.py"
 
