@@ -100,7 +100,10 @@ class Settings:
 
 
 def prepare(name, files, s, val_files=()):
-    """Make the corpus data/NAME from text files -> its folder. Memory use does not grow with their size."""
+    """
+    Make the corpus data/NAME from text files -> its folder. The validation text is `val_files` or, without any,
+    what s.val and s.val_share say. Memory use does not grow with the size of the files.
+    """
     from corpora.text import Text, find_files
 
     folder = data_folder() / name

@@ -1,7 +1,7 @@
 # BabyHGRN's Tables 2 and 5 at the paper's sizes: 366M parameters of HGRN2 against 402M of Llama on BabyLM
 # strict-small, and 991M of HGRN2 on 10M words of the Pile, each HGRN2 without and with a teacher of its own size.
-# Sizes and their sources: hgrn2_10m.py, llama_10m.py, hgrn2_1b.py. For four GPUs of 48 GB or one of 80; by its
-# first 30 steps, an H200 needs ten minutes for a run of 366M, and half an hour for one of 991M. Chosen here: one
+# Sizes and their sources: hgrn2_10m.py, llama_10m.py, hgrn2_1b.py. For four GPUs of 48 GB or one of 80; by 30
+# steps of hgrn2_10m, an H200 should need ten minutes for a run of 366M, half an hour for 991M. Chosen here: one
 # seed, as there, but another for students; and that the best epoch has the lowest validation loss, since to
 # choose it by score would be to choose it on the test. Not run yet.
 

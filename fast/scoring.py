@@ -50,7 +50,7 @@ AS_WRITTEN = Fast("forward", None, "11a7ba45", AROUND)  # what has to be as it w
 
 
 def fits(model):
-    """True if the logits are features x head.weight, and all but the mixers maps each token by itself."""
+    """True if the logits are features x head.weight, and everything but the mixers maps each token by itself."""
     mlps = {name_of(plain_class(layer.mlp)) for layer in model.layers if getattr(layer, "mlp", None)}
     changed = digest_of(LanguageModel, AS_WRITTEN) not in (AS_WRITTEN.digest, None)
     return mlps <= MLPS and model.head.bias is None and not changed

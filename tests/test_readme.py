@@ -383,9 +383,9 @@ def table_of_text():
         words, runs = row["words"] * row["best"]["epoch"] / 1e6, runs_at_best_rate(row)
         loss, x = fmean(run["best"]["val_loss"] for run in runs), row["benchmarks"]["blimp_filtered"]
         yield f"| {share}, three seeds | {words:.1f} | {loss:.3f} | {x['score']:.1f} ± {x['interval']:.1f} |"
-    found = results("english_small")
+    found, text = results("english_small"), results("babyhgrn_small")["rows"]["HGRN2"]["words"]
     last, x = found["training"][-1], found["benchmarks"]["blimp_filtered"]
-    words = row["words"] * last["epoch"] / 1e6
+    words = text * last["epoch"] / 1e6
     yield f"| `english_small` | {words:.1f} | {last['val_loss']:.3f} | {x['score']:.1f} |"
 
 

@@ -38,6 +38,7 @@ class Settings:
 
 
 def check_picture(name):
+    """Raise UserError if a picture is asked for by a name that is none."""
     if name and Path(name).suffix not in (".svg", ".png"):
         raise UserError(f"picture = {name!r}: name a file that ends in .svg or .png")
 
