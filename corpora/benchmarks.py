@@ -124,7 +124,7 @@ def check_tasks(name, tasks, protocol="2024"):
         if not task or not os.path.exists(task):
             one_of(name, task, [*BENCHMARKS, "an existing file"])
         years = YEARS.get(task, (protocol,))
-        if protocol not in years and not os.path.exists(task):
+        if protocol not in years:
             what = f"{name}: {task} is no task of {protocol}, but of {' and '.join(years)}"
             remedy = "leave it out"
             if name == "tasks":
@@ -136,6 +136,7 @@ def find_benchmark(task):
     """The path of a benchmark, given by name or by its file or folder. Toyland's are made if needed."""
     if task not in BENCHMARKS and Path(task).exists():
         return Path(task)
+    one_of("benchmark", task, [*BENCHMARKS, "an existing file"])
     place = BENCHMARKS[task]
     if task.startswith("toyland"):
         return find_toyland() / Path(place).name
@@ -379,7 +380,7 @@ def read_record(line):
 
 
 def says_nothing(record):
-    return "input_prefix" in record and "nothing" in "".join(map(str, record.get("options", ())))
+    return "input_prefix" in record and "nothing" in str(record.get("options"))
 
 
 def kind_of(record):

@@ -82,12 +82,13 @@ def sample(name, files, seed=0):
 
 
 def fetch_copy(name, files):
-    """The paths of these files of the Pile in data/pile, fetched if they are not there."""
-    folder = data.data_folder() / "pile"
-    if not all((folder / file).exists() for file in files):
-        home = f"huggingface.co/datasets/{COPY}"
-        print(f"{name}: fetching {' and '.join(files)} of {home}, {len(files) * 1.4} GB")
-        hub(COPY, files, folder, f"name files of a copy of the Pile: python data.py {name} FILES...")
+    """The paths of these files of the Pile in a data folder, fetched into data/pile if they are not there."""
+    there = [data.look_for(f"pile/{file}") for file in files]
+    if all(there):
+        return there
+    folder, home = data.data_folder() / "pile", f"huggingface.co/datasets/{COPY}"
+    print(f"{name}: fetching {' and '.join(files)} of {home}, {1.4 if len(files) == 1 else 2.7} GB")
+    hub(COPY, files, folder, f"name files of a copy of the Pile: python data.py {name} FILES...")
     return [folder / file for file in files]
 
 

@@ -51,7 +51,7 @@ def fastest_dtype(kind):
     return "bfloat16" if kind == "cpu" and (can.get("avx512_bf16") or can.get("amx_bf16")) else "float32"
 
 
-def check_kernels(form, device="auto"):
+def check_kernels(form, device):
     """Raise UserError if the recurrences cannot run in this form on the device."""
     one_of("kernels", form, FORMS)
     if form == "triton" and not has_triton(device := find_device(device)):

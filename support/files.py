@@ -164,7 +164,7 @@ def in_turn(path):
 
 
 def can_write(folder):
-    """True if files can be made in a folder."""
+    """False if a folder is read-only; other errors, such as a full disk, show when a file is written."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

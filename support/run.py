@@ -167,9 +167,12 @@ class Run:
         """Write settings and tokenizer beside the checkpoints, and cut the logs off where the checkpoint is."""
         remove_unfinished(self.folder)
         if self.fresh:
-            for name in ("checkpoint.pt", "previous.pt", "best.pt", "before_decay.pt", "chck_*.pt"):
+            for name in ("checkpoint.pt", "previous.pt", "damaged.pt", "best.pt", "before_decay.pt", "chck_*.pt"):
                 for path in self.folder.glob(name):
                     path.unlink()
+        if self.taken == self.folder / "before_decay.pt":  # later marks were kept while the rate fell
+            for name in (name for step in self.marks if step > self.step for name in self.marks[step]):
+                (self.folder / name).unlink(missing_ok=True)
         last = self.folder / "checkpoint.pt"
         if self.taken == self.folder / "previous.pt" and last.exists():
             # the next save would keep it in place of the good one

@@ -130,7 +130,7 @@ def read_flag(arg, following, defaults):
     value = text
     if not isinstance(default, str):
         try:
-            value = ast.literal_eval(text)
+            value = ast.literal_eval(text.title() if isinstance(default, bool) else text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             pass  # not of the right type then
     return {name: typed(name, value, defaults, f"--{flag}")}

@@ -105,6 +105,13 @@ def test_a_continuation_is_worth_what_it_adds(place):
     assert ours == pytest.approx(whole - before, rel=1e-4)
 
 
+def test_an_item_that_is_asked_one_way_is_one_pair(place):
+    Path("ewok_fast").mkdir()
+    Path("ewok_fast/items.jsonl").write_text(json.dumps(ITEMS[0]))
+    one, other = agree.some_texts("ewok_fast/items.jsonl", 1)
+    assert one[0] == other[0] and one[1] != other[1]
+
+
 def test_a_tool_that_is_not_there_is_named(place, refusal, monkeypatch):
     def missing(folder):
         raise ImportError("No module named 'lm_eval'")

@@ -408,11 +408,6 @@ def test_what_cannot_be_exported_is_said_and_nothing_written(workplace, refusal,
     assert sorted(workplace.rglob("*")) == before
 
 
-def test_a_tilde_is_the_home_folder(workplace, monkeypatch):
-    monkeypatch.setenv("HOME", str(workplace / "home"))
-    assert exported("out/tiny", to="~/hf") == str(workplace / "home" / "hf")
-
-
 def test_an_unknown_dtype_is_refused(refusal):
     said = refusal(export.Settings(dtype="bfloat61").check)
     assert said == "dtype = 'bfloat61': did you mean 'bfloat16'? Possible: float32, bfloat16, float16\n"

@@ -62,6 +62,12 @@ def test_the_best_macro_score_is_marked_and_chance_is_dotted(drawn):
     assert [y for _, y in lines["chance"]] == [50, 50]
 
 
+def test_no_chance_is_drawn_where_it_is_not_50(drawn):
+    log = [record(0, toyland_bear=15), record(1, toyland_bear=99)]
+    (axis,) = (axis for axis in drawn(log).axes if axis.get_title() == figures.CORRECT)
+    assert "chance" not in [line.get_label() for line in axis.lines]
+
+
 def test_losses_fill_their_panel_from_the_first_evaluation_in_training_on(drawn):
     """By hand: 7 of the untrained model, out of view, then 2.2 and 2.0, and 1 % above and below."""
     log = [record(epoch, a=50) | {"val_loss": loss} for epoch, loss in enumerate((7.0, 2.2, 2.0))]

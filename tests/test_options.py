@@ -255,6 +255,7 @@ def test_one_bit_of_punctuation_explains_reading_times(real_data):
 BROKEN = {  # what is wrong: lines of a file, and a part of what is said
     "no numops": ([{"input_prefix": "a ", "options": ["b", "c"]}], "numops"),
     "no options": ([{"input_prefix": "a ", "numops": 1}], "options"),
+    "options that are null": ([{"input_prefix": "a ", "options": None, "numops": 0}], "options"),
     "one option": ([{"input_prefix": "a ", "options": ["b"], "numops": 1}], "two or more"),
     "no space": ([{"input_prefix": "a", "options": ["b", "c"], "numops": 1}], "space"),
     "no phrase": ([{"prefix_acceptable": "a", "prefix_unacceptable": "b"}], "property_phrase"),

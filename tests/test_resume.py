@@ -224,13 +224,17 @@ def test_a_run_made_longer_says_how_its_learning_rate_jumps(workplace, tiny, cap
     assert "jumps" not in capsys.readouterr().out
 
 
-def test_a_wsd_run_made_longer_is_as_if_it_had_been_long_from_the_start(workplace, tiny, capsys):
+def test_a_wsd_run_made_longer_is_as_if_it_had_been_long_from_the_start(
+    workplace, tiny, capsys, monkeypatch
+):
     """It continues from where its learning rate was still constant, twice."""
-    s = tiny(run="long", schedule="wsd", max_steps=17, save_every=3, warmup=2)
+    monkeypatch.setattr("support.run.MILLION", MILLION)
+    s = tiny(run="long", schedule="wsd", max_steps=17, save_every=3, warmup=2, checkpoints="babylm")
     train.main(s)
-    for max_steps in (5, 11, 17):
+    for max_steps in (5, 8, 17):
         train.main(replace(s, run="longer", max_steps=max_steps))
     same(contents("longer"), contents("long"))
+    assert kept("longer") == kept("long") and len(kept("long")) == 11
     assert "jumps" not in capsys.readouterr().out
 
 

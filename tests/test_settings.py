@@ -74,6 +74,7 @@ def test_the_run_is_named_after_the_file_unless_it_has_a_name(tmp_path):
         ("--mixer=hgrn2 hgrn2 attention", "hgrn2 hgrn2 attention"),
         ("--fresh", True),
         ("--fresh=False", False),
+        ("--fresh=true", True),
         ("-n_layer=4", 4),
     ],
 )
@@ -358,6 +359,7 @@ sample.py out/tiny --seed=99999999999999999999  -> must be below 2^32
 -m tools.figures cut.json                       -> cut.json: not a result file of evaluate.py
 -m tools.figures utf16.json                     -> utf16.json: not a result file of evaluate.py
 -m tools.bench train --models=llamma            -> models = 'llamma':
+-m tools.bench score --pairs=blmip              -> benchmark = 'blmip': did you mean 'blimp'?
 -m corpora.toyland                              -> toyland.py takes a folder, --print=200 or --check, not nothing
 -m corpora.toyland ""                           -> toyland.py takes a folder
 -m corpora.toyland a b                          -> toyland.py takes a folder

@@ -185,7 +185,8 @@ def some_texts(task, count):
             step = max(1, len(records) // count)
             records = records[::step][:count]
         for record in records:
-            texts += ask(subtask, record)
+            asked = ask(subtask, record)
+            texts += asked[: len(asked) // 2 * 2]  # not the third text of an item of EWoK that is asked one way
     return texts
 
 

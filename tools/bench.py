@@ -67,7 +67,6 @@ class Settings:
     pairs_each: int = 1000  # of each paradigm
     recurrences: str = ""  # which ones, comma-separated; none: all
     repeats: int = 9  # timings to take the median of
-    threads: int = 0  # of the CPU; 0: as many as PyTorch takes
     device: str = "auto"  # cuda, cuda:1, mps, cpu; auto: the first one available
     compiled: str = "auto"  # training steps by torch.compile, peers' too: yes, no; auto: on CUDA both
     dtype: str = "float32"  # float32, or bfloat16 by autocast
@@ -77,7 +76,6 @@ class Settings:
         """Raise UserError if a setting cannot work."""
         one_of("what", self.what, BENCHMARKS)
         at_least(1, self, "d_model", "n_layer", "n_head", "d_mlp", "vocab_size", "pairs_each", "repeats")
-        at_least(0, self, "threads")
         one_of("compiled", self.compiled, ("auto", "yes", "no"))
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
         find_device(self.device)

@@ -59,7 +59,7 @@ class Settings:
 
 def main(s):
     """Write the folder, or the predictions, that the settings ask for; returns its path."""
-    run = Path(s.run).expanduser()
+    run = Path(s.run)
     return write_predictions(run) if s.predictions else write_folder(run, s)
 
 
@@ -94,7 +94,7 @@ def write_folder(run, s, name=None):
 def choose_folder(checkpoint, to):
     """The folder to write, named as the run; UserError if it holds anything but an export, complete or not."""
     name = re.sub(r"[^\w-]", "_", name_of(checkpoint))  # to Python it is a package
-    folder = Path(to).expanduser() if to else checkpoint.parent / "hf" / name
+    folder = Path(to) if to else checkpoint.parent / "hf" / name
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_free and not (folder / "modeling_nanornn.py").exists():
         raise UserError(f"to = {str(folder)!r} holds something else already: name a new folder")

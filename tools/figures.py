@@ -70,7 +70,7 @@ def draw(log, terms, path, title):
 def draw_losses(axis, log, title):
     """
     Draw training and validation loss over steps; of a distilled model the cross-entropy alone. What is above the
-    first evaluation in training is left out of view: beside an untrained model's loss the rest would be flat.
+    highest validation loss after step 0 is left out of view: beside an untrained model's the rest would be flat.
     """
     training = "ce" if any("ce" in record for record in log) else "loss"
     thin, bold = {"linewidth": 0.8, "alpha": 0.6}, {"linewidth": 2, "marker": "o"}
@@ -109,7 +109,8 @@ def draw_accuracy(axis, records):
         style = {"markersize": 14, "color": "black", "zorder": 3}
         words = f"best: {macro[best]:.1f} at step {steps[best]:,}"
         axis.plot(steps[best], macro[best], "*", label=words, **style)
-        axis.axhline(50, label="chance", **DOTTED)
+        if not any(task.startswith(NOT_PAIRS) for task in records[0]["pairs"]):
+            axis.axhline(50, label="chance", **DOTTED)
         axis.set_title(CORRECT)
     axis.grid()
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2, "fontsize": 8}
@@ -172,7 +173,7 @@ def draw_benchmarks(benchmarks, terms, path, title):
         if "chance" in result or not task.startswith(NOT_PAIRS):
             axis.axvline(result.get("chance", 50), **DOTTED)
         unit = result.get("unit", "% correct")
-        axis.set(title=f"{label(task)}: {result['score']:.1f} {unit}", xlim=(0, 100))
+        axis.set(title=f"{label(task)}: {result['score']:.1f} {unit}", xlim=(min(0, *scores), 100))
     for axis in axes.flat[len(benchmarks) :]:
         axis.remove()
     return keep(figure, path)

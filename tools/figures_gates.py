@@ -10,7 +10,6 @@ from baselines import MLSTM, Mamba
 from evaluate import encode, validation_text
 from model import HGRN2, MIXERS, Block, MinGRU, MinLSTM, load, log_forget_gate
 from support.console import progress
-from support.devices import check_kernels
 from support.files import replacing
 from support.settings import UserError
 from tools.figures_style import COLORS, DOTTED, WIDTH, add_legend, keep, label, plt
@@ -30,10 +29,8 @@ class Settings:
     run: str = "out/toy"  # a run folder, or a checkpoint in one
     text: str = ""  # what the model reads; none: from the validation text of its corpus
     picture: str = ""  # the file to draw; none: memory.svg or gates.svg in the run's folder
-    kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
 
     def check(self):
-        check_kernels(self.kernels)
         check_picture(self.picture)
 
 
@@ -48,7 +45,7 @@ def draw_memory(s):
     Draw the half-life of each channel of s.run, averaged over a text; medians by layer also go into memory.json in
     the run's folder. Returns the picture's path.
     """
-    model, tokenizer, trained = load(s.run, kernels=s.kernels)
+    model, tokenizer, trained = load(s.run)
     mixers = gated_mixers(model)
     texts = read_texts(s, tokenizer, trained)
     gates = [forget_gates(model, mixers, tokens) for tokens in progress(texts, desc="reading")]
@@ -101,7 +98,7 @@ def draw_half_lives(axis, mixers, lives, floors):
 
 def draw_gates(s):
     """Draw what each channel of s.run forgets at each token of a text, the last layer on top. Returns the path."""
-    model, tokenizer, trained = load(s.run, kernels=s.kernels)
+    model, tokenizer, trained = load(s.run)
     mixers = gated_mixers(model)
     tokens = read_texts(s, tokenizer, trained)[0]
     if not s.text:

@@ -1,12 +1,10 @@
 """Pictures of how long a word matters, for a model of any mixer: change it, and see which predictions change."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluate import encode
 from model import load
-from support.devices import check_kernels
 from support.settings import UserError, configure
 from tools.figures_gates import WORDS, check_picture, word_of
 from tools.figures_style import keep, label, plt
@@ -23,10 +21,8 @@ class Settings:
 
     text: str = "The woman who praised the men doesn't run."  # what the models read
     picture: str = ""  # the file to draw; none: retention.svg in the first run's folder
-    kernels: str = "auto"  # form that the models run in: auto, loop, torch or triton; see use_kernels
 
     def check(self):
-        check_kernels(self.kernels)
         check_picture(self.picture)
 
 
@@ -48,7 +44,7 @@ def retention(model, tokens):
 
 def main(args):
     """Draw the retention of the runs that args name, a panel each, in one picture. Returns its path."""
-    runs = [os.path.expanduser(arg) for arg in args if not arg.startswith("-")]
+    runs = [arg for arg in args if not arg.startswith("-")]
     s = configure(Settings(), [arg for arg in args if arg.startswith("-")])
     if not runs:
         raise UserError("retention of what? python -m tools.figures retention out/toy out/toy_mingru")
@@ -62,13 +58,13 @@ def main(args):
     bar = figure.colorbar(image, ax=list(axes.flat[: len(runs)]), aspect=40, format="{x:.0%}")
     bar.set_label("change of the prediction")
     figure.suptitle("how much the prediction after each word (row) depends on each earlier word (column)")
-    folder = Path(runs[0]) if os.path.isdir(runs[0]) else Path(runs[0]).parent
+    folder = Path(runs[0]) if Path(runs[0]).is_dir() else Path(runs[0]).parent
     return keep(figure, s.picture or folder / "retention.svg")
 
 
 def draw_panel(axis, run, s):
     """Draw one run's retention of the text as a triangle; returns the image."""
-    model, tokenizer, trained = load(run, kernels=s.kernels)
+    model, tokenizer, trained = load(run)
     ((tokens, _),) = encode(tokenizer, [("", s.text)], protocol="2025")
     if len(tokens) > WORDS:
         raise UserError(f"text: {len(tokens)} tokens, and a picture has room for {WORDS}: shorten it")

@@ -53,7 +53,7 @@ def find_runs(words):
     """{name: run folder or checkpoint} of the words that name one; the others are printed."""
     runs, others = {}, []
     for word in words:
-        path = Path(word).expanduser()
+        path = Path(word)
         checkpoint = evaluate.checkpoint_of(path)
         if word in BENCHMARKS and not path.exists():
             raise UserError(f"{word}: did you mean --tasks={word}?")

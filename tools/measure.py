@@ -23,9 +23,7 @@ PAUSE_CYCLES = 2_000_000  # of a GPU, about a millisecond
 
 
 def set_up(s):
-    """Use the number of threads and the GPU that the settings name."""
-    if s.threads:
-        torch.set_num_threads(s.threads)
+    """Use the GPU that the settings name."""
     device = find_device(s.device)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)

@@ -141,11 +141,9 @@ def write_models(checkpoints, cache, name):
 
 
 def open_hub(name):
-    """The Hub, with the repository made; UserError if the library is missing or nobody is logged in."""
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise UserError("--hub needs a library: pip install huggingface_hub")
+    """The Hub, with the repository made; UserError if there is no network or nobody is logged in."""
+    from huggingface_hub import HfApi
+
     hub = HfApi()
     try:
         hub.create_repo(name, exist_ok=True)
