@@ -56,7 +56,7 @@ ifneq ($(wildcard $(TEXT)/*.train.txt.gz),)
 	.venv/bin/python data.py text english "$(TEXT)/*.train.txt.gz" --val="$(TEXT)/*.dev.txt.gz" --vocab_size=8000
 else
 	.venv/bin/python data.py babylm-10m
-	.venv/bin/python data.py text english "data/babylm-10m/*.train.txt" --vocab_size=8000 --longest=20
+	.venv/bin/python data.py text english "$(firstword $(wildcard $(NANORNN_DATA)/babylm-10m) data/babylm-10m)/*.train.txt" --vocab_size=8000 --longest=20
 endif
 
 .venv/runtime: requirements.txt

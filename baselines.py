@@ -63,7 +63,7 @@ class LSTM(nn.Module):
 
 class GRU(LSTM):
     """
-    Gated recurrent units (Cho et al. 2014, arXiv:1406.1078).
+    Gated recurrent units in torch.nn.GRU's form; Cho et al. 2014, arXiv:1406.1078, have R_n (r_t h_{t-1}).
 
         r_t, z_t = sigmoid(W x_t + R h_{t-1} + b)                 what to look at, what to keep    (E,) each
         n_t = tanh(W_n x_t + b_n + r_t (R_n h_{t-1} + c_n))       what is new                      (E,)
@@ -135,11 +135,11 @@ class Aaren(nn.Module):
 class MLSTM(nn.Module):
     """
     xLSTM's matrix memory (Beck et al. 2024, arXiv:2405.04517). With u, z = W_u x, W_z x and c =
-    silu(conv(u)), q, k = W_q c, W_k c / sqrt(K) and v = W_v u, in each head
+    silu(conv(u)), q, k = W_q c, W_k c and v = W_v u, of which the gates read all heads', in each head
 
         log i_t, log f_t = W_i [q k v], logsigmoid(W_f [q k v])     input, forget gate of a whole head    (1,)
         m_t = max(log f_t + m_{t-1}, log i_t)                       the stabiliser                        (1,)
-        S_t = e^(log f_t + m_{t-1} - m_t) S_{t-1} + e^(log i_t - m_t) k_t [v_t 1]^T     the memory    (K, V + 1)
+        S_t = e^(log f_t + m_{t-1} - m_t) S_{t-1} + e^(log i_t - m_t) k_t [v_t 1]^T / sqrt(K)  memory  (K, V + 1)
         h_t = S_t^T q_t [:V] / max(|S_t^T q_t [V]|, e^-m_t)         the output                            (V,)
 
     The output is W_o ((norm(h) + skip c) silu(z)). It is as wide inside as an MLP, so xLSTM's mLSTM blocks
@@ -372,8 +372,8 @@ class Mamba(nn.Module):
         log_A, dt = at_least_float32(self.log_A, self.step(dt))
         dt, new = F.softplus(dt), x
         if reset is not None:  # a step of 2^64 forgets all; what it writes, dt_t x_t, stays as it was
-            far = fill(dt, reset, 2.0**64)
-            dt, new = far, (x * (dt / far)).type_as(x)
+            new = (x * torch.where(reset.unsqueeze(-1), dt * 2.0**-64, 1.0)).type_as(x)
+            dt = fill(dt, reset, 2.0**64)
         y, h = selective_scan(new, dt, -log_A.exp(), B, C, h)  # (B, T, E), (B, E, N)
         return self.output(F.silu(z) * (y + self.skip * x).type_as(z)), (seen, h)
 

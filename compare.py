@@ -349,8 +349,10 @@ def with_teachers(run, place, rows):
     teachers = []
     for name in run.teacher.split(","):
         if name in rows:
-            best = summarize(rows[name])["best"]
-            if not best or (best["diverged"] and not best["step"]):  # nothing learned
+            row = summarize(rows[name])
+            best = row["best"]
+            its = best and runs_at_best_rate(row)[place]
+            if not its or (its["diverged"] and not its["best"]["step"]):  # nothing learned
                 raise UserError(f"{run.run}: its teacher {name!r} diverged; lower its rates")
             folder = folder_name(name, best["learning_rate"], seeds_of(rows[name])[place])
             name = str(Path("out", run.run).with_name(folder) / "best.pt")

@@ -636,6 +636,10 @@ def main(args):
     with making(name):
         corpus = make()
         if corpus:
+            first = look_for(f"{corpus.name}/meta.json").parent
+            if not first.samefile(corpus):
+                remedy = "unset NANORNN_DATA, or use another name"
+                raise UserError(f"{corpus} is made, but training would read {first}, which comes first: {remedy}")
             print(f"train on it: {train_command(corpus)}")
 
 

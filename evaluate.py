@@ -137,11 +137,18 @@ def known_or_made(s):
     results = from_first(lambda: read_results(file, identity(s, fingerprint(checkpoint))))
     if not results or not (s.tasks or "perplexity" in results):  # finetune.py alone has written to the file
         return main(s)
-    missing = [task for task in s.tasks.split(",") if task and name_of(task) not in results["benchmarks"]]
+    tasks = s.tasks.split(",") if s.tasks else []
+    missing = [task for task in tasks if not is_known(task, results["benchmarks"], s.protocol)]
     if not missing:
         return results
     made = main(replace(s, tasks=",".join(missing)))
     return made | {"benchmarks": results["benchmarks"] | made["benchmarks"]}
+
+
+def is_known(task, found, protocol):
+    """True if a benchmark is among the results and, if it is a file, has not changed since."""
+    its = found.get(name_of(task))
+    return its and (task in BENCHMARKS or its["records"] == digest_of(read_benchmark(task, protocol)))
 
 
 def check_same(run, *parts):
@@ -207,8 +214,8 @@ def identity(s, checkpoint):
 def about(model, trained):
     """The part of the results that says what was evaluated."""
     settings = dict(vars(trained))
-    for name in ("checkpoint", "digest", "step"):
-        del settings[name]
+    for name in ("checkpoint", "digest", "step", "corpus_is"):
+        settings.pop(name, None)  # an n-gram model has no corpus_is
     log = read_log(trained.checkpoint.parent)
     return {
         "parameters": model.size if is_ngram(model) else sum(p.numel() for p in model.parameters()),
@@ -495,6 +502,8 @@ def validation_text(trained):
     own = trained.checkpoint.with_name("tokenizer.json")
     if (corpus / "tokenizer.json").read_bytes() != own.read_bytes():
         raise UserError(f"{corpus} has another tokenizer than the run: it was prepared again")
+    if getattr(trained, "corpus_is", None) not in (None, data.data_digest(corpus)):
+        raise UserError(f"{corpus} has another text than the run's: it was prepared again")
     return data.Blocks(corpus / "val.bin", trained.context)
 
 

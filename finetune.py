@@ -559,7 +559,7 @@ class Fits:
         self.known = from_first(self.read) if path else {}
 
     def read(self):
-        """The file's fits of this checkpoint and protocol, {key: fit}; the lines of others are removed."""
+        """The file's fits of this checkpoint, {key: fit}; the lines of others are removed."""
         with in_turn(self.path.with_name("tokenizer.json")):
             lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
             fits = [fit for fit in map(self.parse, lines) if fit]
@@ -569,10 +569,10 @@ class Fits:
         return {fit["key"]: fit for fit in fits}
 
     def parse(self, line):
-        """A line of the file, if it is a whole fit of this checkpoint and protocol; else None."""
+        """A line of the file, if it is a whole fit of this checkpoint; else None."""
         try:
             fit = json.loads(line)
-            same = all(fit[name] == self.what[name] for name in ("protocol", "checkpoint"))
+            same = fit["checkpoint"] == self.what["checkpoint"]
             return fit if same and fit["key"] and fit["predictions"] else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None

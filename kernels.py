@@ -20,7 +20,7 @@ a machine without a GPU, TRITON_INTERPRET=1 runs them in Python, slowly; the tes
  * rows past T and columns past K or V are read as what changes nothing, and are not written;
  * the result of a product is transposed as a right factor only: as a left one, Triton 3.4 to 3.7.0 gets it
    wrong on Hopper;
- * no autotuning: the first step of a run is not its slowest, and equal inputs are rounded equally.
+ * no autotuning: the first step tries no tiles, and equal inputs are rounded equally.
 
 Shapes:  B batch   T time   D, E width   H heads   K, V key and value width of a head   N states of a channel
          C chunk length   n chunks

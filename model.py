@@ -249,7 +249,7 @@ class CausalConv(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------
-# The mixers. All have one signature: forward(x, state=None, reset=None) -> y, state
+# The mixers: forward(x, state=None, reset=None) -> y, state; HGRN2 takes its floor before reset.
 #     x, y    (B, T, D)
 #     state   everything the mixer remembers of the past, float32 in recurrences; None before the first token
 #     reset   (B, T), True where a document begins: there the old state is multiplied by 0, while the weight of
@@ -489,8 +489,9 @@ def load(path, device="cpu", kernels="auto"):
     """
     Load a run folder's checkpoint.pt, or another checkpoint in it -> (model in eval mode, tokenizer, settings).
 
-    settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the number of updates;
-    settings that the checkpoint does not have yet get their defaults. `kernels` is passed to use_kernels; None
+    settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the number of updates,
+    .corpus_is what data_digest gave for its corpus; settings that the checkpoint does not have yet get their
+    defaults. `kernels` is passed to use_kernels; None
     keeps the plain classes. UserError if the checkpoint is missing, damaged or of another version.
     """
     from data import read_tokenizer  # not above: a model alone needs neither
@@ -503,6 +504,7 @@ def load(path, device="cpu", kernels="auto"):
         names = {field.name for field in fields(Config)}
         config = Config(**{name: value for name, value in saved["settings"].items() if name in names})
         about = {"checkpoint": path, "digest": saved["digest"], "step": saved.get("step", 0)}
+        about["corpus_is"] = saved.get("corpus")
         settings = SimpleNamespace(**asdict(config) | saved["settings"] | about)
         model = LanguageModel(config)
         model.load_state_dict(saved["model"])

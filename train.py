@@ -40,7 +40,7 @@ class Settings(Config):
     accumulate: int = 1  # passes into which a process splits its share of the batch, to save memory
     epochs: int = 1  # times through the corpus
     max_steps: int = 0  # steps to take; 0: as many as the epochs need
-    optimizer: str = "adamw"  # adamw, adam or muon (for the matrices of the layers; adamw for the rest)
+    optimizer: str = "adamw"  # adamw, adam or muon (for the linear layers of the blocks; adamw for the rest)
     learning_rate: float = 1e-3  # its peak, after the warmup
     muon_times: float = 1.0  # Muon's learning rate, in multiples of learning_rate
     min_lr: float = 0.0  # learning rate at the end
@@ -243,9 +243,8 @@ def validate(run, autocast, val, stop):
     with autocast, torch.compiler.set_stance("force_eager"):  # texts have many lengths
         loss, answers = validation(model, batches, stop.check)
         if run.s.eval_pairs:
-            tokenizer = data.read_tokenizer(data.find(run.s.corpus))
             for task in run.s.eval_pairs.split(","):
-                pairs[task] = score_task(model, tokenizer, task, stop.check)
+                pairs[task] = score_task(model, run.tokenizer, task, stop.check)
     model.train()
     return run.log_evaluation(loss, answers, pairs)
 

@@ -1,6 +1,6 @@
 # Six kinds of model, 1.8 million parameters each, on a quarter of the ten million words: HGRN2 and Llama as in
 # babyhgrn_small.py beside those that BabyHGRN and "Were RNNs All We Needed?" compare them with, one seed.
-# The learning rates are those of babyhgrn_small.py for all.
+# One pair of learning rates for all: 4e-3 for AdamW, 2e-2 for Muon.
 
 base = "english_small.py"
 

@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 from fast.linear import linear, product
-from kernels import at_least_float32
+from kernels import at_least_float32, plain_class
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +25,16 @@ SLICE_ON_GPU = 2**24  # logits: 64 MiB in float32
 
 
 def next_token_forward(self, tokens, targets):
-    """Fast form of model.NextToken.forward, for a head without a bias."""
-    if self.model.head.bias is not None:
+    """Fast form of model.NextToken.forward, for a head that is nn.Linear without a bias."""
+    if not has_plain_head(self.model):
         return self.plain.forward(self, tokens, targets)
     x = features_of(self.model, tokens)
     return {"loss": linear_cross_entropy(x, self.model.head.weight, targets)}
 
 
 def distillation_forward(self, tokens, targets):
-    """Fast form of distill.Distillation.forward, for heads without a bias."""
-    if any(model.head.bias is not None for model in (self.model, *self.teachers)):
+    """Fast form of distill.Distillation.forward, for such heads."""
+    if not all(map(has_plain_head, (self.model, *self.teachers))):
         return self.plain.forward(self, tokens, targets)
     with torch.no_grad():
         taught = [(features_of(teacher, tokens), teacher.head.weight) for teacher in self.teachers]
@@ -42,6 +42,11 @@ def distillation_forward(self, tokens, targets):
     how = Teaching(self.hard, self.soft, self.temperature, self.mean_of)
     loss, ce, kl = linear_distillation(x, self.model.head.weight, targets, taught, how)
     return {"loss": loss, "ce": ce, "kl": kl}
+
+
+def has_plain_head(model):
+    """True if the logits are features x head.weight."""
+    return plain_class(model.head) is torch.nn.Linear and model.head.bias is None
 
 
 def features_of(model, tokens):

@@ -16,7 +16,7 @@ nodes again. So every mixer gains, even one with a large or growing state, and n
 
 from contextlib import contextmanager
 
-from fast.losses import next_token_log_p
+from fast.losses import has_plain_head, next_token_log_p
 from fast.switch import Fast, digest_of, name_of
 from kernels import plain_class
 from model import LanguageModel
@@ -53,7 +53,7 @@ def fits(model):
     """True if the logits are features x head.weight, and everything but the mixers maps each token by itself."""
     mlps = {name_of(plain_class(layer.mlp)) for layer in model.layers if getattr(layer, "mlp", None)}
     changed = digest_of(LanguageModel, AS_WRITTEN) not in (AS_WRITTEN.digest, None)
-    return mlps <= MLPS and model.head.bias is None and not changed
+    return mlps <= MLPS and has_plain_head(model) and not changed
 
 
 def tree_batches(texts, device):

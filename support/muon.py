@@ -1,5 +1,6 @@
 """
-Muon for the matrices inside the layers and AdamW for all other weights, as one optimizer.
+Muon for the linear layers inside the blocks and AdamW for all other weights, such as the cells of LSTM and GRU, as
+one optimizer.
 
 A matrix with momentum U diag(s) V^T takes a step along U V^T, so that rare directions move as far as common ones
 (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). U V^T is found by five Newton-Schulz iterations,

@@ -65,7 +65,7 @@ class Run:
         self.device = model.embed.weight.device
         self.step, self.evaluated, self.best = 0, -1, None  # updates done, last one evaluated, best score
         self.saved = None  # the step and last evaluation in checkpoint.pt
-        self.corpus = data_digest(corpus)
+        self.corpus, self.tokenizer = data_digest(corpus), read_tokenizer(corpus)
         self.marks = find_marks(s, corpus, blocks)
         self.unchecked = []  # (step, learning rate, losses, gradient norm), not yet checked for NaN and inf
         self.fresh = s.fresh and not restarts()
@@ -108,7 +108,10 @@ class Run:
         early = self.folder / "before_decay.pt"
         longer = self.s.schedule == "wsd" and self.steps > planned
         if longer and saved["step"] > decay_start(planned) and early.exists():
+            best = saved.get("best")
             saved, self.taken = read(early)
+            if saved.get("best") != best:
+                saved["best"] = None  # best.pt is of the steps that are undone
         if not {"optimizer", "scaler", "evaluated", "best"} <= saved.keys():
             what = "holds weights alone, or is of an earlier version"
             raise UserError(f"{self.taken}: {what}; go on from them with --from={self.taken} --run=NAME")
@@ -170,7 +173,7 @@ class Run:
             for name in ("checkpoint.pt", "previous.pt", "damaged.pt", "best.pt", "before_decay.pt", "chck_*.pt"):
                 for path in self.folder.glob(name):
                     path.unlink()
-        if self.taken == self.folder / "before_decay.pt":  # later marks were kept while the rate fell
+        if self.taken:  # later marks may be of another plan
             for name in (name for step in self.marks if step > self.step for name in self.marks[step]):
                 (self.folder / name).unlink(missing_ok=True)
         last = self.folder / "checkpoint.pt"
@@ -342,7 +345,7 @@ class Run:
             command.append(f"--min_lr={self.s.min_lr / 2:.2g}")
         last = self.folder / "checkpoint.pt"
         if last.exists():
-            command += [f"--from={last}", f"--run={self.s.run}_lower"]
+            command += [f"--from={last}", f"--run={self.folder.name}_lower"]
             remedy = "Go on from the last good checkpoint at half the rate"
         else:
             command.append("--fresh")

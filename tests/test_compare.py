@@ -372,6 +372,8 @@ def test_a_teacher_that_always_diverges_is_said(tmp_path, monkeypatch, refusal):
     )
     said = refusal(compare.with_teachers, run, 0, {"a": [logged(2, 0, diverged=True)]})
     assert said == "hand/pupil-1-0: its teacher 'a' diverged; lower its rates\n"
+    seeds = [logged(3, 0, record(10, 60)), logged(3, 1, record(0, 50), diverged=True)]
+    assert refusal(compare.with_teachers, run, 1, {"a": seeds}) == said
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -526,6 +526,14 @@ def test_the_command_that_is_printed_trains_on_the_corpus(workplace, capsys):
     assert (s.corpus, s.vocab_size) == ("mine", 300) and Path("out/mine/checkpoint.pt").exists()
 
 
+def test_a_corpus_that_another_one_hides_is_not_trained_on_in_silence(workplace, monkeypatch, refusal):
+    data.main(["copying", "letters", *SMALL])
+    Path("data/letters").rename(workplace / "letters")
+    monkeypatch.setenv("NANORNN_DATA", str(workplace))
+    said = refusal(data.main, ["copying", "letters", *SMALL])
+    assert f"data/letters is made, but training would read {workplace / 'letters'}" in said
+
+
 def ended(processes):
     """The exit codes of processes, once all have ended."""
     for process in processes:

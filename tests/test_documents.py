@@ -114,6 +114,17 @@ def test_a_row_in_parts_is_the_row(model, tokens):
             )
 
 
+@pytest.mark.parametrize("bias", [-80.0, -90.0, -110.0])
+@pytest.mark.parametrize("form", ["loop", "torch"])
+def test_a_step_of_mamba_that_rounds_to_nothing_can_be_cleared(tokens, form, bias):
+    model = build("mamba", form)
+    for layer in model.layers:
+        layer.mixer.step.bias.data[0] = bias
+    logits, _ = model(tokens, reset=model.document_starts(tokens))
+    logits.sum().backward()
+    assert logits.isfinite().all() and all(x.isfinite().all() for x in gradients(model).values())
+
+
 @pytest.mark.parametrize("mixer", ["s4d", "hyena", "hgrn2 s4d"])
 def test_who_cannot_forget_says_so(mixer, refusal):
     said = refusal(Config(mixer=mixer, documents="apart").check)

@@ -23,7 +23,7 @@ from conftest import log
 from corpora import benchmarks, toyland
 from fast import scoring
 from kernels import use_kernels
-from model import MIXERS, MLPS, Block, Config, LanguageModel, MinGRU, SwiGLU, load
+from model import MIXERS, MLPS, Block, Config, LanguageModel, MinGRU, NextToken, SwiGLU, load
 from support.console import run_script
 from support.files import fingerprint, save
 from support.processes import rank
@@ -159,15 +159,32 @@ def test_sharing_prefixes_changes_no_score(mixer, room, monkeypatch):
         assert found == pytest.approx(alone, rel=exact) and sum(done) == len(texts), form
 
 
-def test_a_head_with_a_bias_is_scored_with_it():
+class Capped(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        torch.nn.Linear(16, 40),
+        Capped(16, 40, bias=False),
+        torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 40)),
+    ],
+)
+def test_another_head_is_trained_and_scored_as_it_is(head):
     model = LanguageModel(Config(n_layer=1, d_model=16, n_head=2, d_mlp=24, vocab_size=40)).double().eval()
-    model.head = torch.nn.Linear(16, 40).double()
-    found, texts = [], [([*row, 1], 1) for row in branching(20)]
+    model.head = head.double()
+    scores, losses, texts = [], [], [([*row, 1], 1) for row in branching(20)]
+    tokens = torch.arange(40).view(2, 20)
     for form in ("loop", "torch"):
-        use_kernels(form, model)
+        objective = NextToken(model)
+        use_kernels(form, objective)
         with torch.no_grad():
-            found.append(evaluate.score_texts(model, texts))
-    assert found[0] == pytest.approx(found[1], rel=1e-12)
+            scores.append(evaluate.score_texts(model, texts))
+            losses.append(objective(tokens, tokens)["loss"].item())
+    assert scores[0] == pytest.approx(scores[1], rel=1e-12)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
 def test_a_mixer_that_takes_one_step_after_another_shares_prefixes_too(monkeypatch):
@@ -495,6 +512,16 @@ def test_what_is_known_of_a_read_only_run_stays_known(pairs, monkeypatch):
     assert both["benchmarks"].items() >= known.items()
 
 
+def test_a_file_that_has_changed_is_scored_again(pairs):
+    Path("other.jsonl").write_text(Path("pairs/twice.jsonl").read_text())
+    s = evaluate.Settings("out/tiny", "other.jsonl", device="cpu")
+    before = evaluate.known_or_made(s)["benchmarks"]
+    assert evaluate.known_or_made(s)["benchmarks"] == before
+    Path("other.jsonl").write_text("".join(Path("other.jsonl").read_text().splitlines(True)[:3]))
+    found = evaluate.known_or_made(s)["benchmarks"]
+    assert found != before and found == evaluate.main(s)["benchmarks"]
+
+
 def test_a_run_that_was_only_fine_tuned_is_still_evaluated(pairs):
     known = score() | {"benchmarks": {"glue": {"score": 50.0}}}
     del known["perplexity"]
@@ -647,6 +674,15 @@ def test_perplexity_is_not_of_other_tokens(pairs):
     path = Path("data/tiny/tokenizer.json")
     path.write_text(path.read_text() + "\n")
     assert score()["perplexity"] is None
+
+
+def test_perplexity_is_not_of_another_text(pairs, capsys):
+    path = Path("data/tiny/meta.json")
+    meta = json.loads(path.read_text())
+    meta["sources"]["another.txt"] = "its digest"
+    path.write_text(json.dumps(meta))
+    assert score()["perplexity"] is None
+    assert "no perplexity: data/tiny has another text than the run's" in capsys.readouterr().out
 
 
 def test_what_unpacks_without_end_is_refused_and_a_mark_of_utf8_is_not(pairs, monkeypatch, refusal):

@@ -216,6 +216,13 @@ def test_predictions_are_kept_as_the_leaderboard_takes_them(toy):
     assert Path("out/tiny/glue_predictions.jsonl").read_bytes() == before
 
 
+def test_fits_by_the_rules_of_another_year_are_kept(toy):
+    glue(seeds=[3])
+    before = Path("out/tiny/glue_predictions.jsonl").read_bytes()
+    glue(seeds=[3], protocol="2025")
+    assert Path("out/tiny/glue_predictions.jsonl").read_bytes().startswith(before)
+
+
 class Killed(BaseException):
     pass
 

@@ -98,6 +98,26 @@ def test_a_stopped_run_continues_to_the_bit(workplace, uninterrupted, stop_at, m
         shutil.rmtree("out/longer")
 
 
+def test_weights_kept_by_another_plan_are_kept_anew(workplace, tiny, monkeypatch):
+    """A run is killed between two saves, and goes on with more steps and other learning rates."""
+    monkeypatch.setattr("support.run.MILLION", MILLION)
+    train.main(tiny(run="long", schedule="linear", max_steps=17, checkpoints="babylm"))
+    take_step = train.take_step
+
+    def take_step_or_die(run, *args):
+        if run.step == 5:
+            raise MemoryError
+        take_step(run, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "take_step", take_step_or_die)
+        with pytest.raises(MemoryError):
+            train.main(tiny(run="longer", schedule="linear", max_steps=8, checkpoints="babylm"))
+    assert saved(run="longer")["step"] == 0 and len(kept("longer")) == 6
+    train.main(tiny(run="longer", schedule="linear", max_steps=17, checkpoints="babylm"))
+    assert kept("longer") == kept("long")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_pairs_are_scored_stops_after_the_batch(workplace, tiny, monkeypatch, number):
     """... and what is evaluated anew, when the run continues, gives the same log and the same best.pt."""
