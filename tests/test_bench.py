@@ -244,10 +244,28 @@ def test_a_way_that_fails_is_a_row_that_says_so(kernels, monkeypatch):
     assert breaks["failed"].startswith("AttributeError")
 
 
-def test_the_figure_of_kernels_takes_what_there_is(kernels):
-    kernels()
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn of benchmarks, {name of the file: figure}; they are also saved."""
+    found, keep = {}, figures_bench.keep
+
+    def keep_both(figure, path):
+        found[path.name] = figure
+        return keep(figure, path)
+
+    monkeypatch.setattr(figures_bench, "keep", keep_both)
+    return found
+
+
+def test_the_figure_of_kernels_takes_what_there_is(kernels, drawn):
+    rows = kernels()
     figures.main(["bench.json"])
-    assert Path("bench_kernels.svg").stat().st_size > 10_000
+    axes = drawn["bench_kernels.svg"].axes
+    titles = [f"{x['kernel']}, {x['pass']}: time in ms".replace("_", " ") for x in rows]
+    assert [axis.get_title() for axis in axes] == list(dict.fromkeys(titles)) and len(axes) == 6
+    lines = {x["model"] for x in rows} | {"the machine's limit"}
+    assert all({line.get_label() for line in axis.get_lines()} == lines for axis in axes)
+    assert Path("bench_kernels.svg").exists()
 
 
 def test_all_models_learn_the_same_task_with_about_as_many_parameters():
@@ -280,7 +298,8 @@ def test_every_benchmark_is_started_by_its_name():
      (dict(n_head=3), "does not divide")],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(wrong, remedy, refusal):
-    assert remedy in refusal(bench.Settings(**dict(what="train") | wrong).check)
+    said = refusal(bench.Settings(**dict(what="train") | wrong).check)
+    assert remedy in said and said.count("\n") == 1
 
 
 def test_minrnn_is_a_row_for_each_layer_and_size(workplace, monkeypatch):
@@ -317,7 +336,7 @@ def test_memory_is_the_most_that_is_held_at_once():
     assert measure.peak_of_task(lambda: [(x + x).sum() for _ in range(4)], torch.device("cpu")) < 5_000
 
 
-def test_the_figure_of_minrnn_says_the_papers_figure_beside_ours(workplace):
+def test_the_figure_of_minrnn_says_the_papers_figure_beside_ours(workplace, drawn):
     loop = dict(model="GRU, a loop", B=64, T=512, D=64, seconds=1.0, peak_bytes=10)
     rows = [
         loop,
@@ -330,4 +349,5 @@ def test_the_figure_of_minrnn_says_the_papers_figure_beside_ours(workplace):
             {"minrnn": {"rows": rows + [dict(model="Mamba", B=64, T=512, D=64, failed="not there")]}}, file
         )
     figures.main(["bench.json"])
-    assert Path("bench_minrnn.svg").stat().st_size > 10_000
+    assert "(paper: 175)" in drawn["bench_minrnn.svg"].axes[0].get_xlabel()
+    assert Path("bench_minrnn.svg").exists()

@@ -134,7 +134,7 @@ def test_all_runs_have_the_form_of_the_kernels_that_is_asked_for(made, place):
     assert losses == pytest.approx(fast, rel=1e-5)
 
 
-def test_other_runs_are_scored_beside_the_rows(made, place):
+def test_other_runs_are_scored_beside_the_rows(place):
     """... on the same tasks, as evaluate.py scores them alone; and by the loss where the file says so."""
     recipe = {name: value for name, value in RECIPE.items() if name not in ("models", "learning_rates")}
     train.main(train.Settings(**recipe | {"run": "other"}))

@@ -40,7 +40,7 @@ def test_texts_of_many_lengths_are_compiled_twice():
     with torch.no_grad():
         for T in (9, 12, 33, 40, 41, 57):
             compiled(torch.randint(50, (2, T)))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
@@ -57,7 +57,6 @@ def test_a_model_is_one_graph(name, backend, request):
     for f in (module, torch.compile(module, backend=backend, fullgraph=True)):
         loss = f(inputs, targets)["loss"]
         results.append([loss, *torch.autograd.grad(loss, list(module.parameters()))])
-    assert torch._dynamo.utils.counters["graph_break"] == {}
     for eager, compiled in zip(*results):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
 

@@ -269,7 +269,7 @@ def test_the_log_and_the_bar_say_what_the_formula_does(school, monkeypatch):
     assert values[0] == [x["val_loss"] for x in log("plain") if "val_loss" in x][0]
 
 
-def test_without_weight_a_teacher_changes_nothing_to_the_bit(school, tiny):
+def test_without_weight_a_teacher_changes_nothing_to_the_bit(school):
     """alpha = 0 is train.py, from the first weights to the last."""
     distill.main(student(alpha=0.0))
     assert log("student")[1]["kl"] > 0

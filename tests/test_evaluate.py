@@ -235,7 +235,7 @@ def test_a_text_of_one_token_has_nothing_to_score():
         assert list(evaluate.score_texts(model, [([1], 1)])) == [0.0]
 
 
-def test_batches_keep_to_their_size(monkeypatch):
+def test_batches_keep_to_their_size():
     """All texts, in order; no more nodes than allowed but for the last text's, no more places than four times."""
     rows = sorted(branching(300))
     texts = [([*row, 1], 1) for row in rows]

@@ -414,7 +414,7 @@ def test_wrong_settings_are_one_line(flags, refusal):
     assert WRONG[flags] in said and said.count("\n") == 1
 
 
-def test_a_model_of_learned_positions_reads_as_much_as_it_can(toy, tiny, monkeypatch):
+def test_a_model_of_learned_positions_reads_as_much_as_it_can(toy, tiny):
     train.main(tiny(run="gpt", position="learned", mixer="attention", max_steps=1))
     results = finetune.main(finetune.Settings("out/gpt", "rte", **QUICK | {"epochs": 1}))
     assert results["benchmarks"]["glue"]["how"]["length"] == 16

@@ -103,7 +103,7 @@ def test_top_p_and_top_k_by_hand(limits, possible):
     assert set(chosen.flatten().tolist()) == possible
 
 
-def test_a_low_temperature_sharpens(model):
+def test_a_low_temperature_sharpens():
     """p^(1/T): at T = 0.5 odds of 3 to 1 become 9 to 1."""
     logits = torch.tensor([[math.log(3.0), 0.0]]).expand(20_000, 2)
     chosen = sample.choose(logits, settings(temperature=0.5), torch.Generator().manual_seed(0))

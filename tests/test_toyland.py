@@ -9,7 +9,7 @@ import sys
 import zipfile
 from functools import cache
 
-from conftest import REAL_DATA, ROOT
+from conftest import ROOT
 from corpora import toyland
 
 import pytest
@@ -141,16 +141,17 @@ def test_no_good_or_bad_sentence_of_a_test_is_in_the_stories():
         assert not lines & {text for pair in sentences(uid) for text in pair}, uid
 
 
-def test_there_are_at_least_sixteen_paradigms_with_names_and_terms_of_blimp():
+def test_there_are_at_least_sixteen_paradigms():
     assert len(toyland.PARADIGMS) >= 16
-    path = REAL_DATA / "blimp" / "blimp.zip"
-    if path.exists():
-        with zipfile.ZipFile(path) as blimp:
-            for uid, (record, *_) in pairs().items():
-                theirs = json.loads(blimp.read(f"data/{uid}.jsonl").splitlines()[0])
-                for name in ("field", "linguistics_term", "UID"):
-                    assert record[name] == theirs[name], uid
-                assert set(record) <= set(theirs), uid
+
+
+def test_the_paradigms_have_names_and_terms_of_blimp(real_data):
+    with zipfile.ZipFile(real_data("blimp/blimp.zip")) as blimp:
+        for uid, (record, *_) in pairs().items():
+            theirs = json.loads(blimp.read(f"data/{uid}.jsonl").splitlines()[0])
+            for name in ("field", "linguistics_term", "UID"):
+                assert record[name] == theirs[name], uid
+            assert set(record) <= set(theirs), uid
 
 
 def test_each_paradigm_has_two_hundred_different_pairs():
@@ -185,8 +186,8 @@ def test_bad_sentences_never_occur_in_the_stories():
     plurals = "|".join(toyland.plural_of(noun) for noun in toyland.COMMON + toyland.THINGS)
     singulars = "|".join(toyland.COMMON + toyland.THINGS)
     for mistake in (
-        rf"\b([Tt]his|[Tt]hat|[Ee]very|[Ee]ach|an?) ({plurals})\b(?! \w+ed| \w+)",
-        rf"\b([Tt]hese|[Tt]hose|many|two|three|most) ({singulars})\b",
+        rf"\b([Tt]his|[Tt]hat|[Ee]very|[Ee]ach|[Aa]n?) ({plurals})\b",
+        rf"\b([Tt]hese|[Tt]hose|[Mm]any|[Tt]wo|[Tt]hree|[Mm]ost) ({singulars})\b",
         rf"^(The|These|Many) ({plurals}) (is|was|has|doesn't)\b",
         rf"^(The|This|A|Every|Each) ({singulars}) (are|were|have|don't)\b",
         r"[Tt]here (is|was|are|were) (all|most|every|each)\b",

@@ -314,7 +314,7 @@ def kept(workplace, tiny, monkeypatch):
     return {step: marks[step] for step in marks if step <= 14}
 
 
-def test_a_kept_file_holds_the_weights_of_its_step(workplace, tiny, kept, capsys):
+def test_a_kept_file_holds_the_weights_of_its_step(workplace, tiny, kept):
     """Those of a run that ends there, without the optimizer; files of later marks are not made."""
     assert {x.name for x in Path("out/kept").glob("chck*")} == {x for names in kept.values() for x in names}
     step = sorted(kept)[1]
