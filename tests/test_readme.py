@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 import compare
+import data
 import distill
 import evaluate
 import finetune
@@ -21,7 +22,7 @@ from compare import count_numbers, difference
 from finetune import half_width
 from model import MIXERS
 from support.run import runs_at_best_rate
-from tools import bench, export, ngram, page
+from tools import agree, bench, export, ngram, page, submit
 
 import pytest
 import torch
@@ -259,7 +260,7 @@ def table_of_teaching():
 
 
 ASKED = {"blimp_filtered": "BLiMP, filtered", "supplement": "BLiMP-Supplement", "ewok_filtered": "EWoK"}
-
+MORE = {"bear": "BEAR", "entity_tracking": "entity tracking", "glue": "GLUE: RTE, WSC, MRPC"}  # of one comparison
 
 # Differences of two rows of the paper: a title and the names of both in papers.json.
 LLAMA = "Llama less HGRN2, 360M", "Llama 360M, BabyLM 10M", "HGRN2 360M, BabyLM 10M"
@@ -268,25 +269,27 @@ TAUGHT = "HGRN2 1B, taught, less the same untaught", "BabyHGRN 1B, Pile 10M, dis
 
 def table_of_babyhgrn(scale="small", papers=(LLAMA,)):
     """The paper's question at a scale, then what counting gives, and what the paper found."""
-    found = results(f"babyhgrn_{scale}")
+    found, counted = results(f"babyhgrn_{scale}"), results("english_3gram")
     paper = {x["name"]: x["benchmarks"] for x in results("papers")["rows"]}
-    yield f"| | validation loss | {' | '.join(ASKED.values())} |"
-    yield "|---|--:|--:|--:|--:|"
+    scored = next(iter(found["rows"].values()))["benchmarks"]
+    asked = {task: title for task, title in (ASKED | MORE).items() if task in scored}
+    yield f"| | validation loss | {' | '.join(asked.values())} |"
+    yield "|---|--:|" + "--:|" * len(asked)
     for name, row in found["rows"].items():
         scores = (
-            f"{x['score']:.1f} ± {x['interval']:.1f}" for x in (row["benchmarks"][task] for task in ASKED)
+            f"{x['score']:.1f} ± {x['interval']:.1f}" for x in (row["benchmarks"][task] for task in asked)
         )
         losses = [run["best"]["val_loss"] for run in runs_at_best_rate(row)]
         yield f"| {name} | {fmean(losses):.3f} ± {half_width(losses):.3f} | {' | '.join(scores)} |"
     for name, x in found["differences"].items():
-        each = (difference(task, x[task]) for task in ("loss", *ASKED))
+        each = (difference(task, x[task]) for task in ("loss", *asked))
         yield f"| **{name}, less {found['settings']['against']}** | {' | '.join(each)} |"
-    counted = results("english_3gram")
-    scores = (counted["benchmarks"][task] for task in ASKED)
-    each = " | ".join(f"{counted_score(x):.1f}" for x in scores)
+    scores = (counted["benchmarks"].get(task) for task in asked)
+    each = " | ".join(f"{counted_score(x):.1f}" if x else "" for x in scores)
     yield f"| counting (trigram) | {math.log(counted['perplexity']):.3f} | {each} |"
     for title, one, other in papers:
-        each = (f"{paper[one][task] - paper[other][task]:+.1f}" for task in ASKED)
+        pairs = ((paper[one].get(task), paper[other].get(task)) for task in asked)
+        each = ("" if None in pair else f"{pair[0] - pair[1]:+.1f}" for pair in pairs)
         yield f"| the paper: {title} | | {' | '.join(each)} |"
 
 
@@ -336,8 +339,9 @@ def scores_by_term(benchmark):
 def table_of_recipes(corpus="toy", task="toyland", title="toyland"):
     """Muon and documents kept apart against the plain recipe, seed by seed."""
     found = results(f"compare_recipe_{corpus}")
-    yield f"| | validation loss | less plain | {title} | less plain | steps to plain's loss |"
-    yield "|---|--:|--:|--:|--:|--:|"
+    speed = found["rows"]["plain"]["best"]["tokens_per_second"]
+    yield f"| | validation loss | less plain | {title} | less plain | steps to plain's loss | time of a step |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
     for name, row in found["rows"].items():
         less, runs = found["differences"].get(name), runs_at_best_rate(row)
         scores = [(run["best"].get("pairs", {}) | run.get("benchmarks", {}))[task]["score"] for run in runs]
@@ -345,6 +349,7 @@ def table_of_recipes(corpus="toy", task="toyland", title="toyland"):
         each = [f"{loss:.3f}", less and difference("loss", less["loss"])]
         each += [f"{fmean(scores):.1f}", less and difference(task, less[task])]
         each.append(steps_to(found["rows"]["plain"], row))
+        each.append(f"{speed / row['best']['tokens_per_second']:.2f}")
         yield f"| {name} | {' | '.join(x or '' for x in each)} |"
 
 
@@ -375,18 +380,20 @@ def table_of_kinds():
 
 
 def table_of_text():
-    """HGRN2's loss and BLiMP after a part of the text, after all of it, and after two passes at higher rates."""
+    """HGRN2's loss and BLiMP after a quarter of the text, after all of it, and after two passes."""
     yield "| | words read, million | validation loss | BLiMP, filtered |"
     yield "|---|--:|--:|--:|"
-    for name, share in (("babyhgrn_taught", "a quarter"), ("babyhgrn_small", "the whole")):
-        row = results(name)["rows"]["HGRN2"]
-        words, runs = row["words"] * row["best"]["epoch"] / 1e6, runs_at_best_rate(row)
-        loss, x = fmean(run["best"]["val_loss"] for run in runs), row["benchmarks"]["blimp_filtered"]
-        yield f"| {share}, three seeds | {words:.1f} | {loss:.3f} | {x['score']:.1f} ± {x['interval']:.1f} |"
-    found, text = results("english_small"), results("babyhgrn_small")["rows"]["HGRN2"]["words"]
-    last, x = found["training"][-1], found["benchmarks"]["blimp_filtered"]
-    words = text * last["epoch"] / 1e6
-    yield f"| `english_small` | {words:.1f} | {last['val_loss']:.3f} | {x['score']:.1f} |"
+    part, whole = results("english_quarter")["rows"]["HGRN2"], results("babyhgrn_small")["rows"]["HGRN2"]
+    twice, steps = results("english_small"), whole["best"]["step"] / whole["best"]["epoch"]
+    last = part["evaluations"][-1]
+    each = [("a quarter, one seed", last["step"] / steps, last["val_loss"], part["benchmarks"])]
+    losses = [run["best"]["val_loss"] for run in runs_at_best_rate(whole)]
+    each.append(("the whole, three seeds", whole["best"]["epoch"], fmean(losses), whole["benchmarks"]))
+    last = twice["training"][-1]
+    each.append(("twice, `english_small`", last["epoch"], last["val_loss"], twice["benchmarks"]))
+    for title, passes, loss, scores in each:
+        score = f"{scores['blimp_filtered']['score']:.1f}"
+        yield f"| {title} | {whole['words'] * passes / 1e6:.1f} | {loss:.3f} | {score} |"
 
 
 def table_of_choices():
@@ -686,15 +693,16 @@ def links(tokens):
 
 
 SETTINGS = {
-    "train": train, "distill": distill, "compare": compare, "evaluate": evaluate, "finetune": finetune,
-    "sample": sample, "tools.bench": bench, "tools.export": export, "tools.ngram": ngram, "tools.page": page,
+    "data": data, "train": train, "distill": distill, "compare": compare, "evaluate": evaluate,
+    "finetune": finetune, "sample": sample, "tools.agree": agree, "tools.bench": bench, "tools.export": export,
+    "tools.ngram": ngram, "tools.page": page, "tools.submit": submit,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_commands_name_scripts_files_and_settings_that_exist(path):
     text = (ROOT / path).read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"python (?:-m (tools\.\w+)|(\w+)\.py)((?: +[^\s`)]+)*)", text)
+    commands = re.findall(r"python (?:-m (tools\.\w+)|(\w+)\.py)((?: +[^\s`)&]+)*)", text)
     assert commands
     for module, script, rest in commands:
         name = module or script
@@ -752,7 +760,7 @@ def rows_of_mixers():
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_states_have_the_size_that_the_table_of_mixers_gives(mixer):
     """Formula and number, against the states of models."""
-    formula, number = rows_of_mixers()[mixer.removesuffix("_loop")]
+    formula, number = rows_of_mixers()[mixer]
     formula = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula)
     for D, T, size in ((32, 10, None), (256, 512, number)):
         with torch.no_grad():
