@@ -601,10 +601,18 @@ def in_passing():
     yield f"A step of a student takes {alone / taught:.1f} times as long"
     early, late = (gain_of_students(rows, number) for number in (1, -1))
     yield f"are {early} points ahead of their teachers after 0.7 million words and {late} after 2.6 million"
-    quarter, kinds = results("english_quarter")["rows"], results("babyhgrn_mixers")["rows"]
-    llama, hgrn2 = (quarter[name]["evaluations"][-1]["val_loss"] for name in ("Llama", "HGRN2"))
-    before, then = (kinds[name]["best"]["val_loss"] for name in ("Llama", "HGRN2"))
-    yield f"is then {llama:.3f} and HGRN2's {hgrn2:.3f}, in place of {before:.3f} and {then:.3f}"
+    small, quarter = results("babyhgrn_small"), results("english_quarter")["rows"]
+    less = small["differences"]["Llama"]
+    blimp, loss = less["blimp_filtered"], less["loss"]
+    yield f"ahead of Llama on BLiMP by {-blimp['mean']:.1f} ± {blimp['interval']:.1f} points"
+    yield f"Llama's loss is lower by {-loss['mean']:.3f} ± {loss['interval']:.3f}"
+    tasks = small["rows"]["HGRN2"]["runs"][0]["benchmarks"]["glue"]["subtasks"].values()
+    yield f"GLUE where the most frequent label is ({fmean(x['majority'] for x in tasks):.1f})"
+    ours, theirs = (quarter[name]["benchmarks"]["blimp_filtered"]["score"] for name in ("HGRN2", "Llama"))
+    yield f"HGRN2 leads by {ours - theirs:.1f} points in one seed"
+    losses = [run["best"]["val_loss"] for run in small["rows"]["HGRN2"]["runs"]]
+    gain = quarter["HGRN2"]["evaluations"][-1]["val_loss"] - fmean(losses)
+    yield f"Four times the text is worth {gain:.2f} nats a token and two points"
     more, fewer = (
         quarter[name]["evaluations"][-1]["val_loss"] * quarter[name]["tokens_per_word"]
         for name in ("16,000 entries, 1e-2 for AdamW", "1e-2 for AdamW")
