@@ -35,6 +35,7 @@ setup: .venv/development
 
 SCALE ?= small
 TEXT ?= $(or $(NANORNN_DATA),data)/corpus
+BABYLM = $(firstword $(wildcard $(NANORNN_DATA)/babylm-10m) data/babylm-10m)
 LAUNCH_paper = .venv/bin/torchrun --nproc_per_node=4
 MORE_small = config/babyhgrn_mixers.py config/babyhgrn_taught.py
 NEEDS_small = out/english_3gram/checkpoint.pt
@@ -56,7 +57,7 @@ ifneq ($(wildcard $(TEXT)/*.train.txt.gz),)
 	.venv/bin/python data.py text english "$(TEXT)/*.train.txt.gz" --val="$(TEXT)/*.dev.txt.gz" --vocab_size=8000
 else
 	.venv/bin/python data.py babylm-10m
-	.venv/bin/python data.py text english "$(firstword $(wildcard $(NANORNN_DATA)/babylm-10m) data/babylm-10m)/*.train.txt" --vocab_size=8000 --longest=20
+	.venv/bin/python data.py text english "$(BABYLM)/*.train.txt" --vocab_size=8000 --longest=20
 endif
 
 .venv/runtime: requirements.txt

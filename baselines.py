@@ -134,8 +134,8 @@ class Aaren(nn.Module):
 
 class MLSTM(nn.Module):
     """
-    xLSTM's matrix memory (Beck et al. 2024, arXiv:2405.04517). With u, z = W_u x, W_z x and c =
-    silu(conv(u)), q, k = W_q c, W_k c and v = W_v u, of which the gates read all heads', in each head
+    xLSTM's matrix memory (Beck et al. 2024, arXiv:2405.04517). With u, z = W_u x, W_z x, c =
+    silu(conv(u)), q, k = W_q c, W_k c and v = W_v u, in each head (the gates read q, k and v of all heads)
 
         log i_t, log f_t = W_i [q k v], logsigmoid(W_f [q k v])     input, forget gate of a whole head    (1,)
         m_t = max(log f_t + m_{t-1}, log i_t)                       the stabiliser                        (1,)

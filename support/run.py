@@ -173,9 +173,10 @@ class Run:
             for name in ("checkpoint.pt", "previous.pt", "damaged.pt", "best.pt", "before_decay.pt", "chck_*.pt"):
                 for path in self.folder.glob(name):
                     path.unlink()
-        if self.taken:  # later marks may be of another plan
-            for name in (name for step in self.marks if step > self.step for name in self.marks[step]):
-                (self.folder / name).unlink(missing_ok=True)
+        for step, names in self.marks.items():
+            if self.taken and step > self.step:  # kept by a plan that may have been another
+                for name in names:
+                    (self.folder / name).unlink(missing_ok=True)
         last = self.folder / "checkpoint.pt"
         if self.taken == self.folder / "previous.pt" and last.exists():
             # the next save would keep it in place of the good one

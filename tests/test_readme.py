@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from dataclasses import fields
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import compare
 import data
@@ -613,6 +613,10 @@ def in_passing():
     losses = [run["best"]["val_loss"] for run in small["rows"]["HGRN2"]["runs"]]
     gain = quarter["HGRN2"]["evaluations"][-1]["val_loss"] - fmean(losses)
     yield f"Four times the text is worth {gain:.2f} nats a token and two points"
+    scores = [run["benchmarks"]["blimp_filtered"]["score"] for run in small["rows"]["HGRN2"]["runs"]]
+    gain, width = fmean(scores) - ours, 2 * half_width(scores)  # sqrt(1 + 1/3) is twice sqrt(1/3)
+    yield f"A seed moves HGRN2 by {stdev(scores):.1f} points (standard deviation)"
+    yield f"the gain may be anything from {gain - width:.1f} to {gain + width:.1f}"
     more, fewer = (
         quarter[name]["evaluations"][-1]["val_loss"] * quarter[name]["tokens_per_word"]
         for name in ("16,000 entries, 1e-2 for AdamW", "1e-2 for AdamW")
