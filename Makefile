@@ -5,7 +5,7 @@
 #                 a night of two CPU cores, on the *.train.txt.gz and *.dev.txt.gz in TEXT or, without any, on BabyLM's
 #                 text, fetched; SCALE=tiny, an hour; SCALE=medium, the same text and half an hour of a GPU;
 #                 SCALE=paper, four GPUs. Stopped at any moment, the same command resumes.
-#                 EWoK is given to those who accept its terms; without: TASKS=blimp_filtered,supplement,ewok_fast
+#                 EWoK is given to those who accept its terms; without it, name the tasks: see USAGE.md
 # make setup      the installs alone: .venv/ with all that train and test need
 # make gpu        the tests, then the benchmarks, on this machine's NVIDIA GPU, in some 20 minutes. Installs nothing:
 #                 the Python that PYTHON names needs pytest, pytest-xdist and requirements.txt. Or a part of it:

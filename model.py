@@ -235,7 +235,7 @@ class LearnedPositions(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """Adds a causal convolution of the stream to itself, as minRNN does before a mixer. State: the last inputs."""
+    """Adds to the stream a causal convolution of it, as minRNN does before a mixer. State: the last inputs."""
 
     depth = None
 
@@ -490,9 +490,9 @@ def load(path, device="cpu", kernels="auto"):
     Load a run folder's checkpoint.pt, or another checkpoint in it -> (model in eval mode, tokenizer, settings).
 
     settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the number of updates,
-    .corpus_is what data_digest gave for its corpus; settings that the checkpoint does not have yet get their
-    defaults. `kernels` is passed to use_kernels; None
-    keeps the plain classes. UserError if the checkpoint is missing, damaged or of another version.
+    .corpus_is what data_digest gave for its corpus; settings newer than the checkpoint get their defaults.
+    `kernels` is passed to use_kernels; None keeps the plain classes. UserError if the checkpoint is missing,
+    damaged or of another version.
     """
     from data import read_tokenizer  # not above: a model alone needs neither
     from support.files import read

@@ -1,4 +1,4 @@
-# What each choice in a recipe with Muon is worth: 300 steps of it, and of it with one thing changed. Losses of
+# What each choice in a recipe with Muon is worth: 300 steps of it, and as many with one thing changed. Losses of
 # other vocabularies are compared per word; make their corpora like that of 8,000:
 #     python data.py text english4000 corpus/*.train.txt.gz --val="corpus/*.dev.txt.gz" --vocab_size=4000
 

@@ -1,8 +1,8 @@
 # All twelve mixers on toyland, 0.85 to 0.90 million parameters each: under half an hour on two CPU cores.
-# Each replaces HGRN2 in the model of config/toy.py, with an MLP as wide as makes the sizes equal; Mamba and mLSTM
-# are whole blocks, so they have no MLP and more layers. The learning rate is 4e-3, HGRN2's, but 2e-3 or 8e-3 where
-# that had the lower validation loss after 120 steps of 8 sequences; minLSTM has minGRU's. sLSTM, S4D, Aaren and
-# Hyena, for which this was not tried, are run at both 4e-3 and 8e-3.
+# Each replaces HGRN2 in the model of config/toy.py, with an MLP of the width that makes the sizes about equal;
+# Mamba and mLSTM are whole blocks, so they have no MLP and more layers. The learning rate is 4e-3, HGRN2's, but
+# 2e-3 or 8e-3 where that had the lower validation loss after 120 steps of 8 sequences; minLSTM has minGRU's.
+# sLSTM, S4D, Aaren and Hyena, for which this was not tried, are run at both 4e-3 and 8e-3.
 
 corpus = "toy"
 vocab_size = 1024

@@ -1,5 +1,5 @@
 # The Transformer of "Were RNNs All We Needed?" (App. C) on the characters of Shakespeare: 5,447,424 parameters.
-# The recipe of minGRU. Not stated and chosen here: as there, and biases, which nanoGPT leaves out.
+# The recipe of minGRU, with what was chosen there, and biases, which the paper does not state and nanoGPT omits.
 # Any GPU will do: it takes 0.9 GiB.
 
 base = "mingru_shakespeare.py"

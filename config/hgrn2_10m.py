@@ -13,7 +13,7 @@ d_mlp = 2816
 context = 512
 
 batch_size = 64  # 64 x 512 = 32k tokens a step
-epochs = 5  # the best of five by validation
+epochs = 5  # best.pt is that of the lowest validation loss
 eval_tokens = 1_000_000  # of the dev text, which has some ten million
 optimizer = "adam"
 learning_rate = 1e-3

@@ -114,5 +114,5 @@ def test_torchrun_continues_a_run_whose_process_was_killed(workplace, tiny, time
         said, complained = process.communicate(timeout=600)
         assert process.returncode == 0, said + complained
         equal += contents(f"killed{i}") == reference
-    name = "torchrun: one of two processes killed" + (", with shards" if parallel == "fsdp" else "")
+    name = "one of two processes of torchrun killed: " + ("with shards" if parallel == "fsdp" else "whole models")
     figure(name, equal, runs, "restarted; equal to the bit", kills=kills)
