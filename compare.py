@@ -36,7 +36,6 @@ import evaluate
 import finetune
 import train
 from corpora.benchmarks import read_benchmark
-from finetune import half_width, read_tasks
 from kernels import use_kernels
 from model import LanguageModel
 from support.console import close_bars, only_first_speaks, progress, run_script, say
@@ -56,6 +55,7 @@ from support.run import MAY_CHANGE, Diverged, differences, read_log, runs_at_bes
 from support.settings import UserError, given, naming, one_of, read_file, typed
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 DEFAULT = "config/compare_toy.py"
 NOT_IN_ROWS = {"run", "learning_rate", "seed", "eval_pairs", "best_by", "kernels", "fresh"}
@@ -110,7 +110,8 @@ def main(args):
             if s.tasks or s.glue:
                 with only_first_speaks():
                     evaluate_best(s, found)
-                    beside = evaluate_beside(s)
+                    named = runs_beside(s).items()
+                    beside = {name: {"benchmarks": benchmark_scores(s, run)} for name, run in named}
             leave_processes()
             if rank() > 0:  # the rest is for one process
                 return None
@@ -175,7 +176,7 @@ def read_benchmarks(s, file):
     for task in s.tasks.split(",") if s.tasks else []:
         read_benchmark(task, s.protocol)
     if s.glue:
-        read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
+        finetune.read_tasks(finetune.Settings(tasks=s.glue, protocol=s.protocol))
     for run in runs_beside(s).values():
         checkpoint = evaluate.checkpoint_of(run)
         if not checkpoint.exists():
@@ -262,12 +263,8 @@ def check_row(run, above):
 
 
 def count_numbers(state):
-    """Real numbers in a state: a tensor, None, or lists and tuples of them."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * (2 if state.is_complex() else 1)
-    if isinstance(state, (list, tuple)):
-        return sum(count_numbers(part) for part in state)
-    return 0
+    """Real numbers in a state, a nest of tensors."""
+    return sum(x.numel() * (1 + x.is_complex()) for x in tree_leaves(state) if isinstance(x, torch.Tensor))
 
 
 def check_folders(s, runs):
@@ -418,7 +415,7 @@ def mean_over_seeds(runs):
     for task in pairs:
         found["scores"][task] = statistics.fmean(record["pairs"][task]["score"] for record in best)
     if len(runs) > 1:
-        found["interval"] = half_width([record.get("macro", record["val_loss"]) for record in best])
+        found["interval"] = finetune.half_width([record.get("macro", record["val_loss"]) for record in best])
     elif pairs:
         found["interval"] = math.hypot(*(x["interval"] for x in pairs.values())) / len(pairs)
     speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
@@ -457,11 +454,6 @@ def benchmark_scores(s, run):
     return {name: found[name] for name in map(evaluate.name_of, s.tasks.split(","))}
 
 
-def evaluate_beside(s):
-    """{name of a run that `beside` names: {"benchmarks": ...}}"""
-    return {name: {"benchmarks": benchmark_scores(s, run)} for name, run in runs_beside(s).items()}
-
-
 def runs_beside(s):
     """{"english_3gram" or, of a checkpoint file, "toy/best": the path} of what `beside` names."""
     runs = {}
@@ -481,13 +473,13 @@ def fine_tuned(s, file, seed):
     )
     found = finetune.main(how)["benchmarks"]["glue"]
     subtasks = {task: found["subtasks"][task] for task in s.glue.split(",")}
-    return finetune.glue_of(subtasks, found["how"], how.protocol)
+    return finetune.glue_of(subtasks, how.protocol)
 
 
 def mean_benchmark(results):
     """evaluate.py's results on a benchmark, one per seed -> mean scores and the 95 % interval."""
     scores = [x["score"] for x in results]
-    interval = half_width(scores) if len(scores) > 1 else results[0]["interval"]
+    interval = finetune.half_width(scores) if len(scores) > 1 else results[0]["interval"]
     subtasks = {}
     for uid, first in results[0]["subtasks"].items():
         score = statistics.fmean(x["subtasks"][uid]["score"] for x in results)
@@ -506,7 +498,7 @@ def row_difference(row, other):
     for name, each in values.items():
         found[name] = {"mean": statistics.fmean(each)}
         if len(each) > 1:
-            found[name]["interval"] = half_width(each)
+            found[name]["interval"] = finetune.half_width(each)
     return found
 
 

@@ -533,10 +533,10 @@ def check_tokens(path, counts, vocab_size):
 
 class Blocks:
     """
-    A token file cut every `context` tokens into blocks of `context` + 1 tokens, so that every token is a target
-    once: that of the token before it. Other targets, or none, are in a second file of the same length. Training
-    reads an endless sequence of permutations of the blocks, each seeded by (seed, epoch): what a step reads
-    depends on nothing but its number.
+    A token file cut every `context` tokens into blocks of `context` + 1 tokens, so that every token but the first
+    is a target once: that of the token before it. The shorter rest is only validated on. Other targets, or none,
+    are in a second file of the same length. Training reads an endless sequence of permutations of the blocks, each
+    seeded by (seed, epoch): what a step reads depends on nothing but its number.
     """
 
     def __init__(self, path, context, seed=0):

@@ -247,13 +247,23 @@ def save_results(results, rows, what, checkpoint):
             with replacing(beside(checkpoint, f"pairs_{name}.jsonl")) as file:
                 for uid, verdicts in subtasks.items():
                     file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in verdicts)
-        known = read_results(beside(checkpoint, "results.json"), what)
+        known = read_results(beside(checkpoint, "results.json"), {"checkpoint": what["checkpoint"]})
         if known:
-            results["benchmarks"] = known["benchmarks"] | results["benchmarks"]
+            kept = known["benchmarks"]
+            if any(known.get(name) != what[name] for name in what):
+                kept = {"glue": kept["glue"]} if "glue" in kept and known["protocol"] == what["protocol"] else {}
+                say_what_is_replaced(known, kept)
+            results["benchmarks"] = kept | results["benchmarks"]
         write_json(beside(checkpoint, "results.json"), results)
         for name in rows:
             beside(checkpoint, f"pairs_{name}.jsonl.part").unlink(missing_ok=True)
     return results
+
+
+def say_what_is_replaced(known, kept):
+    lost = [name for name in known["benchmarks"] if name not in kept]
+    if lost:
+        print(f"replaced, of protocol {known['protocol']} in {known['dtype']}: {', '.join(lost)}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -598,11 +608,19 @@ def aggregate(results):
     for tasks in groups:
         scores = [found[task]["score"] for task in tasks if task in found]
         if results["protocol"] == "2026":
+            scores = [whole_score(found[task]) for task in tasks if task in found]
             means.append(sum(scores) / len(tasks))
         elif scores:
             means.append(sum(scores) / len(scores))
     some = any(task in found for tasks in groups for task in tasks)
     return (sum(means) / len(means) if some else None), missing
+
+
+def whole_score(found):
+    """A benchmark's score, with 0 for each task that has not been fine-tuned."""
+    missing = len(found.get("missing", ()))
+    there = len(found["subtasks"]) if missing else 1
+    return found["score"] * there / (there + missing)
 
 
 def print_aggregate(results):

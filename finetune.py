@@ -214,8 +214,8 @@ def main(s):
     for task in tasks:
         for name in task.valid:
             if not s.tasks or name in s.tasks.split(","):
-                found[name] = result_of(s, task, name, fits)
-    results = from_first(lambda: merged(s, found, how, model, trained, writable))
+                found[name] = result_of(s, task, name, fits) | {"how": how}
+    results = from_first(lambda: merged(s, found, model, trained, writable))
     print_table(results["benchmarks"]["glue"], found, s)
     if s.results:
         from_first(lambda: write_json(s.results, results))
@@ -223,12 +223,9 @@ def main(s):
 
 
 def model_for(model, config, seed, untrained):
-    """A copy of the model to fine-tune, or a new one of the same configuration."""
-    return new_model(config, seed) if untrained else copy.deepcopy(model)
-
-
-def new_model(config, seed):
-    """A model of the same configuration with new weights."""
+    """A copy of the model to fine-tune, or one of the same configuration with new weights."""
+    if not untrained:
+        return copy.deepcopy(model)
     torch.manual_seed(seed)
     return LanguageModel(config).eval()
 
@@ -251,10 +248,6 @@ class Task:
     valid: dict  # {name: Items}; MNLI has two
     expected_rows: int  # training rows that BabyLM's file has; here there may be fewer
     digest: str = ""  # of all items and labels, once they are encoded
-
-    @property
-    def classes(self):
-        return classes_of(self.name)
 
     def encode(self, tokenizer, length):
         """The task with tokens in place of texts: <s> text, or <s> text <s> text, cut to `length` tokens."""
@@ -453,7 +446,7 @@ def fine_tune(model, task, how, protocol):
     device, rules = find_device(how.device), RULES[protocol]
     dtype = dtype_of(how, device)
     torch.manual_seed(how.seed)
-    module = Classifier(model, rules.head(model.embed.embedding_dim, task.classes)).to(device)
+    module = Classifier(model, rules.head(model.embed.embedding_dim, classes_of(task.name))).to(device)
     use_kernels(how.kernels, module)
     fit, batches = Fit(module, how, dtype, device), Batches(task.train, how)
     autocast = torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
@@ -502,7 +495,7 @@ def validation_score(protocol, task, predictions):
     """The number by which the best epoch is chosen."""
     metric = METRICS_OF.get(task.name, "accuracy")
     if protocol == "2024":
-        metric = "f1" if task.classes == 2 else "accuracy"
+        metric = "f1" if classes_of(task.name) == 2 else "accuracy"
     return METRICS[metric](task.valid[task.name].labels, predictions)
 
 
@@ -636,7 +629,7 @@ def result_of(s, task, name, fits):
     else:
         predicted = fits.found[task.name, s.seeds[0], False]["predictions"][name]
         found["interval"] = interval_over_items(METRICS[metric], labels, predicted)
-    found["majority"] = max(METRICS[metric](labels, [x] * len(labels)) for x in range(task.classes))
+    found["majority"] = max(METRICS[metric](labels, [x] * len(labels)) for x in range(classes_of(task.name)))
     if s.untrained:
         found["untrained"] = fmean(x["untrained"] for x in seeds)
     rows = len(task.train.labels)
@@ -646,10 +639,10 @@ def result_of(s, task, name, fits):
     return found
 
 
-def merged(s, found, how, model, trained, writable):
+def merged(s, found, model, trained, writable):
     """
-    The run's results.json with these tasks in benchmarks.glue, beside those that were fine-tuned in the same way
-    before, and what else is known of this checkpoint. It is written if the folder can be written to.
+    The run's results.json with these tasks in benchmarks.glue, beside those that were fine-tuned before, each with
+    its own settings, and what else is known of this checkpoint. It is written if the folder can be written to.
     """
     path = beside(trained.checkpoint, "results.json")
     what = {"protocol": s.protocol, "checkpoint": trained.digest}
@@ -658,10 +651,8 @@ def merged(s, found, how, model, trained, writable):
         if not results:  # the dtype of evaluate.py is its own; that of fine-tuning is in `how`
             as_evaluated = evaluate.Settings(protocol=s.protocol)
             results = evaluate.identity(as_evaluated, trained.digest) | evaluate.about(model, trained)
-        known = results["benchmarks"].get("glue", {})
-        if known.get("how") == how:
-            found = known["subtasks"] | found
-        results["benchmarks"]["glue"] = glue_of(found, how, s.protocol)
+        known = results["benchmarks"].get("glue", {"subtasks": {}})
+        results["benchmarks"]["glue"] = glue_of(known["subtasks"] | found, s.protocol)
         if writable:
             write_json(path, results)
         else:
@@ -669,7 +660,7 @@ def merged(s, found, how, model, trained, writable):
     return results
 
 
-def glue_of(subtasks, how, protocol):
+def glue_of(subtasks, protocol):
     """The benchmark in the results: the unweighted mean over its tasks."""
     tasks = RULES[protocol].tasks.split()
     missing = [task for task in tasks if task not in subtasks]
@@ -677,7 +668,6 @@ def glue_of(subtasks, how, protocol):
         "score": fmean(x["score"] for x in subtasks.values()),
         "interval": math.hypot(*(x["interval"] for x in subtasks.values())) / len(subtasks),
         "subtasks": {task: subtasks[task] for task in tasks if task in subtasks},
-        "how": how,
         "missing": missing,
         "partial": bool(missing) or any("partial" in x for x in subtasks.values()),
     }
@@ -693,16 +683,16 @@ def leaderboard_predictions(run, protocol):
     if not results or "glue" not in results["benchmarks"]:
         return {}
     glue, found = results["benchmarks"]["glue"], defaultdict(dict)
-    what = {"protocol": protocol, "checkpoint": results["checkpoint"]} | glue["how"]
+    what = {"protocol": protocol, "checkpoint": results["checkpoint"]}
     path, parse = beside(checkpoint, PREDICTIONS), Fits(None, what).parse
     lines = path.read_bytes().splitlines() if path.exists() else []
     for fit in filter(None, map(parse, lines)):
-        same = all(fit.get(name) == what.get(name) for name in {*what, *CHANGEABLE})
-        if not same or fit["untrained"]:
-            continue
         for task, labels in fit["predictions"].items():
             scored = glue["subtasks"].get(task)
-            if scored and fit["seed"] == scored["seeds"][0]["seed"]:
+            if not scored or fit["untrained"] or fit["seed"] != scored["seeds"][0]["seed"]:
+                continue
+            wanted = what | scored.get("how", {})
+            if all(fit.get(name) == wanted.get(name) for name in {*wanted, *CHANGEABLE}):
                 rows = [{"id": f"{task}_{i}", "pred": label} for i, label in enumerate(labels)]
                 found[task] = {"predictions": rows}
     return dict(found)

@@ -393,8 +393,10 @@ def g(x):
 def gated_linear_attention_loop(q, k, v, log_f, S0=None):
     """
     q, k, log_f (B, T, H, K), v (B, T, H, V), S0 (B, H, K, V), zeros if None -> every o_t (B, T, H, V), the last S.
+    k None means 1 - f.
     """
     q, k, v, log_f, S = at_least_float32(q, k, v, log_f, S0)
+    k = -torch.expm1(log_f) if k is None else k
     f, o = log_f.exp(), []
     S = v.new_zeros(len(q), *q.shape[2:], v.shape[-1]) if S is None else S
     for t in range(q.shape[1]):
@@ -888,7 +890,6 @@ def gated_linear_attention(q, k, v, log_f, S0=None):
     be (B, T, H, 1), one gate for a whole head, and k may be None, meaning 1 - f. q is not scaled.
     """
     if form == "loop":
-        k = -torch.expm1(log_f).expand_as(q) if k is None else k
         o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
         return o.to(v.dtype), S
     from fast.operators import attend

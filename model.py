@@ -88,7 +88,8 @@ class LanguageModel(nn.Module):
         learned = config.position == "learned"  # LearnedPositions has a dropout of its own
         self.dropout = nn.Dropout(0.0 if learned else config.dropout)
         self.layers = nn.ModuleList(layers(config))
-        self.floors = ForgetFloors(config) if "hgrn2" in config.mixer.split() else None
+        floors = ForgetFloors(config)
+        self.floors = floors if floors.layers else None
         self.apart = config.documents == "apart"
         self.norm = make_norm(config, layer=0)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -490,7 +491,7 @@ def load(path, device="cpu", kernels="auto"):
     Load a run folder's checkpoint.pt, or another checkpoint in it -> (model in eval mode, tokenizer, settings).
 
     settings.checkpoint is the file that was read, .digest the SHA-256 of its bytes, .step the number of updates,
-    .corpus_is what data_digest gave for its corpus; settings newer than the checkpoint get their defaults.
+    .corpus_is what data_digest gave for its corpus; Config's settings that it lacks get their defaults.
     `kernels` is passed to use_kernels; None keeps the plain classes. UserError if the checkpoint is missing,
     damaged or of another version.
     """

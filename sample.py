@@ -32,7 +32,7 @@ class Settings:
     top_p: float = 1.0  # choose among the fewest tokens that together have this probability
     seed: int = 0  # the same seed gives the same text; the next text has the next seed
     device: str = "auto"  # cuda, mps, cpu; auto: the first one available
-    kernels: str = "auto"  # form that the model runs in: auto, loop, torch or triton; see use_kernels
+    kernels: str = "auto"  # form that the model runs in: auto (loop on a CPU), loop, torch or triton
     cuda_graph: bool = False  # launch each token's work at once, as a CUDA graph; not yet checked on a GPU
 
     def check(self):
@@ -49,7 +49,9 @@ class Settings:
 
 
 def main(s):
-    model, tokenizer, _ = load(s.run, find_device(s.device), s.kernels)
+    device = find_device(s.device)
+    form = "loop" if s.kernels == "auto" and device.type == "cpu" else s.kernels  # fastest for single tokens
+    model, tokenizer, _ = load(s.run, device, form)
     if not s.prompt and not s.samples and on_terminal():
         return converse(model, tokenizer, s)
     for number in range(max(1, s.samples)):
@@ -78,13 +80,14 @@ def write(model, tokenizer, s):
     """Print the prompt and the generated text after it, token by token."""
     prompt = s.prompt.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates
     prompt = tokenizer.encode(prompt, add_special_tokens=False).ids
+    spaced = data.BOS in tokenizer.get_vocab()  # words: each line of a text begins with a space; not so letters
     stream, line_start = DecodeStream(skip_special_tokens=True), True
     for token in chain(prompt, generate(model, [data.start_of(tokenizer), *prompt], s)):
         if token == tokenizer.token_to_id(data.EOS):
             break
         text = stream.step(tokenizer, token) or ""  # None while the bytes of a letter are incomplete
         if text:
-            print(text.removeprefix(" ") if line_start else text, end="", flush=True)
+            print(text.removeprefix(" ") if spaced and line_start else text, end="", flush=True)
             line_start = text.endswith("\n")
     print()
 

@@ -46,7 +46,7 @@ class Settings(Config):
     min_lr: float = 0.0  # learning rate at the end
     warmup: int = 0  # steps in which the learning rate rises from 0 to its peak
     schedule: str = "cosine"  # linear, cosine, constant or wsd (constant, then down in the last fifth)
-    weight_decay: float = 0.1  # for matrices; not for norms, biases, floors, minRNN's gates
+    weight_decay: float = 0.1  # for matrices; not for norms, biases and what a module's no_decay names
     beta1: float = 0.9  # Adam's memory of the gradient
     beta2: float = 0.95  # and of its square
     grad_clip: float = 1.0  # norm that the gradient is clipped to; 0: no clipping
@@ -231,20 +231,16 @@ def warn_of_rates(run):
 @torch.no_grad()
 def validate(run, autocast, val, stop):
     """Log validation loss, accuracy where only some tokens are targets, minimal pairs if any -> a line to show."""
-    from evaluate import (  # not above: a training step needs none of it
-        VALIDATION_BATCH,
-        score_task,
-        validation,
-    )
+    import evaluate  # not above: a training step needs none of it
 
     run.check_finite()
     model, pairs = whole_model(run.model, run.s).eval(), {}
-    batches = val.in_order(VALIDATION_BATCH, run.s.eval_tokens)
+    batches = val.in_order(evaluate.VALIDATION_BATCH, run.s.eval_tokens)
     with autocast, torch.compiler.set_stance("force_eager"):  # texts have many lengths
-        loss, answers = validation(model, batches, stop.check)
+        loss, answers = evaluate.validation(model, batches, stop.check)
         if run.s.eval_pairs:
             for task in run.s.eval_pairs.split(","):
-                pairs[task] = score_task(model, run.tokenizer, task, stop.check)
+                pairs[task] = evaluate.score_task(model, run.tokenizer, task, stop.check)
     model.train()
     return run.log_evaluation(loss, answers, pairs)
 
@@ -289,7 +285,10 @@ def undecayed(model):
 
 
 def script(args):
-    main(configure(Settings(), args, default="config/toy.py"))
+    s = configure(Settings(), args, default="config/toy.py")
+    if s.max_steps and "--epochs" in str(args) and "--max_steps" not in str(args):
+        raise UserError(f"epochs = {s.epochs:g} has no effect beside max_steps = {s.max_steps}: add --max_steps=0")
+    main(s)
     leave_processes()
 
 

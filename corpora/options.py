@@ -56,7 +56,10 @@ def read_piqa(record, file):
         raise ValueError(f"label = {label!r} is not the number of one of {len(solutions)} solutions")
     options = [[record["prompt"], solution] for solution in solutions]
     fields = {"options": options, "right": label, "per_token": True, "id": str(record["example_id"])}
-    return "options", stem(file).removeprefix("global_piqa_"), "", fields
+    if "parallel" not in stem(file):
+        raise ValueError(f"{stem(file)!r} names neither parallel nor nonparallel, the benchmark's two halves")
+    half = "nonparallel" if "nonparallel" in stem(file) else "parallel"
+    return "options", half, "", fields
 
 
 def read_wug(record, file):

@@ -6,6 +6,7 @@ smaller, with the same results and the same parameters.
     RMSNorm        half the passes over x
     SwiGLU         silu(gate) * up, keeping only its inputs for the gradient
     HGRN2          log(floor + (1 - floor) sigmoid(z)) likewise, and 1 - f made inside the recurrence
+    BlockLinear    four small blocks as one matrix, where that is faster
     minGRU, ...    gates made inside the recurrence; LSTM and GRU by PyTorch's own cells
 
 Shapes:  D, E width in and out of a layer   ... any, such as batch and time

@@ -6,7 +6,15 @@ backward, that torch.compile treats as opaque: by Triton, in kernels.py, or by P
 import functools
 
 from fast.recurrences import TORCH
-from kernels import MOST_STATES, STEPS, TRITON, at_least_float32, runs_triton, selective_scan_loop
+from kernels import (
+    MOST_STATES,
+    STEPS,
+    TRITON,
+    at_least_float32,
+    gated_linear_attention_loop,
+    runs_triton,
+    selective_scan_loop,
+)
 
 import torch
 import torch.nn.functional as F
@@ -196,23 +204,10 @@ def attend(q, k, v, log_f, S0=None):
         return o[..., :V], S[..., :V].clone()
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_f, S0))
     if q.shape[1] <= ROWS_FOR_LOOP and not keep and not runs_triton(q):
-        return few_rows(q, k, v, log_f, S0)
+        o, S = gated_linear_attention_loop(q, k, v, log_f, S0)
+        return o.to(v.dtype), S
     o, S, *_ = attention(q, k, v, log_f, S0, keep)
     return o, S
-
-
-def few_rows(q, k, v, log_f, S0):
-    """gated_linear_attention over few steps: the loop, with matrix products."""
-    dtype = v.dtype
-    q, k, v, log_f, S = at_least_float32(q, k, v, log_f, S0)
-    S = v.new_zeros(len(q), *q.shape[2:], v.shape[3]) if S is None else S
-    k = -torch.expm1(log_f).expand_as(q) if k is None else k
-    f, o = log_f.exp(), []
-    with torch.autocast(q.device.type, enabled=False):
-        for t in range(q.shape[1]):
-            S = f[:, t, :, :, None] * S + k[:, t, :, :, None] * v[:, t, :, None, :]
-            o.append((q[:, t, :, None, :] @ S).squeeze(-2))
-    return torch.stack(o, dim=1).to(dtype), S
 
 
 # ---------------------------------------------------------------------------------------------------

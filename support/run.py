@@ -3,6 +3,7 @@ A run: the folder out/RUN, what is saved in it, logged and resumed.
 
     checkpoint.pt   the last one       previous.pt   the one before       best.pt   the best by validation
     chck_10M.pt     the weights after 10 million words, where they are asked for
+    damaged.pt      a checkpoint.pt that could not be read, where previous.pt took its place
     before_decay.pt with schedule = "wsd": from here the run is continued when it is made longer
     log.jsonl       losses and scores, the same whenever the run is repeated       times.jsonl   its speed
 """
@@ -376,9 +377,14 @@ def find_marks(s, corpus, blocks):
         if not words:
             remedy = f"counts words, and {corpus} has none with spaces between; leave it out"
             raise UserError(f"checkpoints = 'babylm' {remedy}")
+        steps = count_steps(asdict(s), blocks)
         for mark in MARKS:
-            step = mark * MILLION * blocks / (words * s.batch_size)
-            marks[max(1, round(step))].append(f"chck_{mark}M.pt")
+            step = max(1, round(mark * MILLION * blocks / (words * s.batch_size)))
+            if steps < step <= 1.001 * steps + 1:  # what 10 epochs of ten million words fall short by
+                step = steps
+            marks[step].append(f"chck_{mark}M.pt")
+        if s.from_run:
+            print("checkpoints = 'babylm' counts the words of this run, not those that the other one has read")
     return marks
 
 

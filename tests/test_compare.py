@@ -582,9 +582,9 @@ def test_the_comparisons_in_config_can_be_made(file, monkeypatch):
         assert all(run.run.startswith(f"{file.stem}/{name}-") for run in runs)
 
 
-@pytest.mark.parametrize("name, size", {"toy": 865_920, "english": 6_871_296}.items())
+@pytest.mark.parametrize("name, size", {"compare_toy": 865_920, "babyhgrn_mixers": 1_828_992}.items())
 def test_what_is_compared_is_about_equal_in_size(name, size):
-    for row, runs in rows_of(ROOT / "config" / f"compare_{name}.py").items():
+    for row, runs in rows_of(ROOT / "config" / f"{name}.py").items():
         with torch.device("meta"):
             parameters = sum(p.numel() for p in LanguageModel(runs[0]).parameters())
         assert abs(parameters / size - 1) < 0.05, row
@@ -614,7 +614,7 @@ def test_a_rate_at_which_a_seed_is_lost_is_not_compared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n, t", {2: 12.706, 5: 2.776, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.262}.items())
 def test_intervals_are_students(n, t):
-    assert compare.half_width(list(range(n))) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
+    assert compare.finetune.half_width(list(range(n))) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
 
 
 def test_benchmarks_over_seeds_are_means_of_each_part():

@@ -68,7 +68,7 @@ def test_every_mixer_learns_a_separable_task(mixer, toy, tiny):
     task = encoded()
     settings = finetune.Settings(protocol="2025", device="cpu", dtype="float32", learning_rate=1e-2, epochs=8)
     how = finetune.recipe(settings, "rte", 0, len(task.train.labels))
-    found = finetune.fine_tune(finetune.new_model(s, 0), task, how, "2025")
+    found = finetune.fine_tune(finetune.model_for(None, s, 0, untrained=True), task, how, "2025")
     assert finetune.accuracy(task.valid["rte"].labels, found["predictions"]["rte"]) >= 95
 
 
@@ -214,6 +214,21 @@ def test_predictions_are_kept_as_the_leaderboard_takes_them(toy):
     before = Path("out/tiny/glue_predictions.jsonl").read_bytes()
     assert finetune.leaderboard_predictions("out/tiny", "2025") == {}
     assert Path("out/tiny/glue_predictions.jsonl").read_bytes() == before
+
+
+def test_each_task_may_be_fine_tuned_in_its_own_way(toy):
+    """And in its own dtype; an evaluation in another keeps them all."""
+    write("mrpc", "train", map(json.dumps, toy_rows(192, 0)))
+    write("mrpc", "valid", map(json.dumps, toy_rows(204, 1)))
+    glue(tasks="rte")
+    found = glue(tasks="mrpc", learning_rate=1e-3)["subtasks"]
+    assert set(found) == {"rte", "mrpc"} and found["rte"]["how"] != found["mrpc"]["how"]
+    predictions = finetune.leaderboard_predictions("out/tiny", "2024")
+    assert {task: len(x["predictions"]) for task, x in predictions.items()} == {"rte": 139, "mrpc": 204}
+    checkpoint = Path("out/tiny/checkpoint.pt")
+    what = evaluate.identity(evaluate.Settings(dtype="bfloat16"), evaluate.fingerprint(checkpoint))
+    results = evaluate.save_results(what | {"benchmarks": {"pairs": {}}}, {}, what, checkpoint)
+    assert set(results["benchmarks"]) == {"pairs", "glue"}
 
 
 def test_fits_by_the_rules_of_another_year_are_kept(toy):
@@ -417,7 +432,7 @@ def test_wrong_settings_are_one_line(flags, refusal):
 def test_a_model_of_learned_positions_reads_as_much_as_it_can(toy, tiny):
     train.main(tiny(run="gpt", position="learned", mixer="attention", max_steps=1))
     results = finetune.main(finetune.Settings("out/gpt", "rte", **QUICK | {"epochs": 1}))
-    assert results["benchmarks"]["glue"]["how"]["length"] == 16
+    assert results["benchmarks"]["glue"]["subtasks"]["rte"]["how"]["length"] == 16
 
 
 def test_it_runs_as_a_script(toy, script):

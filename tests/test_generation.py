@@ -132,7 +132,7 @@ def test_single_steps_are_loops_only_where_triton_does_not_run(mixer, monkeypatc
     def noted(f):
         return lambda *inputs: called.append(f.__name__) or f(*inputs)
 
-    loops = operators.few_rows, operators.selective_scan_loop
+    loops = operators.gated_linear_attention_loop, operators.selective_scan_loop
     for loop in loops:
         monkeypatch.setattr(operators, loop.__name__, noted(loop))
     model = make(mixer, n_layer=1, d_model=16, d_state=4)

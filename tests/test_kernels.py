@@ -273,6 +273,15 @@ def test_no_state_is_a_state_of_zeros(T, grad):
             torch.testing.assert_close(nothing, zeros, rtol=1e-6, atol=1e-6)
 
 
+def test_the_loop_computes_1_less_f_in_float32():
+    q, _, v, log_f, S0 = (x.bfloat16() for x in attention_inputs(2, 20, 2, 16, 24))
+    k = -torch.expm1(log_f.double())
+    o, S = kernels.gated_linear_attention_loop(q, None, v, log_f, S0)
+    exact, last = kernels.gated_linear_attention_loop(q.double(), k, v.double(), log_f.double(), S0.double())
+    torch.testing.assert_close(o, exact.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(S, last.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_token_by_token_is_all_at_once():
     """Generation, without gradients, takes the loop: it must tell the same story."""
     q, _, v, log_f, _ = attention_inputs(2, 40, 2, 16, 24)

@@ -333,6 +333,7 @@ def test_in_a_hybrid_floors_go_by_the_depth_of_a_layer_and_to_hgrn2_alone():
     floors = {layer: floor.mean().item() for layer, floor in model.floors().items()}
     assert floors == pytest.approx({1: 1 / 3, 2: 2 / 3})
     assert build(mixer="mingru attention").floors is None
+    assert build(mixer="mingru attention hgrn2", n_layer=2).floors is None
 
 
 def test_every_layer_of_hgrn2_forgets_above_its_own_floor(form):

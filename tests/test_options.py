@@ -157,6 +157,16 @@ def test_the_mean_of_the_year_counts_or_names_what_is_missing():
     score, missing = evaluate.aggregate({"protocol": "2026", "benchmarks": found})
     assert score == pytest.approx(129 / 9) and len(missing) == 6
     assert evaluate.aggregate({"protocol": "2025", "benchmarks": found})[0] == (60 + 9) / 2
+    found["glue"] = {"score": 70.0, "subtasks": dict.fromkeys(("rte", "wsc")), "missing": ["boolq"] * 5}
+    assert evaluate.aggregate({"protocol": "2026", "benchmarks": found})[0] == pytest.approx((129 + 20) / 9)
+
+
+def test_global_piqa_has_two_halves_whatever_its_files_are_called(tmp_path, random, refusal):
+    for name in ("parallel_eng_latn", "nonparallel_eng_latn"):
+        (tmp_path / f"{name}.jsonl").write_text(jsonl([piqa(random)]))
+    assert set(benchmarks.read_benchmark(str(tmp_path), "2026")) == {"parallel", "nonparallel"}
+    (tmp_path / "eng_latn.jsonl").write_text(jsonl([piqa(random)]))
+    assert "'eng_latn' names neither parallel nor" in refusal(benchmarks.read_benchmark, str(tmp_path), "2026")
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import sample
+from corpora.shakespeare import character_tokenizer
 from model import MIXERS, Config, LanguageModel, load
 
 import pytest
@@ -117,6 +118,14 @@ def test_streamed_text_is_the_text_of_all_tokens(workplace, capsys, monkeypatch,
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     monkeypatch.setattr(sample, "generate", lambda *rest: iter(ids))
     assert written(capsys) == re.sub(r"(?m)^ ", "", tokenizer.decode(ids)) + "\n"
+
+
+def test_spaces_stay_where_letters_are_tokens(workplace, capsys, monkeypatch):
+    text = " a\n  b\n"
+    tokenizer = character_tokenizer({x: n for n, x in enumerate("\n ab")}, "\n")
+    monkeypatch.setattr(sample, "load", lambda *rest: (None, tokenizer, None))
+    monkeypatch.setattr(sample, "generate", lambda *rest: iter(tokenizer.encode(text).ids))
+    assert written(capsys) == text + "\n"
 
 
 def test_a_prompt_of_bytes_that_are_no_text_is_no_traceback(workplace, capsys):

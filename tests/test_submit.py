@@ -14,6 +14,7 @@ import evaluate
 from corpora import benchmarks
 from model import load
 from support.console import UserError
+from support.files import read, save
 from tools import submit
 
 import huggingface_hub
@@ -207,6 +208,8 @@ def test_every_checkpoint_becomes_a_branch_on_the_hub(run, monkeypatch):
 
 def test_what_cannot_be_submitted_is_said_in_a_line(run, monkeypatch, refusal):
     assert "OWNER/NAME" in refusal(submit.Settings(str(run), hub="babyhgrn").check)
+    assert "is a run, whose results.json" in refusal(submit.main, submit.Settings(str(run), to=str(run)))
+    assert "cannot read none" in refusal(submit.main, submit.Settings(str(run), aoa="none"))
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     assert "log in" in refusal(submit.main, submit.Settings(str(run), hub="nobody/x"))
     whole = (run / "chck_3M.pt").read_bytes()
@@ -230,9 +233,43 @@ def test_sizes_are_those_that_the_leaderboard_expects():
     submit.check_sizes(empty | {"reading": {"reading": whole}})
 
 
-def test_a_missing_checkpoint_leaves_its_place_in_the_list(run):
+def test_a_missing_checkpoint_leaves_its_place_in_the_list(run, capsys):
     """The leaderboard tells checkpoints by their place: others do not move up."""
     (run / "chck_2M.pt").unlink()
+    for name in CHECKPOINTS[-2:]:  # of 90 and 100 million words
+        (run / f"{name}.pt").unlink()
+    step = read(run / "checkpoint.pt")[0]["step"]
+    shutil.copy("out/tiny/checkpoint.pt", run / "chck_80M.pt")
     found = json.loads((submit.main(submit.Settings(str(run))) / "results.json").read_text())
     scores = found["fast_eval_results"]["blimp"]
-    assert [x is None for x in scores] == [number == 1 for number in range(len(CHECKPOINTS))]
+    assert [x is None for x in scores] == [number in (1, 17, 18) for number in range(len(CHECKPOINTS))]
+    said = capsys.readouterr().out
+    assert step and "chck_2M.pt is missing (lost), and so will be its scores\n" in said
+    assert "chck_90M.pt is missing (the run has read 80.0M words), and so will be its scores\n" in said
+
+
+def test_a_run_that_has_read_more_words_than_its_track_allows_is_refused(run, refusal):
+    """By the steps of its last mark: half as many again after 100M words are 150M."""
+    state, _ = read(run / "checkpoint.pt")
+    save(state | {"step": 20}, run / "chck_100M.pt")
+    save(state | {"step": 30}, run / "checkpoint.pt")
+    said = refusal(submit.find_checkpoints, run, "strict-small")
+    assert "has read 150.0M words, and strict-small allows 100M" in said
+    assert "main" in submit.find_checkpoints(run, "strict")
+
+
+def test_what_the_organisers_found_of_the_age_of_acquisition_is_handed_in(run, tmp_path):
+    (tmp_path / "surprisal.json").write_text('{"results": [1]}')
+    (tmp_path / "aoa_score.json").write_text('{"score": 2}')
+    checkpoints = submit.find_checkpoints(run, "strict-small")
+    content = submit.collect_results(checkpoints, submit.Settings(aoa=str(tmp_path)))
+    assert content["aoa_surprisals"] == {"results": [1]} and content["aoa"] == {"score": 2}
+
+
+def test_ties_are_broken_evenly_and_always_alike():
+    rows = [{"i": i, "good": -1.0, "bad": -1.0, "right": 1} for i in range(400)]
+    chosen = [submit.best_option(row) for row in rows]
+    assert 160 < sum(chosen) < 240 and chosen == [submit.best_option(row) for row in rows]
+    assert submit.best_option(rows[0] | {"bad": -2.0}) == 1 and submit.best_option(rows[0] | {"bad": 0.0}) == 0
+    three = [submit.best_option(row | {"scores": [-1.0, -1.0, -3.0, -1.0]}) for row in rows]
+    assert {three.count(n) > 100 for n in (0, 1, 3)} == {True} and 2 not in three

@@ -297,6 +297,19 @@ def test_words_are_counted_by_hand(tiny, tmp_path):
     assert not find_marks(tiny(), tmp_path, blocks=27_000)
 
 
+def test_the_last_mark_is_not_missed_by_a_step(tiny, tmp_path):
+    """Ten epochs of 9,999,894 words in small batches end a step before 100M words, which BabyLM calls 100M."""
+    s = tiny(checkpoints="babylm", batch_size=8, max_steps=0, epochs=10)
+    (tmp_path / "meta.json").write_text(json.dumps({"train": {"words": 9_999_894}}))
+    marks = find_marks(s, tmp_path, blocks=109_374)  # 136,718 steps; 100M words would be 136,719
+    assert marks[136_718] == ["chck_100M.pt"] and 136_719 not in marks
+
+
+def test_a_flag_without_effect_is_refused(refusal):
+    said = refusal(train.script, ["--epochs=10"])
+    assert said == "epochs = 10 has no effect beside max_steps = 300: add --max_steps=0\n"
+
+
 KEEPING = dict(checkpoints="babylm", schedule="constant", max_steps=14)  # 1.4 epochs
 
 

@@ -260,6 +260,8 @@ def make_reader(s, name, text):
     reader = Reader(model)
     for piece in text.split(512, dim=1):
         reader.read(piece)
+    if isinstance(model, LanguageModel) and text.device.type == "cpu":
+        use_kernels("loop", model)  # as sample.py does
     if name == WITH_GRAPH:
         reader.features = StepGraph(model, reader.past)
     return partial(reader.read, text[:, :1])

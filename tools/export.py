@@ -29,7 +29,7 @@ import evaluate
 from corpora.benchmarks import credit, read_benchmark, summary
 from model import Config, load
 from support.console import run_script
-from support.files import replacing
+from support.files import remove_unfinished, replacing
 from support.settings import ROOT, UserError, configure, one_of
 
 import torch
@@ -72,9 +72,9 @@ def write_folder(run, s, name=None):
     folder = choose_folder(trained.checkpoint, s.to)
     settings = {field.name: getattr(trained, field.name) for field in fields(Config)}
     files = {
+        **modelling_code(),  # first: choose_folder knows a folder that was begun by it
         "README.md": model_card(name or folder.name, model, trained),
         "LICENSE": (ROOT / "LICENSE").read_text(encoding="utf-8"),
-        **modelling_code(),
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, settings)),
         "special_tokens_map.json": as_json(special_tokens(tokenizer)),
@@ -95,6 +95,7 @@ def choose_folder(checkpoint, to):
     """The folder to write, named as the run; UserError if it holds anything but an export, complete or not."""
     name = re.sub(r"[^\w-]", "_", name_of(checkpoint))  # to Python it is a package
     folder = Path(to) if to else checkpoint.parent / "hf" / name
+    remove_unfinished(folder)
     is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_free and not (folder / "modeling_nanornn.py").exists():
         raise UserError(f"to = {str(folder)!r} holds something else already: name a new folder")
@@ -167,7 +168,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 The tokenizer puts `<s>` before each text. `</s>` at the end of a text ends it; anywhere else it is text.
 
 * BabyLM's fine-tuning script reads the first token, which is always `<s>` here: give it `--take_final
-  --padding_side left`.
+  --padding_side left`; and `--no-lora`, for its adapters would leave the mixers as they are.
 * lm-pub-quiz sets the tokenizer's `add_bos_token` and sets it back: set `tokenizer.add_bos_token = True` yourself
   first, or it fails under transformers 4 and leaves a tokenizer without `<s>` under 5.
 
@@ -181,7 +182,9 @@ def model_card(name, model, trained):
     results = evaluate.read_results(place, {"checkpoint": trained.digest})
     rows = []
     if results:
-        rows = [f"| {task} | {found['score']:.1f} |" for task, found in results["benchmarks"].items()]
+        for task, found in results["benchmarks"].items():
+            part = f", without {', '.join(found['missing'])}" if found.get("missing") else ""
+            rows.append(f"| {task}{part} | {found['score']:.1f} |")
         if results.get("perplexity"):
             rows.append(f"| perplexity, per token of the validation text | {results['perplexity']:.2f} |")
         rows = ["", f"| score, protocol of {results['protocol']} | |", "|---|--:|", *rows]

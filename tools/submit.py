@@ -27,6 +27,7 @@ import json
 import math
 import re
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ import finetune
 from corpora.benchmarks import read_benchmark
 from corpora.download import GLUE
 from support.console import run_script
-from support.files import damage, fingerprint, replacing
+from support.files import damage, fingerprint, read, replacing
 from support.settings import UserError, configure, one_of
 from tools import export
 
@@ -80,6 +81,7 @@ class Settings:
     to: str = ""  # the folder to write; none: submission in the run's folder
     hub: str = ""  # OWNER/NAME of a repository on the Hugging Face Hub to upload the models to
     track: str = "strict-small"  # strict-small (100M words read) or strict (1000M)
+    aoa: str = ""  # the folder AoA_word that BabyLM's own script has written: surprisal.json, aoa_score.json
     ewok: bool = False  # have EWoK's sentences in results.json, which then goes to the leaderboard alone
 
     def check(self):
@@ -91,9 +93,11 @@ class Settings:
 def main(s):
     """Write the submission, and upload its models if the settings say where to; returns its folder."""
     run = Path(s.run)
+    folder = Path(s.to) if s.to else run / "submission"
+    if (folder / "checkpoint.pt").exists():
+        raise UserError(f"to = {s.to!r} is a run, whose results.json would be lost: name a new folder")
     checkpoints = find_checkpoints(run, s.track)
     hub = open_hub(s.hub) if s.hub else None
-    folder = Path(s.to) if s.to else run / "submission"
     name = s.hub or f"nanornn/{run.resolve().name}"
     content = collect_results(checkpoints, s)
     check_sizes(content)
@@ -108,19 +112,28 @@ def main(s):
 
 
 def find_checkpoints(run, track):
-    """{"chck_1M": its file, ..., "main": the last checkpoint}; UserError if one is damaged, or all are missing."""
-    found = {f"chck_{words}M": run / f"chck_{words}M.pt" for words in TRACKS[track]}
-    missing = [name for name, path in found.items() if not path.exists()]
-    if len(missing) == len(found):
-        raise UserError(f"{run}: no chck_1M.pt and so on; train with --checkpoints=babylm")
-    if missing:
-        print(f"not there, for the run has read fewer words: {', '.join(missing)}")
-    found = {name: path for name, path in found.items() if name not in missing}
-    found["main"] = run / "checkpoint.pt"
+    """
+    {"chck_1M": its file, ..., "main": the last checkpoint}; UserError if one is damaged, if all are missing, or if
+    the run has read more words than its track allows. Missing ones are named.
+    """
+    marks = {words: run / f"chck_{words}M.pt" for words in TRACKS[track]}
+    there = {words: path for words, path in marks.items() if path.exists()}
+    if not there:
+        remedy = "train with --checkpoints=babylm, for a million words or more"
+        raise UserError(f"{run}: no chck_1M.pt and so on; {remedy}")
+    found = {f"chck_{words}M": path for words, path in there.items()} | {"main": run / "checkpoint.pt"}
     for path in found.values():
         problem = damage(path)
         if problem:
             raise UserError(f"{path}: cannot be submitted ({problem})")
+    most = max(there)
+    millions = most * read(found["main"])[0]["step"] / read(there[most])[0]["step"]
+    if millions > 1.01 * max(marks):
+        limit = f"{track} allows {max(marks)}M: train for fewer epochs"
+        raise UserError(f"{run} has read {millions:.1f}M words, and {limit}, or submit to another track")
+    for words in set(marks) - set(there):
+        why = "lost" if words < millions else f"the run has read {millions:.1f}M words"
+        print(f"chck_{words}M.pt is missing ({why}), and so will be its scores")
     return found
 
 
@@ -179,7 +192,7 @@ def collect_results(checkpoints, s):
     content = predictions_of(checkpoints["main"], full)
     if not s.ewok:
         content["ewok"] = None
-    content |= {"aoa_surprisals": None, "aoa": None}
+    content |= {"aoa_surprisals": read_aoa(s, "surprisal.json"), "aoa": read_aoa(s, "aoa_score.json")}
     glue = finetune.leaderboard_predictions(checkpoints["main"], YEAR)
     content["glue"] = {task: glue[task] for task in sorted(glue)}
     scores = []
@@ -189,6 +202,15 @@ def collect_results(checkpoints, s):
     names = [name for name in SIZES if name != "comps"]  # which has no fast form
     content["fast_eval_results"] = {name: [x.get(name) for x in scores] for name in names}
     return content
+
+
+def read_aoa(s, name):
+    """What BabyLM's script found of the age of acquisition, or None."""
+    path = Path(s.aoa, name)
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if s.aoa else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"aoa = {s.aoa!r}: cannot read {path} ({error})") from error
 
 
 def available(benchmarks):
@@ -236,8 +258,8 @@ def with_records(subtask, rows):
 
 
 def preferred(name, subtask, row):
-    """The text that a verdict prefers, as the leaderboard compares it; of a tie the right one."""
-    right = row["good"] >= row["bad"]
+    """The text that a verdict prefers, as the leaderboard compares it."""
+    right = likeliest(row, {True: row["good"], False: row["bad"]})
     if subtask.kind == "pairs":
         return row["sentence_good" if right else "sentence_bad"]
     if subtask.kind == "ewok":
@@ -249,12 +271,15 @@ def preferred(name, subtask, row):
 
 
 def best_option(row):
-    """The number of the option that a verdict prefers; of a tie the right one."""
-    if row["good"] >= row["bad"]:
-        return row["right"]
-    scores = row.get("scores", [row["bad"], row["bad"]])
-    scores = [-math.inf if number == row["right"] else score for number, score in enumerate(scores)]
-    return scores.index(max(scores))
+    """The number of the option that a verdict prefers."""
+    scores = dict(enumerate(row.get("scores", [row["bad"], row["bad"]])))
+    return likeliest(row, scores | {row["right"]: row["good"]})
+
+
+def likeliest(row, scores):
+    """The key of the highest score; a tie is broken by a hash of the item's number, as good as at random."""
+    best = [key for key, score in scores.items() if score == max(scores.values())]
+    return best[zlib.crc32(str(row["i"]).encode()) % len(best)]
 
 
 def by_example(subtask, rows):
