@@ -1,13 +1,10 @@
 # Six kinds of model, 1.8 million parameters each, on a quarter of the ten million words: HGRN2 and Llama as in
 # babyhgrn_small.py beside those that BabyHGRN and "Were RNNs All We Needed?" compare them with, one seed.
-# One pair of learning rates for all, 4e-3 for AdamW and 2e-2 for Muon; to HGRN2 and Llama, 2e-2 for both gives a
-# lower loss.
+# All have english_small's learning rate, which babyhgrn_rates.py finds best for each, or nearly so.
 
 base = "english_small.py"
 
 max_steps = 1136
-learning_rate = 4e-3
-muon_times = 5.0  # 2e-2
 warmup = 50
 
 eval_every = 284

@@ -369,12 +369,14 @@ def steps_to(plain, row):
 
 def table_of_kinds():
     """Six kinds of model on a quarter of the ten million words; one seed, intervals over pairs."""
-    yield f"| | parameters | validation loss | {' | '.join(ASKED.values())} |"
-    yield "|---|--:|--:|--:|--:|--:|"
+    rates = results("babyhgrn_rates")["rows"]
+    yield f"| | parameters | 400 steps at 1e-2, 2e-2, 4e-2 | validation loss | {' | '.join(ASKED.values())} |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
     for name, row in results("babyhgrn_mixers")["rows"].items():
+        tried = ", ".join(f"{run['best']['val_loss']:.3f}" for run in rates[name]["runs"])
         scores = (row["benchmarks"][task] for task in ASKED)
         each = " | ".join(f"{x['score']:.1f} ± {x['interval']:.1f}" for x in scores)
-        yield f"| {name} | {row['parameters']:,} | {row['best']['val_loss']:.3f} | {each} |"
+        yield f"| {name} | {row['parameters']:,} | {tried} | {row['best']['val_loss']:.3f} | {each} |"
 
 
 def table_of_text():
@@ -621,11 +623,25 @@ def in_passing():
     gain, width = fmean(scores) - ours, 2 * half_width(scores)  # sqrt(1 + 1/3) is twice sqrt(1/3)
     yield f"A seed moves HGRN2 by {stdev(scores):.1f} points (standard deviation)"
     yield f"the gain may be anything from {gain - width:.1f} to {gain + width:.1f}"
+    kinds, rates = results("babyhgrn_mixers")["rows"], results("babyhgrn_rates")["rows"].values()
+    seeds = (
+        [run["benchmarks"]["blimp_filtered"]["score"] for run in row["runs"]] for row in small["rows"].values()
+    )
+    yield f"by {fmean(stdev(each) ** 2 for each in seeds) ** 0.5:.1f} points (standard deviation) at the small scale"
+    tried = [[run["best"]["val_loss"] for run in row["runs"]] for row in rates]
+    yield f"is the best of them or within {max(losses[1] - min(losses) for losses in tried):.3f} of it"
+    blimp = {name: row["benchmarks"]["blimp_filtered"]["score"] for name, row in kinds.items()}
+    *last, lowest, _, _, highest = sorted(blimp, key=blimp.get)
+    assert set(last) == {"Llama", "LSTM"}
+    yield f"the other four lie within {blimp[highest] - blimp[lowest]:.1f} points"
     more, fewer = (
         quarter[name]["evaluations"][-1]["val_loss"] * quarter[name]["tokens_per_word"]
         for name in ("16,000 entries, 1e-2 for AdamW", "1e-2 for AdamW")
     )
     yield f"by the word 16,000 entries have {more:.2f} nats, 8,000 at the same rates {fewer:.2f}"
+    last = {name: row["evaluations"][-1]["val_loss"] for name, row in quarter.items()}
+    ours, theirs = last["4e-3 for AdamW"] - last["HGRN2"], last["Llama, 4e-3 for AdamW"] - last["Llama"]
+    yield f"is worth {ours:.2f} nats to HGRN2 and {theirs:.2f} to Llama over 4e-3 for AdamW"
     medians = results("memory_english_small")["medians"]
     first, second = (f"{medians[n]:.1f}" for n in "12")
     third, fourth = (f"{medians[n]:.2g}" for n in "34")
