@@ -627,7 +627,8 @@ def in_passing():
     seeds = (
         [run["benchmarks"]["blimp_filtered"]["score"] for run in row["runs"]] for row in small["rows"].values()
     )
-    yield f"by {fmean(stdev(each) ** 2 for each in seeds) ** 0.5:.1f} points (standard deviation) at the small scale"
+    deviation = fmean(stdev(each) ** 2 for each in seeds) ** 0.5
+    yield f"by {deviation:.1f} points (standard deviation) at the small scale"
     tried = [[run["best"]["val_loss"] for run in row["runs"]] for row in rates]
     yield f"is the best of them or within {max(losses[1] - min(losses) for losses in tried):.3f} of it"
     blimp = {name: row["benchmarks"]["blimp_filtered"]["score"] for name, row in kinds.items()}
