@@ -249,21 +249,24 @@ def save_results(results, rows, what, checkpoint):
                     file.writelines(json.dumps({"uid": uid} | row) + "\n" for row in verdicts)
         known = read_results(beside(checkpoint, "results.json"), {"checkpoint": what["checkpoint"]})
         if known:
-            kept = known["benchmarks"]
-            if any(known.get(name) != what[name] for name in what):
-                kept = {"glue": kept["glue"]} if "glue" in kept and known["protocol"] == what["protocol"] else {}
-                say_what_is_replaced(known, kept)
-            results["benchmarks"] = kept | results["benchmarks"]
+            results["benchmarks"] = still_valid(known, what) | results["benchmarks"]
         write_json(beside(checkpoint, "results.json"), results)
         for name in rows:
             beside(checkpoint, f"pairs_{name}.jsonl.part").unlink(missing_ok=True)
     return results
 
 
-def say_what_is_replaced(known, kept):
+def still_valid(known, what):
+    """The saved benchmarks that belong beside new ones; fine-tuning has a dtype of its own. Others are named."""
+    kept = known["benchmarks"]
+    if known.get("dtype") != what["dtype"]:
+        kept = {name: found for name, found in kept.items() if name == "glue"}
+    if known.get("protocol") != what["protocol"]:
+        kept = {}
     lost = [name for name in known["benchmarks"] if name not in kept]
     if lost:
-        print(f"replaced, of protocol {known['protocol']} in {known['dtype']}: {', '.join(lost)}")
+        print(f"replaced, of protocol {known.get('protocol')} in {known.get('dtype')}: {', '.join(lost)}")
+    return kept
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -368,8 +368,9 @@ def decay_start(steps):
 
 def find_marks(s, corpus, blocks):
     """
-    {step: [chck_1M.pt, ...]}: when each is due, at the step that ends nearest to so many words, so that ten
-    epochs of 9,999,894 words come to 100M. Words are counted as shares of an epoch, which has `blocks` blocks.
+    {step: [chck_1M.pt, ...]}: when each is due, at the step that ends nearest to so many words, or at the last one
+    if that falls short by a thousandth: ten epochs of 9,999,894 words come to 100M. Words are counted as shares of
+    an epoch, which has `blocks` blocks.
     """
     marks = defaultdict(list)
     if s.checkpoints == "babylm":
@@ -380,7 +381,7 @@ def find_marks(s, corpus, blocks):
         steps = count_steps(asdict(s), blocks)
         for mark in MARKS:
             step = max(1, round(mark * MILLION * blocks / (words * s.batch_size)))
-            if steps < step <= 1.001 * steps + 1:  # what 10 epochs of ten million words fall short by
+            if steps < step <= 1.001 * steps + 1:
                 step = steps
             marks[step].append(f"chck_{mark}M.pt")
         if s.from_run:

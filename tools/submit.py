@@ -131,7 +131,7 @@ def find_checkpoints(run, track):
     if millions > 1.01 * max(marks):
         limit = f"{track} allows {max(marks)}M: train for fewer epochs"
         raise UserError(f"{run} has read {millions:.1f}M words, and {limit}, or submit to another track")
-    for words in set(marks) - set(there):
+    for words in sorted(set(marks) - set(there)):
         why = "lost" if words < millions else f"the run has read {millions:.1f}M words"
         print(f"chck_{words}M.pt is missing ({why}), and so will be its scores")
     return found
