@@ -7,8 +7,6 @@
 
 base = "english_small.py"
 
-learning_rate = 4e-3
-muon_times = 5.0  # 2e-2
 warmup = 50
 
 eval_every = 700
