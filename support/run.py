@@ -380,10 +380,10 @@ def find_marks(s, corpus, blocks):
             raise UserError(f"checkpoints = 'babylm' {remedy}")
         steps = count_steps(asdict(s), blocks)
         for mark in MARKS:
-            step = max(1, round(mark * MILLION * blocks / (words * s.batch_size)))
-            if steps < step <= 1.001 * steps + 1:
+            step = mark * MILLION * blocks / (words * s.batch_size)
+            if steps < step <= 1.001 * steps:
                 step = steps
-            marks[step].append(f"chck_{mark}M.pt")
+            marks[max(1, round(step))].append(f"chck_{mark}M.pt")
         if s.from_run:
             print("checkpoints = 'babylm' counts the words of this run, not those that the other one has read")
     return marks

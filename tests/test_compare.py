@@ -614,7 +614,7 @@ def test_a_rate_at_which_a_seed_is_lost_is_not_compared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n, t", {2: 12.706, 5: 2.776, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.262}.items())
 def test_intervals_are_students(n, t):
-    assert compare.finetune.half_width(list(range(n))) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
+    assert finetune.half_width(list(range(n))) == pytest.approx(t * statistics.stdev(range(n)) / n**0.5)
 
 
 def test_benchmarks_over_seeds_are_means_of_each_part():

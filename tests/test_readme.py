@@ -608,6 +608,7 @@ def in_passing():
     early, late = (gain_of_students(rows, number) for number in (1, -1))
     yield f"are {early} points ahead of their teachers after 0.7 million words and {late} after 2.6 million"
     small, quarter = results("babyhgrn_small"), results("english_quarter")["rows"]
+    yield from of_domains([scores_by_term(run["benchmarks"]["blimp_filtered"]) for run in rows["HGRN2"]["runs"]])
     less = small["differences"]["Llama"]
     blimp, loss = less["blimp_filtered"], less["loss"]
     yield f"ahead of Llama on BLiMP by {-blimp['mean']:.1f} ± {blimp['interval']:.1f} points"
@@ -654,6 +655,23 @@ def in_passing():
     yield "HGRN2 and minLSTM for example in {:.0f} and {:.0f} of 100 pairs".format(*lost)
     scores = float32_scores("anaphor_gender_agreement") + float32_scores("principle_A_domain_2")
     yield f"judge at least {min(scores):.0f} % of the pairs of both"
+
+
+def of_domains(seeds):
+    """What is said of parts of the text, and how far seeds move each phenomenon: {phenomenon: score} of each."""
+    found = {name: x["benchmarks"]["blimp_filtered"] for name, x in results("babyhgrn_domains")["rows"].items()}
+    totals = [x["score"] for x in found.values()]
+    yield f"The totals lie within {max(totals) - min(totals):.1f} points"
+    moved = {term: stdev(x[term] for x in seeds) for term in seeds[0]}
+    loud, other = (round(moved[term]) for term in ("npi_licensing", "irregular_forms"))
+    assert loud == round(moved["quantifiers"])
+    assert round(moved["anaphor_agreement"]) == round(moved["s-selection"]) == 1
+    yield f"quantifiers and negative polarity items by {loud} points (standard deviation)"
+    yield f"points (standard deviation) and irregular forms by {other}"
+    talk, *others = sorted(scores_by_term(x)["anaphor_agreement"] for x in found.values())
+    yield f"anaphors are below chance, {talk:.0f} %, where every other part gives {others[0]:.0f} % or more"
+    *others, wikipedia = sorted(scores_by_term(x)["s-selection"] for x in found.values())
+    yield f"s-selection is at {wikipedia:.0f} %, where every other part gives {others[-1]:.0f} % or less"
 
 
 def gain_of_students(rows, number):
